@@ -1,0 +1,34 @@
+# Every target sets up what it needs: Python 3.9 or newer and make are enough.
+PYTHON ?= python3
+VENV := .venv
+VENV26 := .venv-paddle26
+
+.PHONY: test test-paddle26 check demo clean
+
+test: $(VENV)/ready  ## the whole suite
+	$(VENV)/bin/python -m pytest
+
+test-paddle26: $(VENV26)/ready  ## the same under Paddle 2.6.2 and numpy 1.26, the newest pair with a GPU build on PyPI
+	$(VENV26)/bin/python -m pytest
+
+check: $(VENV)/ready  ## style and the fast tests
+	$(VENV)/bin/python -m ruff check .
+	$(VENV)/bin/python -m pytest -m "not slow"
+
+demo: $(VENV)/ready  ## detection on generated images with stand-in weights
+	$(VENV)/bin/python tools/demo.py
+
+$(VENV)/ready: setup.py pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --upgrade "pip>=23" "setuptools>=61" wheel
+	$(VENV)/bin/python -m pip install --quiet -e ".[cpu,dev]"
+	touch $@
+
+$(VENV26)/ready: setup.py pyproject.toml
+	$(PYTHON) -m venv $(VENV26)
+	$(VENV26)/bin/python -m pip install --quiet --upgrade "pip>=23" "setuptools>=61,<81" wheel
+	$(VENV26)/bin/python -m pip install --quiet -e ".[dev]" "paddlepaddle==2.6.2" "numpy==1.26.4" "opencv-python<4.12"
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(VENV26) build *.egg-info

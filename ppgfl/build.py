@@ -1,0 +1,253 @@
+"""From a config to objects: visible tables, and one function per thing, top-down.
+
+To add a backbone, a neck or a transform, write the class and add one line to its table.
+
+Arguments of an object, strongest first: facts the program knows (channels and strides of the layer below), keys
+nested in the parent's section, the top-level section of that name, top-level keys that several sections share
+(`num_classes`, `norm_type`, `upstream_scores`, written out at each call), the Python default.
+"""
+import functools
+import inspect
+
+from .data.batch import PadBatch
+from .data.dataset import COCODataSet, ImageFolder
+from .data.loader import Batches, Samples, make_loader
+from .data.transforms import Decode, NormalizeImage, Permute, RandomFlip, RandomResize, Resize
+from .decode import Decoder, MultiClassNMS
+from .errors import ConfigError, nearest
+from .log import logger
+from .losses import DistributionFocalLoss, GFLCriterion, GIoULoss, QualityFocalLoss
+from .model.fpn import FPN
+from .model.gfl import GFL
+from .model.head import DGQP, FCOSFeat, GFLHead
+from .model.resnet import ResNet
+from .targets import Gt2GFLTarget
+
+BACKBONES = {"ResNet": ResNet}
+NECKS = {"FPN": FPN}
+HEADS = {"GFLHead": GFLHead, "LDGFLHead": GFLHead}  # LDGFLHead: the same layers, more losses
+TOWERS = {"FCOSFeat": FCOSFeat}
+QUALITY_PREDICTORS = {"DGQP": DGQP}
+LOSSES = {cls.__name__: cls for cls in (QualityFocalLoss, DistributionFocalLoss, GIoULoss)}
+NMS = {"MultiClassNMS": MultiClassNMS}
+SAMPLE_TRANSFORMS = {cls.__name__: cls for cls in (Decode, Resize, RandomResize, RandomFlip, NormalizeImage, Permute)}
+BATCH_TRANSFORMS = {"PadBatch": PadBatch, "Gt2GFLTarget": Gt2GFLTarget}
+DATASETS = {"COCODataSet": COCODataSet, "ImageFolder": ImageFolder}
+
+
+def build_model(cfg):
+    """The detector that a config describes, with freshly initialised weights.
+
+    Args:
+        cfg: the dict of `load_config`.
+
+    Returns: a `model.gfl.GFL`, a paddle Layer with .backbone .neck .head, in training mode.
+    Raises: ConfigError.
+    """
+    check_config(cfg)
+    if cfg.get("architecture", "GFL") != "GFL":
+        raise ConfigError(f"architecture: {cfg['architecture']!r}; ppgfl builds GFL only")
+    parts = {"backbone": "ResNet", "neck": "FPN", "head": "GFLHead", **cfg.get("GFL", {})}
+    backbone = _make(cfg, BACKBONES, parts["backbone"], "GFL.backbone", shared=["norm_type"])
+    neck = _make(cfg, NECKS, parts["neck"], "GFL.neck", in_channels=backbone.channels,
+                 spatial_scales=[1 / stride for stride in backbone.strides])
+    head_name, head_args = _spec(cfg, parts["head"], HEADS, "GFL.head")
+    head = _build_head(cfg, head_name, head_args)
+    if head.fpn_stride != neck.strides:
+        raise ConfigError(f"{head_name}.fpn_stride: {head.fpn_stride}, but the neck's levels have strides "
+                          f"{neck.strides}; change it, FPN.extra_stage or ResNet.return_idx")
+    return GFL(backbone, neck, head, decoder=_build_decoder(cfg, head_name, head_args, head),
+               criterion=_build_criterion(cfg, head_name, head_args, head))
+
+
+def _build_head(cfg, name, args):
+    layers = {key: value for key, value in args.items() if key in _parameters(GFLHead)}
+    layers["conv_feat"] = _make(cfg, TOWERS, args.get("conv_feat", "FCOSFeat"), f"{name}.conv_feat")
+    if args.get("dgqp_module") is not None:
+        layers["dgqp_module"] = _make(cfg, QUALITY_PREDICTORS, args["dgqp_module"], f"{name}.dgqp_module")
+    return GFLHead(**{**_shared(cfg, ["num_classes"]), **layers})
+
+
+def _build_decoder(cfg, name, args, head):
+    nms = args.get("nms")
+    return Decoder(
+        strides=tuple(head.fpn_stride), num_classes=head.num_classes, joint_scores=head.dgqp_module is not None,
+        upstream_scores=bool(args.get("upstream_scores", cfg.get("upstream_scores", False))),
+        cell_offset=args.get("cell_offset", 0),
+        nms=_make(cfg, NMS, nms if nms is not None else "MultiClassNMS", f"{name}.nms"))
+
+
+def _build_criterion(cfg, name, args, head):
+    # PaddleDetection: its first GFLv2 configs call the section loss_qfl
+    quality = args.get("loss_class", args.get("loss_qfl", "QualityFocalLoss"))
+    loss_class = _make(cfg, LOSSES, quality, f"{name}.loss_class")
+    if loss_class.use_sigmoid == (head.dgqp_module is not None):
+        raise ConfigError(f"{name}.loss_class.use_sigmoid: {loss_class.use_sigmoid}; it must be true without "
+                          "dgqp_module (the maps hold logits), and false with it (they hold probabilities)")
+    return GFLCriterion(
+        strides=tuple(head.fpn_stride), num_classes=head.num_classes, reg_max=head.distribution_project.reg_max,
+        loss_class=loss_class, cell_offset=args.get("cell_offset", 0),
+        loss_dfl=_make(cfg, LOSSES, args.get("loss_dfl", "DistributionFocalLoss"), f"{name}.loss_dfl"),
+        loss_bbox=_make(cfg, LOSSES, args.get("loss_bbox", "GIoULoss"), f"{name}.loss_bbox"))
+
+
+def build_dataset(cfg, section):
+    """The data set of a section: "TrainDataset", "EvalDataset" or "TestDataset"."""
+    check_config(cfg)
+    if not isinstance(cfg.get(section), dict):
+        raise ConfigError(f"{section}: the config has no such section; add configs/datasets/coco_detection.yml to "
+                          "its _BASE_")
+    return _make(cfg, DATASETS, cfg[section], section, section=section)
+
+
+def build_transforms(cfg, reader):
+    """The sample transforms and the batch transforms of "TrainReader", "EvalReader" or "TestReader"."""
+    check_config(cfg)
+    section = cfg.get(reader)
+    if not isinstance(section, dict):
+        raise ConfigError(f"{reader}: the config has no such section; add a reader to its _BASE_")
+
+    def build(table, key):
+        built = []
+        for i, entry in enumerate(section.get(key) or []):
+            if not isinstance(entry, dict) or len(entry) != 1:
+                raise ConfigError(f"{reader}.{key}[{i}]: {entry!r}; it must be one transform, as in Decode: {{}}")
+            (name, args), = entry.items()
+            shared = ["num_classes"] if name == "Gt2GFLTarget" else []
+            built.append(_make(cfg, table, {"name": name, **(args or {})}, f"{reader}.{key}[{i}]", shared=shared))
+        return built
+
+    return build(SAMPLE_TRANSFORMS, "sample_transforms"), build(BATCH_TRANSFORMS, "batch_transforms")
+
+
+def build_loader(cfg, reader, dataset, *, seed=0):
+    """The loader of a data set (see `data.loader.iterate`); batch size and order from the reader's section."""
+    sample_transforms, batch_transforms = build_transforms(cfg, reader)
+    section = cfg[reader]
+    batch_size, workers = section.get("batch_size", 1), cfg.get("worker_num", 0)
+    for key, value, low in ((f"{reader}.batch_size", batch_size, 1), ("worker_num", workers, 0)):
+        if not isinstance(value, int) or value < low:
+            raise ConfigError(f"{key}: {value!r}; it must be a whole number, {low} or more")
+    batches = Batches(len(dataset.records), batch_size, shuffle=section.get("shuffle", False),
+                      drop_last=section.get("drop_last", False), seed=seed)
+    return make_loader(Samples(dataset.records, sample_transforms, seed), batches, batch_transforms, workers)
+
+
+# --- from a YAML value to an object
+
+
+def _make(cfg, table, value, where, *, shared=(), **facts):
+    """The object that a YAML value names: "Name", or {name: Name, ...}. See the order of arguments above."""
+    name, args = _spec(cfg, value, table, where)
+    known = {key: value for key, value in args.items() if key in _parameters(table[name])}
+    return table[name](**{**_shared(cfg, shared), **known, **facts})
+
+
+def _spec(cfg, value, table, where):
+    """A YAML value -> the name it gives and its arguments, nested ones over those of the section of that name."""
+    value = {"name": value} if isinstance(value, str) else value
+    if not isinstance(value, dict) or "name" not in value:
+        raise ConfigError(f"{where}: {value!r}; it must be a name or a mapping with a key 'name'")
+    nested = dict(value)
+    name = nested.pop("name")
+    if name not in table:
+        raise ConfigError(f"{where}: unknown name {name!r}; {nearest(name, table)}")
+    return name, {**(cfg.get(name) or {}), **nested}
+
+
+def _shared(cfg, keys):
+    return {key: cfg[key] for key in keys if cfg.get(key) is not None}
+
+
+def _parameters(cls):
+    return list(inspect.signature(cls).parameters)
+
+
+# --- are all keys known?
+
+CLASSES = {**BACKBONES, **NECKS, **HEADS, **TOWERS, **QUALITY_PREDICTORS, **LOSSES, **NMS, **SAMPLE_TRANSFORMS,
+           **BATCH_TRANSFORMS, **DATASETS}
+
+# Keys of a section that its class does not take: build_* above reads them, or PaddleDetection's files have them.
+OTHER_KEYS = {
+    "GFLHead": ["loss_class", "loss_qfl", "loss_dfl", "loss_bbox", "nms", "nms_pre", "cell_offset", "upstream_scores"],
+    "MultiClassNMS": ["return_index", "return_rois_num", "trt"],
+    "QualityFocalLoss": ["reduction"],
+    "DistributionFocalLoss": ["reduction"],
+    "GIoULoss": ["reduction"],
+    "COCODataSet": ["use_default_label"],
+    "ImageFolder": ["data_fields", "use_default_label"],
+}
+OTHER_KEYS["LDGFLHead"] = [*OTHER_KEYS["GFLHead"], "loss_ld", "loss_ld_vlr", "loss_kd"]
+
+READER_KEYS = ["sample_transforms", "batch_transforms", "batch_size", "shuffle", "drop_last", "drop_empty",
+               "use_shared_memory", "collate_batch", "inputs_def", "num_classes"]
+SECTIONS = {
+    "GFL": ["backbone", "neck", "head"],
+    "TrainReader": READER_KEYS, "EvalReader": READER_KEYS, "TestReader": READER_KEYS,
+    "LearningRate": ["base_lr", "schedulers"],
+    "OptimizerBuilder": ["optimizer", "regularizer", "clip_grad_by_norm", "clip_grad_by_value"],
+    "export": ["post_process", "nms", "benchmark", "fuse_conv_bn"],
+}
+DATASET_SECTIONS = ["TrainDataset", "EvalDataset", "TestDataset"]
+TOP_LEVEL = [
+    "architecture", "pretrain_weights", "weights", "num_classes", "metric", "norm_type", "upstream_scores", "epoch",
+    "use_ema", "ema_decay", "ema_decay_type", "ema_filter_no_grad", "find_unused_parameters", "worker_num", "use_gpu",
+    "use_xpu", "use_npu", "use_mlu", "log_iter", "save_dir", "snapshot_epoch", "print_flops", "print_params", "amp",
+    "amp_level", "use_vdl", "vdl_log_dir", "output_eval", "slim", "slim_method",
+]
+
+
+def check_config(cfg):
+    """Raise a ConfigError that lists every unknown key in a known section; warn of unknown top-level keys."""
+    errors = []
+    for key, section in cfg.items():
+        if key in DATASET_SECTIONS and isinstance(section, dict):
+            _check_keys(key, section, _valid_keys(section.get("name")), errors)
+        elif key in CLASSES:
+            _check_section(key, key, section, errors)
+        elif key in SECTIONS:
+            _check_keys(key, section, SECTIONS[key], errors)
+            _check_transforms(key, section, errors)
+        elif key not in TOP_LEVEL and key not in DATASET_SECTIONS:
+            _warn_once(f"unknown top-level key '{key}' is ignored; "
+                       + nearest(key, [*TOP_LEVEL, *SECTIONS, *DATASET_SECTIONS]).split("Allowed")[0])
+    if errors:
+        raise ConfigError("; ".join(errors))
+
+
+def _check_section(where, name, section, errors):
+    _check_keys(where, section, _valid_keys(name), errors)
+    for key, value in section.items() if isinstance(section, dict) else ():
+        if isinstance(value, dict) and value.get("name") in CLASSES:
+            _check_section(f"{where}.{key}", value["name"], value, errors)
+
+
+def _check_transforms(reader, section, errors):
+    for key in ("sample_transforms", "batch_transforms"):
+        for i, entry in enumerate((section or {}).get(key) or []):
+            for name, args in entry.items() if isinstance(entry, dict) else ():
+                if name in CLASSES and args:
+                    _check_section(f"{reader}.{key}[{i}].{name}", name, args, errors)
+
+
+def _check_keys(where, section, valid, errors):
+    if valid is None or section is None:
+        return
+    if not isinstance(section, dict):
+        errors.append(f"{where}: {section!r}; it must be a mapping of keys")
+        return
+    errors += [f"{where}: unknown key '{key}', {nearest(key, valid)}" for key in section
+               if key not in valid and key != "name"]
+
+
+def _valid_keys(name):
+    """The keys of a section, None for a class nobody knows (`_spec` says so when it is built)."""
+    if name not in CLASSES:
+        return None
+    return [key for key in _parameters(CLASSES[name]) if key != "section"] + OTHER_KEYS.get(name, [])
+
+
+@functools.lru_cache(maxsize=None)
+def _warn_once(message):
+    logger.warning(message)

@@ -1,0 +1,66 @@
+"""Read one image file, or say what is wrong with it."""
+import os
+
+import cv2
+import numpy as np
+
+from ..errors import DataError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+
+
+def read_image(path):
+    """Decode an image file as PaddleDetection does.
+
+    Grey, 16-bit and transparent images become 8-bit colour (alpha is dropped), and the rotation in a photograph's
+    EXIF data is applied.
+
+    Returns: [H, W, 3] uint8, RGB.
+    Raises: DataError: no such file, no image, or a file that ends too early.
+    """
+    try:
+        data = np.fromfile(path, dtype=np.uint8)  # cv2.imread fails on non-ASCII paths under Windows
+    except OSError as error:
+        raise DataError(f"{os.path.abspath(path)}: cannot be read: {error.strerror or error}") from error
+    if _is_truncated(data):
+        raise DataError(f"{path}: the image is truncated (it ends after {data.size:,} bytes); copy it again")
+    try:
+        image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+    except cv2.error as error:
+        raise DataError(f"{path}: the image cannot be decoded: {' '.join(str(error).split())}") from error
+    if image is None:
+        raise DataError(f"{path}: not an image that can be decoded ({data.size:,} bytes); replace or remove it")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def write_image(path, image):
+    """Write [H, W, 3] uint8 BGR to a path of any characters. Raises DataError."""
+    suffix = os.path.splitext(path)[1]
+    try:
+        ok, data = cv2.imencode(suffix, image)
+    except cv2.error:
+        ok = False
+    if not ok:
+        raise DataError(f"{path}: cannot be written as {suffix or 'a file without ending'}; allowed: {SUFFIXES}")
+    data.tofile(path)
+
+
+def _is_truncated(data):
+    """Whether a JPEG or PNG lacks its end. OpenCV fills the missing part with grey and says nothing."""
+    if data[:2].tobytes() == b"\xff\xd8":
+        raw = data.tobytes()
+        return raw.find(b"\xff\xd9", _start_of_scan(raw)) < 0
+    if data[:8].tobytes() == b"\x89PNG\r\n\x1a\n":
+        return b"IEND" not in data[-64:].tobytes() and b"IEND" not in data.tobytes()
+    return False
+
+
+def _start_of_scan(raw):
+    """Where a JPEG's pixels begin: the end markers of thumbnails in the segments before do not count."""
+    position = 2
+    while position + 4 <= len(raw) and raw[position] == 0xFF and raw[position + 1] != 0xDA:
+        if raw[position + 1] == 0xFF:  # fill byte
+            position += 1
+        else:
+            position += 2 + int.from_bytes(raw[position + 2:position + 4], "big")
+    return position

@@ -1,0 +1,102 @@
+"""Records -> samples -> batches, in worker processes or in this one. The batches are the same either way."""
+import os
+import shutil
+
+import cv2
+import numpy as np
+import paddle
+
+from ..errors import DataError
+from ..log import logger
+from . import transforms
+from .batch import collate
+
+ERROR = "error"  # key of a batch that could not be made: its message, as bytes
+SHARED_MEMORY_NEEDED = 1 << 30  # bytes in /dev/shm under which workers send their batches through pipes instead
+
+
+class Samples(paddle.io.Dataset):
+    """(epoch, index) -> a transformed sample; its randomness depends on the seed, the epoch and the index alone."""
+
+    def __init__(self, records, sample_transforms, seed=0):
+        super().__init__()
+        self.records = records
+        self.transforms = sample_transforms
+        self.seed = seed
+
+    def __getitem__(self, key):
+        epoch, index = key
+        rng = np.random.default_rng([self.seed, epoch, index])
+        try:
+            return transforms.apply(self.transforms, dict(self.records[index]), rng)
+        except DataError as error:  # a worker would print a traceback: hand it to the main process instead
+            return {ERROR: str(error)}
+
+    def __len__(self):
+        return len(self.records)
+
+
+class Batches(paddle.io.BatchSampler):
+    """Lists of (epoch, index). Set `epoch` before each round through the data."""
+
+    def __init__(self, length, batch_size, *, shuffle=False, drop_last=False, seed=0):
+        self.length = length
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.drop_last = drop_last
+        self.seed = seed
+        self.epoch = 0
+
+    def __iter__(self):
+        order = np.arange(self.length)
+        if self.shuffle:
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
+        for start in range(0, len(self) * self.batch_size, self.batch_size):
+            yield [(self.epoch, int(index)) for index in order[start:start + self.batch_size]]
+
+    def __len__(self):
+        return self.length // self.batch_size if self.drop_last else -(-self.length // self.batch_size)
+
+
+def make_batch(samples, batch_transforms):
+    """Samples -> a batch, or the error of a sample that could not be made."""
+    for sample in samples:
+        if ERROR in sample:
+            return {ERROR: np.frombuffer(sample[ERROR].encode(), np.uint8)}
+    for transform in batch_transforms:
+        samples = transform(samples)
+    return collate(samples)
+
+
+def make_loader(dataset, batches, batch_transforms, num_workers):
+    """A paddle DataLoader that yields batches of tensors; use it through `iterate`."""
+    num_workers = min(num_workers, len(batches))
+    shared_memory = num_workers > 0 and _enough_shared_memory()
+
+    def collate_fn(samples):
+        return make_batch(samples, batch_transforms)
+
+    def worker_init_fn(_):
+        cv2.setNumThreads(0)  # the workers share the cores already
+
+    return paddle.io.DataLoader(
+        dataset, batch_sampler=batches, collate_fn=collate_fn, num_workers=num_workers,
+        use_shared_memory=shared_memory, worker_init_fn=worker_init_fn, return_list=True)
+
+
+def iterate(loader):
+    """Yield the loader's batches; raises the DataError of a sample that could not be made."""
+    for batch in loader:
+        if ERROR in batch:
+            raise DataError(np.asarray(batch[ERROR]).tobytes().decode())
+        yield batch
+
+
+def _enough_shared_memory():
+    if not os.path.isdir("/dev/shm"):
+        return True  # not Linux: paddle knows what to do
+    free = shutil.disk_usage("/dev/shm").free
+    if free < SHARED_MEMORY_NEEDED:
+        logger.warning("/dev/shm has only %d MB free: worker processes send their batches through pipes, which is "
+                       "slower (in a container, start it with --shm-size=2g)", free >> 20)
+    return free >= SHARED_MEMORY_NEEDED

@@ -1,0 +1,157 @@
+"""Transforms of one sample, with PaddleDetection's names, arguments and arithmetic.
+
+Each is called as `transform(sample, rng)` and changes the sample it is given; `rng` is a numpy Generator, the only
+source of randomness, so that a sample comes out the same in whichever worker it is made.
+"""
+import cv2
+import numpy as np
+
+from ..errors import ConfigError
+from .image import read_image
+
+
+def apply(transforms, sample, rng=None):
+    """Run the transforms in order; returns the sample."""
+    for transform in transforms:
+        transform(sample, rng)
+    return sample
+
+
+class Decode:
+    """Read `im_file`, unless the sample already has an `image`; set the original size."""
+
+    def __call__(self, sample, rng=None):
+        if "image" not in sample:
+            sample["image"] = read_image(sample["im_file"])
+        height, width = sample["image"].shape[:2]
+        sample["h"], sample["w"] = height, width  # of the pixels: an annotation file may be wrong
+        sample["im_shape"] = np.array([height, width], np.float32)
+        sample["scale_factor"] = np.ones(2, np.float32)
+
+
+class Resize:
+    """Resize to fit `target_size`.
+
+    Args:
+        target_size: one number, or two (height, width).
+        keep_ratio: scale so that the short side is at most the smaller and the long side at most the larger of the
+            two numbers; else stretch to exactly that height and width.
+        interp: OpenCV's number of the interpolation: 0 nearest, 1 linear, 2 cubic, 3 area, 4 Lanczos.
+    """
+
+    def __init__(self, target_size, keep_ratio, interp=cv2.INTER_LINEAR):
+        size = [target_size] * 2 if isinstance(target_size, int) else list(target_size)
+        if len(size) != 2 or not all(isinstance(n, (int, float)) and n > 0 for n in size):
+            raise ConfigError(f"Resize.target_size: {target_size!r}; it is one positive number, or height and width")
+        if interp not in range(5):
+            raise ConfigError(f"Resize.interp: {interp!r}; allowed: 0 nearest, 1 linear, 2 cubic, 3 area, 4 Lanczos")
+        self.target_size = size
+        self.keep_ratio = keep_ratio
+        self.interp = interp
+
+    def __call__(self, sample, rng=None):
+        height, width = sample["image"].shape[:2]
+        new_height, new_width = self.size_for(height, width)
+        scale = np.array([new_height / height, new_width / width])
+        sample["image"] = cv2.resize(sample["image"], (new_width, new_height), interpolation=self.interp)
+        sample["im_shape"] = np.array([new_height, new_width], np.float32)
+        sample["scale_factor"] = (sample["scale_factor"] * scale).astype(np.float32)
+        if "gt_bbox" in sample:
+            boxes = (sample["gt_bbox"] * np.tile(scale[::-1], 2)).astype(np.float32)
+            sample["gt_bbox"] = boxes.clip(0, np.float32([new_width, new_height, new_width, new_height]))
+
+    def size_for(self, height, width):
+        """New height and width of an image of that size; at least 1 pixel each."""
+        if not self.keep_ratio:
+            return int(self.target_size[0]), int(self.target_size[1])
+        scale = min(min(self.target_size) / min(height, width), max(self.target_size) / max(height, width))
+        return max(1, int(scale * height + 0.5)), max(1, int(scale * width + 0.5))
+
+
+class RandomResize:
+    """Resize to a size drawn at random.
+
+    Args:
+        target_size: the sizes to draw from; with `random_range` two sizes [[short, long], [short, long]] between
+            which the short side is drawn.
+        keep_ratio, interp: as in `Resize`.
+        random_size: draw one of `target_size`; else `target_size` is the one size.
+        random_interp: draw the interpolation as well.
+    """
+
+    def __init__(self, target_size, keep_ratio=True, interp=cv2.INTER_LINEAR, random_range=False, random_size=True,
+                 random_interp=False):
+        if (random_range or random_size) and not isinstance(target_size, (list, tuple)):
+            raise ConfigError(f"RandomResize.target_size: {target_size!r}; it must be a list of sizes")
+        if random_range and len(target_size) != 2:
+            raise ConfigError(f"RandomResize.target_size: {target_size!r}; random_range needs a smallest and a "
+                              "largest [short, long]")
+        self.target_size = target_size
+        self.keep_ratio = keep_ratio
+        self.interp = interp
+        self.random_range = random_range
+        self.random_size = random_size
+        self.random_interp = random_interp
+
+    def __call__(self, sample, rng):
+        if self.random_range:
+            (low, long_low), (high, long_high) = self.target_size
+            size = [int(rng.integers(low, high + 1)), max(long_low, long_high)]
+        elif self.random_size:
+            size = self.target_size[int(rng.integers(len(self.target_size)))]
+        else:
+            size = self.target_size
+        interp = int(rng.integers(5)) if self.random_interp else self.interp
+        Resize(size, self.keep_ratio, interp)(sample)
+
+
+class RandomFlip:
+    """Mirror image and boxes left to right with probability `prob`."""
+
+    def __init__(self, prob=0.5):
+        if not 0 <= prob <= 1:
+            raise ConfigError(f"RandomFlip.prob: {prob!r}; it is a probability, 0 to 1")
+        self.prob = prob
+
+    def __call__(self, sample, rng):
+        if rng.random() >= self.prob:
+            return
+        sample["image"] = np.ascontiguousarray(sample["image"][:, ::-1])
+        if "gt_bbox" in sample:
+            x1, y1, x2, y2 = sample["gt_bbox"].T
+            width = sample["image"].shape[1]
+            sample["gt_bbox"] = np.stack([width - x2, y1, width - x1, y2], axis=1)
+
+
+class NormalizeImage:
+    """Pixels -> float32 (x / 255 - mean) / std.
+
+    Args:
+        mean, std: per channel, RGB.
+        is_scale: divide by 255 first.
+        norm_type: "mean_std", or "none" to leave mean and std out.
+    """
+
+    def __init__(self, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), is_scale=True, norm_type="mean_std"):
+        if norm_type not in ("mean_std", "none"):
+            raise ConfigError(f"NormalizeImage.norm_type: {norm_type!r}; allowed: mean_std, none")
+        if len(mean) != 3 or len(std) != 3 or not all(std):
+            raise ConfigError(f"NormalizeImage: mean {mean!r}, std {std!r}; both need 3 numbers, std none of them 0")
+        # 256 values per channel: looking up is exact and several times faster than arithmetic on every pixel.
+        table = np.repeat(np.arange(256, dtype=np.float32)[:, None], 3, axis=1)
+        if is_scale:
+            table *= np.float32(1.0 / 255.0)
+        if norm_type == "mean_std":
+            table -= np.array(mean)
+            table /= np.array(std)
+        self.table = table.reshape(1, 256, 3)
+
+    def __call__(self, sample, rng=None):
+        sample["image"] = cv2.LUT(sample["image"], self.table)
+
+
+class Permute:
+    """[H, W, 3] -> [3, H, W]."""
+
+    def __call__(self, sample, rng=None):
+        sample["image"] = sample["image"].transpose(2, 0, 1)

@@ -1,0 +1,107 @@
+"""Raw maps -> boxes in the original image -> NMS -> detections."""
+import math
+from dataclasses import dataclass
+
+import paddle
+import paddle.nn.functional as F
+
+from .boxes import cell_centers, distances_to_boxes
+
+
+@dataclass(frozen=True)
+class MultiClassNMS:
+    """Per-class NMS, with the settings and the arithmetic of PaddleDetection's section of that name.
+
+    Attributes:
+        score_threshold: candidates must score above it.
+        nms_top_k: best candidates per class that enter NMS; -1: all.
+        keep_top_k: detections kept per image; -1: all.
+        nms_threshold: a candidate that overlaps a better one by more than this IoU is dropped.
+        normalized: False when x2, y2 are the last pixel inside the box.
+        nms_eta: below 1, the threshold shrinks as NMS goes on.
+    """
+
+    score_threshold: float = 0.05
+    nms_top_k: int = -1
+    keep_top_k: int = 100
+    nms_threshold: float = 0.5
+    normalized: bool = True
+    nms_eta: float = 1.0
+
+    def __call__(self, boxes, scores, score_threshold=None):
+        """boxes [N, A, 4], scores [N, C, A] -> bbox [M, 6] (class, score, x1, y1, x2, y2), bbox_num [N] int32.
+
+        The detections of an image stand together, class by class, best score first within a class.
+        """
+        threshold = self.score_threshold if score_threshold is None else score_threshold
+        bbox, _, bbox_num = paddle._C_ops.multiclass_nms3(
+            boxes, scores, None, float(threshold), self.nms_top_k, self.keep_top_k, float(self.nms_threshold),
+            self.normalized, float(self.nms_eta), -1)
+        return bbox, bbox_num
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Maps of the head -> detections in pixels of the original image. Boxes are not clipped to the image.
+
+    Attributes:
+        strides: of the levels.
+        num_classes: C.
+        nms: the `MultiClassNMS`, or None for every cell's box and scores.
+        joint_scores: the class maps hold probabilities already (GFLv2).
+        upstream_scores: GFLv2 only: score as PaddleDetection does (see `scores`).
+        cell_offset: see `boxes.cell_centers`.
+    """
+
+    strides: tuple
+    num_classes: int
+    nms: MultiClassNMS = None
+    joint_scores: bool = False
+    upstream_scores: bool = False
+    cell_offset: float = 0.0
+
+    def __call__(self, maps, integral, scale_factor):
+        """Args:
+            maps: (cls, reg) of `GFLHead`.
+            integral: its `Integral`.
+            scale_factor: [N, 2] input size / original size, height first.
+
+        Returns:
+            {"bbox": [M, 6], "bbox_num": [N]} as `MultiClassNMS`; without NMS {"boxes": [N, A, 4], "scores": [N, A, C]}.
+        """
+        cls_maps, reg_maps = maps
+        boxes = self.boxes(reg_maps, integral)
+        boxes = boxes / paddle.concat([scale_factor.flip([1])] * 2, axis=1).unsqueeze(1)  # PaddleDetection: (y, x)
+        scores = self.scores(cls_maps)
+        if self.nms is None:
+            return {"boxes": boxes, "scores": scores}
+        bbox, bbox_num = self.nms(boxes, scores.transpose([0, 2, 1]), self._threshold())
+        return {"bbox": bbox, "bbox_num": bbox_num}
+
+    def boxes(self, reg_maps, integral):
+        """L maps [N, 4 R, H, W] -> [N, A, 4] in pixels of the padded input."""
+        levels = []
+        for reg, stride in zip(reg_maps, self.strides):
+            n, _, height, width = paddle.shape(reg) if not paddle.in_dynamic_mode() else reg.shape
+            centers = cell_centers(height, width, stride, offset=self.cell_offset)
+            distances = integral(reg.transpose([0, 2, 3, 1]).reshape([n, height * width, -1])) * stride
+            levels.append(distances_to_boxes(centers, distances))
+        return paddle.concat(levels, axis=1)
+
+    def scores(self, cls_maps):
+        """L maps [N, C, H, W] -> [N, A, C] in 0..1.
+
+        GFLv2's maps are the joint score itself, the paper's confidence; its last channel is never a class.
+        PaddleDetection: takes a second sigmoid of it, over all channels (`upstream_scores`).
+        """
+        scores = paddle.concat([x.flatten(2).transpose([0, 2, 1]) for x in cls_maps], axis=1)
+        if self.joint_scores and not self.upstream_scores:
+            return scores[:, :, :self.num_classes]
+        return F.sigmoid(scores)
+
+    def _threshold(self):
+        """The YAML's threshold t on our scale: PaddleDetection keeps sigmoid(joint score) > t."""
+        threshold = self.nms.score_threshold
+        if not self.joint_scores or self.upstream_scores:
+            return threshold
+        return math.log(threshold / (1 - threshold)) if 0 < threshold < 1 else (-1.0 if threshold <= 0 else 1.0)

@@ -1,0 +1,42 @@
+"""The errors a user can mend. Their message is one line: where, what was found, what is allowed, the likely fix.
+
+The command line prints them without a traceback and exits with 2; any other exception is a bug in ppgfl.
+"""
+
+
+class UserError(ValueError):
+    """Base of the errors below; never raised itself."""
+
+
+class ConfigError(UserError):
+    """A YAML file, an ``-o`` override or a command-line argument that cannot be used."""
+
+
+class DataError(UserError):
+    """An image, an annotation file or a folder that cannot be used."""
+
+
+class CheckpointError(UserError):
+    """A weights file that is absent, damaged, dangerous, or made for another model.
+
+    Attributes:
+        report: the ``checkpoint.Report`` of what did not match, or None.
+    """
+
+    def __init__(self, message, report=None):
+        super().__init__(message)
+        self.report = report
+
+
+def nearest(word, allowed):
+    """A hint for an unknown word: the closest allowed one when there is one, and the list.
+
+    >>> nearest("depht", ["depth", "variant"])
+    "did you mean 'depth'? Allowed: depth, variant"
+    """
+    import difflib
+
+    allowed = sorted(str(a) for a in allowed)
+    close = difflib.get_close_matches(str(word), allowed, n=1)
+    hint = f"did you mean '{close[0]}'? " if close else ""
+    return f"{hint}Allowed: {', '.join(allowed)}"

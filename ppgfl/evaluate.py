@@ -1,0 +1,149 @@
+"""COCO evaluation: a data set through a model, and pycocotools over the result."""
+import contextlib
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import paddle
+
+from .build import build_dataset, build_loader, build_model
+from .checkpoint import load_weights
+from .data.loader import iterate
+from .detections import coco_records, split_batch, write_json
+from .errors import ConfigError, DataError
+from .log import logger, progress
+
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+
+
+def evaluate(cfg, *, weights=None, model=None, output_dir=".", json_eval=False, classwise=False,
+             save_prediction_only=False):
+    """Evaluate a model on the config's `EvalDataset`.
+
+    Args:
+        cfg: the dict of `load_config`.
+        weights: a .pdparams file; without it the config's `weights`.
+        model: a model that has its weights already; it comes back in evaluation mode.
+        output_dir: where `bbox.json` is written (COCO results: image_id, category_id, bbox x y w h, score).
+        json_eval: evaluate the `bbox.json` that is there already; the model is not run.
+        classwise: also the AP of each class.
+        save_prediction_only: write `bbox.json` and stop; for data sets without annotations.
+
+    Returns:
+        {"AP": ..., "AP50", "AP75", "APs", "APm", "APl", "AR1", ...}, 0 to 1, -1 where there is nothing to find;
+        with `classwise` also {"per_class": {name: AP}}; {} with `save_prediction_only`.
+
+    Raises: ConfigError, DataError, CheckpointError.
+    """
+    dataset = build_dataset(cfg, "EvalDataset")
+    check_classes(cfg, dataset.class_names, f"{dataset.anno_path}")
+    result_file = Path(output_dir) / "bbox.json"
+    if json_eval:
+        results = read_results(result_file)
+    else:
+        if model is None:
+            model = build_model(cfg)
+            load_weights(model, weights or cfg.get("weights", ""))
+        results = run(model, build_loader(cfg, "EvalReader", dataset), dataset)
+        result_file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(result_file, results)
+        logger.info("%d detections written to %s", len(results), result_file.resolve())
+    if save_prediction_only:
+        return {}
+    return coco_metrics(dataset, results, classwise=classwise)
+
+
+def check_classes(cfg, class_names, source):
+    """Raise a ConfigError unless the config has as many classes as `source` lists."""
+    expected = cfg.get("num_classes", 80)
+    if len(class_names) != expected:
+        listed = ", ".join(class_names[:20]) + (", ..." if len(class_names) > 20 else "")
+        raise ConfigError(f"num_classes: {expected}, but {source} lists {len(class_names)} ({listed}); "
+                          f"set num_classes to {len(class_names)}, or take the annotations that belong to the model")
+
+
+def run(model, loader, dataset):
+    """All images of a loader through a model -> COCO results. Leaves the model in evaluation mode."""
+    model.eval()
+    results = []
+    batches = progress(iterate(loader), total=len(dataset.records), what="evaluate",
+                       size=lambda batch: len(batch["im_id"]))
+    with paddle.no_grad():
+        for batch in batches:
+            for image_id, rows in zip(batch["im_id"].numpy().tolist(), split_batch(model(batch))):
+                results += coco_records(rows, image_id, dataset.category_ids)
+    return results
+
+
+def read_results(path):
+    """A `bbox.json` of an earlier run. Raises DataError."""
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path.absolute()}: --json_eval needs the results of an earlier run there: {error}") from error
+    keys = {"image_id", "category_id", "bbox", "score"}
+    if not isinstance(results, list) or not all(isinstance(r, dict) and keys <= set(r) for r in results):
+        raise DataError(f"{path.absolute()}: not a list of COCO results with {', '.join(sorted(keys))}")
+    return results
+
+
+def coco_metrics(dataset, results, *, classwise=False):
+    """The twelve COCO numbers of results (see `coco_records`) over the images of a `COCODataSet`."""
+    from pycocotools.cocoeval import COCOeval
+
+    truth = _truth(dataset)
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluator = COCOeval(truth, _results(truth, results), "bbox")
+        evaluator.params.imgIds = sorted({record["im_id"] for record in dataset.records})
+        evaluator.evaluate()
+        evaluator.accumulate()
+    table = io.StringIO()
+    with contextlib.redirect_stdout(table):
+        evaluator.summarize()
+    for line in table.getvalue().splitlines():
+        logger.info(line.strip())
+    metrics = dict(zip(METRICS, (float(n) for n in evaluator.stats)))
+    if classwise:
+        metrics["per_class"] = _per_class(evaluator, dataset)
+        for name, ap in metrics["per_class"].items():
+            logger.info("AP %6.3f  %s", ap, name)
+    return metrics
+
+
+def _truth(dataset):
+    """The annotations as pycocotools wants them: `area`, `iscrowd` and `id` filled in where they are missing."""
+    annotations = []
+    for index, annotation in enumerate(dataset.annotations.get("annotations", [])):
+        box = annotation.get("bbox")
+        if isinstance(box, list) and len(box) == 4:
+            annotations.append({"area": box[2] * box[3], "iscrowd": 0, **annotation, "id": index + 1})
+    return _index({**dataset.annotations, "annotations": annotations})
+
+
+def _results(truth, results):
+    if results:
+        return truth.loadRes(results)
+    return _index({**truth.dataset, "annotations": []})  # pycocotools cannot load an empty list
+
+
+def _index(content):
+    from pycocotools.coco import COCO
+
+    coco = COCO()
+    coco.dataset = content
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco.createIndex()
+    return coco
+
+
+def _per_class(evaluator, dataset):
+    """Class name -> AP over all areas, 100 detections; -1 for a class without a box."""
+    precision = evaluator.eval["precision"][:, :, :, 0, -1]  # [IoU, recall, class]
+    names = dict(zip(dataset.category_ids, dataset.class_names))
+    per_class = {}
+    for index, category in enumerate(evaluator.params.catIds):
+        values = precision[:, :, index]
+        values = values[values > -1]
+        per_class[names[category]] = float(np.mean(values)) if values.size else -1.0
+    return per_class

@@ -1,0 +1,162 @@
+"""The GFL head: towers, class map, box distributions, and GFLv2's quality predictor.
+
+GFL: Li et al., https://arxiv.org/abs/2006.04388. GFLv2: Li et al., https://arxiv.org/abs/2011.12885.
+"""
+import math
+
+import paddle
+import paddle.nn.functional as F
+from paddle import ParamAttr, nn
+from paddle.nn.initializer import Constant, Normal
+
+from ..errors import ConfigError
+from .layers import ConvNorm, DeformConv, normalization
+
+
+class FCOSFeat(nn.Layer):
+    """Two towers of 3x3 convolutions, shared by all levels: one for classes, one for boxes.
+
+    Args:
+        feat_in, feat_out: channels going in and coming out.
+        num_convs: convolutions per tower.
+        norm_type: "gn", "bn" or "sync_bn".
+        use_dcn: deformable convolutions.
+    """
+
+    def __init__(self, feat_in=256, feat_out=256, num_convs=4, norm_type="bn", use_dcn=False):
+        super().__init__()
+        self.cls_tower, self.reg_tower = [], []
+        for i in range(num_convs):
+            c_in = feat_in if i == 0 else feat_out
+            for kind, tower in (("cls", self.cls_tower), ("reg", self.reg_tower)):
+                layer = ConvNorm(_tower_conv(c_in, feat_out, use_dcn), normalization(norm_type, feat_out), relu=True)
+                tower.append(self.add_sublayer(f"fcos_head_{kind}_tower_conv_{i}", layer))
+
+    def forward(self, level):
+        """[N, feat_in, H, W] -> class features, box features, both [N, feat_out, H, W]."""
+        cls = reg = level
+        for cls_layer, reg_layer in zip(self.cls_tower, self.reg_tower):
+            cls, reg = cls_layer(cls), reg_layer(reg)
+        return cls, reg
+
+
+def _tower_conv(c_in, c_out, use_dcn):
+    weight_attr = ParamAttr(initializer=Normal(0.0, 0.01))
+    if use_dcn:
+        return DeformConv(c_in, c_out, 3, weight_attr=weight_attr)
+    # PaddleDetection: the biases of tower convolutions learn at twice the rate
+    bias_attr = ParamAttr(initializer=Constant(0.0), learning_rate=2.0)
+    return nn.Conv2D(c_in, c_out, 3, padding=1, weight_attr=weight_attr, bias_attr=bias_attr)
+
+
+class DGQP(nn.Layer):
+    """Distribution-guided quality predictor (GFLv2, section 3.2): how sharp the four distributions are -> quality.
+
+    Args:
+        reg_topk: the largest probabilities of each side that are looked at.
+        reg_channels: hidden channels.
+        add_mean: look at their mean as well.
+    """
+
+    def __init__(self, reg_topk=4, reg_channels=64, add_mean=True):
+        super().__init__()
+        self.reg_topk = reg_topk
+        self.add_mean = add_mean
+        conv1 = nn.Conv2D(4 * (reg_topk + add_mean), reg_channels, 1,
+                          weight_attr=ParamAttr(initializer=Normal(0.0, 0.01)))
+        conv2 = nn.Conv2D(reg_channels, 1, 1, weight_attr=ParamAttr(initializer=Normal(0.0, 0.01)))
+        # PaddleDetection: each convolution stands in its checkpoints under two names
+        self.reg_conv1 = self.add_sublayer("dgqp_reg_conv1", conv1)
+        self.reg_conv2 = self.add_sublayer("dgqp_reg_conv2", conv2)
+
+    def forward(self, distribution):
+        """Logits [N, 4 R, H, W] of the four sides -> quality [N, 1, H, W] in 0..1."""
+        n, _, h, w = distribution.shape
+        probability = F.softmax(distribution.reshape([n, 4, -1, h, w]), axis=2)
+        statistics = paddle.topk(probability, self.reg_topk, axis=2)[0]
+        if self.add_mean:
+            statistics = paddle.concat([statistics, statistics.mean(axis=2, keepdim=True)], axis=2)
+        hidden = F.relu(self.reg_conv1(statistics.reshape([n, -1, h, w])))
+        return F.sigmoid(self.reg_conv2(hidden))
+
+
+class Integral(nn.Layer):
+    """Distribution over 0..reg_max -> its expectation (GFL, equation 6)."""
+
+    def __init__(self, reg_max=16):
+        super().__init__()
+        self.reg_max = reg_max
+        self.register_buffer("project", paddle.linspace(0, reg_max, reg_max + 1))
+
+    def forward(self, logits):
+        """[..., 4 R] -> [..., 4] in units of the level's stride."""
+        per_side = logits.reshape([*logits.shape[:-1], 4, self.reg_max + 1])
+        return paddle.matmul(F.softmax(per_side, axis=-1), self.project)
+
+
+class ScaleReg(nn.Layer):
+    """One learnable factor for the box map of a level."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale_reg = self.create_parameter([1], attr=ParamAttr(initializer=Constant(1.0)))
+
+    def forward(self, x):
+        return x * self.scale_reg
+
+
+class GFLHead(nn.Layer):
+    """Level features -> raw class and box maps, the same in training and in evaluation.
+
+    Args:
+        conv_feat: the towers (FCOSFeat).
+        dgqp_module: GFLv2's quality predictor (DGQP), or None for GFL.
+        num_classes: C.
+        fpn_stride: the level's strides, powers of two.
+        prior_prob: class probability that the class map starts with.
+        reg_max: largest distance, in strides; R = reg_max + 1.
+        feat_in_chan: channels of the towers' output.
+    """
+
+    def __init__(self, conv_feat, dgqp_module=None, num_classes=80, fpn_stride=(8, 16, 32, 64, 128),
+                 prior_prob=0.01, reg_max=16, feat_in_chan=256):
+        super().__init__()
+        self.num_classes = num_classes
+        self.fpn_stride = list(fpn_stride)
+        self.conv_feat = conv_feat
+        self.dgqp_module = dgqp_module
+        # PaddleDetection: GFLv2 has one channel more, which is never a class
+        cls_channels = num_classes if dgqp_module is None else num_classes + 1
+        self.gfl_head_cls = _prediction_conv(feat_in_chan, cls_channels, -math.log((1 - prior_prob) / prior_prob))
+        self.gfl_head_reg = _prediction_conv(feat_in_chan, 4 * (reg_max + 1), 0.0)
+        self.scales_regs = [self.add_sublayer(f"p{_level(stride)}_feat", ScaleReg()) for stride in self.fpn_stride]
+        self.distribution_project = Integral(reg_max)
+
+    def forward(self, levels):
+        """levels: L maps [N, feat_in, H_l, W_l].
+
+        Returns:
+            cls: L maps [N, C, H_l, W_l] of logits; for GFLv2 [N, C + 1, H_l, W_l] of sigmoid(logit) * quality.
+            reg: L maps [N, 4 R, H_l, W_l] of distribution logits; sides in the order left, top, right, bottom.
+        """
+        cls_maps, reg_maps = [], []
+        for level, scale in zip(levels, self.scales_regs):
+            cls_feat, reg_feat = self.conv_feat(level)
+            cls, reg = self.gfl_head_cls(cls_feat), scale(self.gfl_head_reg(reg_feat))
+            if self.dgqp_module is not None:
+                cls = F.sigmoid(cls) * self.dgqp_module(reg)
+            cls_maps.append(cls)
+            reg_maps.append(reg)
+        return cls_maps, reg_maps
+
+
+def _level(stride):
+    level = int(stride).bit_length() - 1
+    if 2**level != stride:
+        raise ConfigError(f"GFLHead.fpn_stride: {stride!r} is not a power of two")
+    return level
+
+
+def _prediction_conv(c_in, c_out, bias):
+    return nn.Conv2D(c_in, c_out, 3, padding=1, weight_attr=ParamAttr(initializer=Normal(0.0, 0.01)),
+                     bias_attr=ParamAttr(initializer=Constant(bias)))

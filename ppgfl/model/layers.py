@@ -1,0 +1,88 @@
+"""Convolution and normalisation as the backbone, the neck and the towers share them."""
+import paddle
+import paddle.nn.functional as F
+from paddle import ParamAttr, nn
+from paddle.nn.initializer import Constant
+from paddle.regularizer import L2Decay
+from paddle.vision.ops import DeformConv2D
+
+from ..errors import ConfigError
+
+
+def normalization(norm_type, channels, *, norm_decay=0.0, frozen=False, learning_rate=1.0):
+    """The layer that a YAML `norm_type` names: "bn", "sync_bn" or "gn" (32 groups).
+
+    "sync_bn" is a plain BatchNorm here: training on several processes converts it, and its entries in a checkpoint
+    are the same. A frozen one uses its stored statistics in training too, and its parameters get no gradient.
+    """
+    if norm_type not in ("bn", "sync_bn", "gn"):
+        raise ConfigError(f"norm_type: {norm_type!r}; allowed: bn, sync_bn, gn")
+
+    def attr():
+        rate = 0.0 if frozen else learning_rate
+        return ParamAttr(learning_rate=rate, regularizer=L2Decay(norm_decay), trainable=not frozen)
+
+    if norm_type == "gn":
+        return nn.GroupNorm(32, channels, weight_attr=attr(), bias_attr=attr())
+    use_global_stats = True if frozen else None  # PaddleDetection: frozen statistics are used in training too
+    return nn.BatchNorm2D(channels, weight_attr=attr(), bias_attr=attr(), use_global_stats=use_global_stats)
+
+
+class ConvNorm(nn.Layer):
+    """Convolution, normalisation, ReLU; its children are called as in a checkpoint.
+
+    Args:
+        conv: the convolution.
+        norm: the normalisation.
+        relu: whether ReLU follows.
+        conv_offset: predicts offsets and masks when `conv` is deformable.
+    """
+
+    def __init__(self, conv, norm, *, relu=False, conv_offset=None):
+        super().__init__()
+        if conv_offset is not None:
+            self.conv_offset = conv_offset
+        self.conv = conv
+        self.norm = norm
+        self.relu = relu
+        self.deformable = conv_offset is not None
+
+    def forward(self, x):
+        """[N, C_in, H, W] -> [N, C_out, H', W']."""
+        x = deform(x, self.conv_offset, self.conv) if self.deformable else self.conv(x)
+        x = self.norm(x)
+        return F.relu(x) if self.relu else x
+
+
+class DeformConv(nn.Layer):
+    """Modulated deformable convolution with its offset predictor (Zhu et al., Deformable ConvNets v2).
+
+    Used by towers with `use_dcn`; the names of its children are those of PaddleDetection's checkpoints.
+    """
+
+    def __init__(self, in_channels, out_channels, kernel_size, *, weight_attr=None):
+        super().__init__()
+        self.conv_offset = offset_conv(in_channels, kernel_size, bias_learning_rate=2.0)
+        self.conv_dcn = DeformConv2D(
+            in_channels, out_channels, kernel_size, padding=kernel_size // 2, weight_attr=weight_attr,
+            bias_attr=ParamAttr(initializer=Constant(0.0), regularizer=L2Decay(0.0), learning_rate=2.0))
+
+    def forward(self, x):
+        """[N, C_in, H, W] -> [N, C_out, H, W]."""
+        return deform(x, self.conv_offset, self.conv_dcn)
+
+
+def offset_conv(in_channels, kernel_size, *, stride=1, bias_learning_rate=1.0):
+    """The convolution that predicts 2 offsets and 1 mask per kernel position; it starts as all zeros."""
+    return nn.Conv2D(
+        in_channels, 3 * kernel_size**2, kernel_size, stride=stride, padding=kernel_size // 2,
+        weight_attr=ParamAttr(initializer=Constant(0.0)),
+        bias_attr=ParamAttr(initializer=Constant(0.0), learning_rate=bias_learning_rate))
+
+
+def deform(x, conv_offset, conv):
+    """Apply the deformable `conv` at the offsets and with the masks that `conv_offset` predicts."""
+    predicted = conv_offset(x)
+    points = predicted.shape[1] // 3
+    offset, mask = paddle.split(predicted, [2 * points, points], axis=1)
+    return conv(x, offset, mask=F.sigmoid(mask))

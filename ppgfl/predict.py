@@ -1,0 +1,143 @@
+"""Photographs through a model: `Detector` in a program, `infer` for the command line."""
+import os
+from pathlib import Path
+
+import numpy as np
+import paddle
+
+from . import runtime
+from .build import build_dataset, build_loader, build_model, build_transforms
+from .checkpoint import load_weights
+from .config import load_config
+from .data import transforms
+from .data.batch import collate
+from .data.image import write_image
+from .data.loader import iterate
+from .detections import Detections, coco_records, split_batch, write_csv, write_json
+from .errors import DataError
+from .log import logger, progress
+
+RESULT_FORMATS = ("json", "csv", "coco")
+
+
+class Detector:
+    """A detector to call.
+
+        found = Detector("gfl_r50_fpn_1x_coco", weights="gfl_r50_fpn_1x_coco.pdparams")("photo.jpg")
+        found.boxes, found.scores, found.labels, found.names
+
+    Args:
+        config: a config file, or the name of one shipped with ppgfl.
+        weights: a .pdparams file; without it the config's `weights`.
+        overrides: as in `load_config`.
+
+    Raises: ConfigError, CheckpointError.
+    """
+
+    def __init__(self, config, weights=None, overrides=()):
+        cfg = load_config(config, overrides)
+        runtime.select_device(cfg.get("use_gpu", False))
+        self.model = build_model(cfg)
+        load_weights(self.model, weights or cfg.get("weights", ""))
+        self.model.eval()
+        self.sample_transforms, self.batch_transforms = build_transforms(cfg, "TestReader")
+        self.batch_size = cfg["TestReader"].get("batch_size", 1)
+        self.class_names = build_dataset(cfg, "TestDataset").class_names
+
+    def __call__(self, images):
+        """An image, or a list of them -> `Detections`, or a list of them.
+
+        An image is a path, or an array [H, W, 3] uint8 BGR (as cv2 reads it; [H, W] for grey).
+        Raises: DataError: a file that cannot be read, an array of another kind.
+        """
+        if not isinstance(images, (list, tuple)):
+            return self([images])[0]
+        found = []
+        for start in range(0, len(images), self.batch_size):
+            found += self._detect(images[start:start + self.batch_size])
+        return found
+
+    def _detect(self, images):
+        samples = [transforms.apply(self.sample_transforms, _as_sample(image)) for image in images]
+        for transform in self.batch_transforms:
+            samples = transform(samples)
+        batch = {key: paddle.to_tensor(value) for key, value in collate(samples).items()}
+        with paddle.no_grad():
+            all_rows = split_batch(self.model(batch))
+        return [Detections.from_rows(rows, self.class_names, image=image) if isinstance(image, np.ndarray)
+                else Detections.from_rows(rows, self.class_names, path=str(image))
+                for image, rows in zip(images, all_rows)]
+
+
+def _as_sample(image):
+    if isinstance(image, (str, os.PathLike)):
+        return {"im_id": 0, "im_file": str(image)}
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim not in (2, 3) or not image.size:
+        kind = f"{image.dtype} array of shape {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise DataError(f"cannot detect on a {kind}; give a path or a uint8 array [H, W, 3], BGR")
+    image = np.stack([image] * 3, -1) if image.ndim == 2 else image
+    if image.shape[2] != 3:
+        raise DataError(f"cannot detect on an array of shape {image.shape}; give [H, W, 3] uint8, BGR")
+    return {"im_id": 0, "image": np.ascontiguousarray(image[..., ::-1])}
+
+
+def infer(cfg, images, *, weights=None, output_dir="output", draw_threshold=0.5, save_results=None,
+          save_threshold=0.0):
+    """Detect on files, save drawn pictures and, if asked, the numbers.
+
+    Args:
+        cfg: the dict of `load_config`.
+        images: a folder (searched recursively), a file, or a list of them.
+        weights: a .pdparams file; without it the config's `weights`.
+        output_dir: pictures keep their names below it, and their sub-folders where the images come from several.
+        draw_threshold: boxes that score at least this much are drawn.
+        save_results: None, or "json", "csv", "coco": `results.json`, `results.csv`, `bbox.json` in `output_dir`.
+        save_threshold: least score of a saved result.
+
+    Returns: a list of `Detections`, one per image.
+    Raises: ConfigError, DataError, CheckpointError.
+    """
+    cfg = {**cfg, "TestDataset": {**cfg.get("TestDataset", {"name": "ImageFolder"}), "image_dir": images}}
+    dataset = build_dataset(cfg, "TestDataset")
+    files = [record["im_file"] for record in dataset.records]
+    pictures = _picture_paths(files, Path(output_dir))
+    model = build_model(cfg)
+    load_weights(model, weights or cfg.get("weights", ""))
+    model.eval()
+    found, coco = [], []
+    batches = progress(iterate(build_loader(cfg, "TestReader", dataset)), total=len(files), what="infer",
+                       size=lambda batch: len(batch["im_id"]))
+    with paddle.no_grad():
+        for batch in batches:
+            for index, rows in zip(batch["im_id"].numpy().tolist(), split_batch(model(batch))):
+                one = Detections.from_rows(rows, dataset.class_names, path=files[index])
+                pictures[index].parent.mkdir(parents=True, exist_ok=True)
+                write_image(str(pictures[index]), one.draw(draw_threshold))
+                found.append(one.above(save_threshold))
+                coco += coco_records(rows[rows[:, 1] >= save_threshold], index, dataset.category_ids)
+    logger.info("%d pictures in %s", len(files), Path(output_dir).resolve())
+    if save_results:
+        _save(save_results, Path(output_dir), found, coco)
+    return found
+
+
+def _save(kind, folder, found, coco):
+    path = folder / {"json": "results.json", "csv": "results.csv", "coco": "bbox.json"}[kind]
+    if kind == "csv":
+        write_csv(path, found)
+    else:
+        write_json(path, coco if kind == "coco" else [one.to_dict() for one in found])
+    logger.info("%d detections in %s", sum(map(len, found)), path.resolve())
+
+
+def _picture_paths(files, folder):
+    """Where each picture goes; raises a DataError rather than write over an image it was made from."""
+    absolute = [Path(file).resolve() for file in files]
+    root = os.path.commonpath([path.parent for path in absolute])
+    pictures = [folder / path.relative_to(root) for path in absolute]
+    sources = set(absolute)
+    for picture in pictures:
+        if picture.resolve() in sources:
+            raise DataError(f"{picture.resolve()}: the drawn picture would replace the image; "
+                            "give another --output_dir")
+    return pictures

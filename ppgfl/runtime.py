@@ -1,0 +1,106 @@
+"""Set-up that must happen before `import paddle`, and the choice of the device.
+
+This is the only file that touches environment variables, and it imports nothing heavy.
+"""
+import contextlib
+import io
+import os
+import platform
+import sys
+import warnings
+from pathlib import Path
+
+from .log import logger
+
+
+def prepare_cpu():
+    """Make the CPU path fast: the two variables that Paddle's wheel reads while it is being imported.
+
+    Without ``OMP_NUM_THREADS`` the wheel falls back to one thread. The MKL it carries takes its slowest path on
+    AMD processors unless ``MKL_DEBUG_CPU_TYPE`` is 5 (together four times on a 3x3 convolution here, see
+    docs/speed in the README). A value that the user has set is respected.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", str(physical_cores()))
+    if is_amd():
+        os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
+    # Paddle looks for a compiler cache that running a detector never needs, and explains BatchNorm at every training.
+    warnings.filterwarnings("ignore", message="No ccache found")
+    warnings.filterwarnings("ignore", message="When training, we now always track global mean")
+
+
+def cpu_threads():
+    """The number of CPU threads paddle was told to use."""
+    return int(os.environ.get("OMP_NUM_THREADS", 1))
+
+
+def physical_cores():
+    """Physical cores this process may use: its affinity and its container's quota are respected."""
+    try:
+        cpus = os.sched_getaffinity(0)
+    except AttributeError:  # macOS, Windows
+        return max(1, (os.cpu_count() or 2) // 2)
+    cores = {_core_of(cpu) for cpu in cpus}
+    quota = _container_quota()
+    return max(1, min(len(cores), quota) if quota else len(cores))
+
+
+def _core_of(cpu):
+    try:
+        topology = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology")
+        return (topology / "physical_package_id").read_text(), (topology / "core_id").read_text()
+    except OSError:
+        return cpu
+
+
+def _container_quota():
+    """Whole CPUs that the container's quota allows, or None where there is no quota."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()  # cgroup v2
+        return None if quota == "max" else max(1, int(quota) // int(period))
+    except (OSError, ValueError):
+        pass
+    try:
+        folder = Path("/sys/fs/cgroup/cpu")  # cgroup v1
+        quota = int((folder / "cpu.cfs_quota_us").read_text())
+        return None if quota <= 0 else max(1, quota // int((folder / "cpu.cfs_period_us").read_text()))
+    except (OSError, ValueError):
+        return None
+
+
+def is_amd():
+    """Whether the processor is made by AMD."""
+    try:
+        return "AuthenticAMD" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return "AMD" in platform.processor()
+
+
+def select_device(use_gpu):
+    """Make the GPU paddle's device when `use_gpu` and there is one, else the CPU, saying so in one line.
+
+    Returns: "gpu:<index>" or "cpu".
+    """
+    import paddle
+
+    reason = "use_gpu is false"
+    if use_gpu:
+        if not paddle.is_compiled_with_cuda():
+            reason = "this paddlepaddle is a CPU build"
+        elif paddle.device.cuda.device_count() == 0:
+            reason = "no GPU is visible"
+        else:
+            return str(paddle.set_device("gpu")).replace("Place(", "").rstrip(")")
+    paddle.set_device("cpu")
+    logger.info("running on the CPU with %d threads (%s)", cpu_threads(), reason)
+    return "cpu"
+
+
+def import_paddle():
+    """Import paddle without the advice that 2.6 prints about OMP_NUM_THREADS, which the MKL builds do not need."""
+    captured = io.StringIO()
+    with contextlib.redirect_stderr(captured):
+        import paddle  # noqa: F401
+    advice = ("WARNING: OMP_NUM_THREADS set to", "PLEASE USE OMP_NUM_THREADS")
+    for line in captured.getvalue().splitlines():
+        if not line.startswith(advice):
+            sys.stderr.write(line + "\n")

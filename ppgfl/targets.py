@@ -1,0 +1,140 @@
+"""Ground truth -> targets of every cell. In numpy: it runs in the loader's worker processes.
+
+ATSS: Zhang et al., Bridging the Gap Between Anchor-based and Anchor-free Detection, https://arxiv.org/abs/1912.02424.
+"""
+import numpy as np
+
+from .errors import ConfigError
+
+CANDIDATES = 9  # per level and box (ATSS, k)
+BOXES_AT_ONCE = 256  # bounds the memory for images with thousands of boxes
+
+
+class Gt2GFLTarget:
+    """Batch transform: boxes and classes of every sample -> labels, label_weights, bbox_targets, pos_num.
+
+    Args:
+        num_classes: C; also the label of background.
+        downsample_ratios: the levels' strides.
+        grid_cell_scale: side of the square that stands for a cell, in strides.
+        cell_offset: see `boxes.cell_centers`.
+    """
+
+    def __init__(self, num_classes=80, downsample_ratios=(8, 16, 32, 64, 128), grid_cell_scale=4, cell_offset=0,
+                 compute_vlr_region=False):
+        if compute_vlr_region:
+            raise ConfigError("Gt2GFLTarget.compute_vlr_region: distillation regions are not available yet; "
+                              "set it to false")
+        self.num_classes = num_classes
+        self.strides = list(downsample_ratios)
+        self.grid_cell_scale = grid_cell_scale
+        self.cell_offset = cell_offset
+
+    def __call__(self, samples):
+        """Samples of one image size with `image` [3, H, W], `gt_bbox`, `gt_class`, maybe `is_crowd`; changes and
+        returns them. Crowd regions are no targets."""
+        height, width = samples[0]["image"].shape[1:]
+        levels = [(-(-height // stride), -(-width // stride), stride) for stride in self.strides]
+        for sample in samples:
+            boxes = np.asarray(sample.pop("gt_bbox"), np.float32).reshape(-1, 4)
+            classes = np.asarray(sample.pop("gt_class"), np.int64).reshape(-1)
+            crowd = sample.pop("is_crowd", None)
+            if crowd is not None:
+                real = np.asarray(crowd).reshape(-1) == 0
+                boxes, classes = boxes[real], classes[real]
+            sample.update(self._targets(levels, boxes, classes))
+        return samples
+
+    def _targets(self, levels, boxes, classes):
+        owner = assign(levels, boxes, self.grid_cell_scale, self.cell_offset)
+        positive = owner >= 0
+        labels = np.full(len(owner), self.num_classes, np.int64)
+        labels[positive] = classes[owner[positive]]
+        bbox_targets = np.zeros((len(owner), 4), np.float32)
+        bbox_targets[positive] = boxes[owner[positive]]
+        return {"labels": labels, "label_weights": np.ones(len(owner), np.float32), "bbox_targets": bbox_targets,
+                "pos_num": max(int(positive.sum()), 1)}
+
+
+def assign(levels, boxes, cell_scale, cell_offset=0.0):
+    """ATSS: which box each cell is responsible for.
+
+    Args:
+        levels: (rows, columns, stride) of each level.
+        boxes: [G, 4] in pixels of the padded input.
+        cell_scale: side of the square that stands for a cell, in strides.
+
+    Returns:
+        [A] int64: index of the box, -1 for background. A cell claimed by several boxes goes to the one with the
+        highest IoU, the first of equals.
+    """
+    num_cells = sum(rows * columns for rows, columns, _ in levels)
+    owner = np.full(num_cells, -1, np.int64)
+    best = np.full(num_cells, -np.inf)
+    for start in range(0, len(boxes), BOXES_AT_ONCE):
+        some = boxes[start:start + BOXES_AT_ONCE]
+        cells, overlaps, positive = _candidates(levels, some, cell_scale, cell_offset)
+        box_index, column = np.nonzero(positive)
+        cells, overlaps, box_index = cells[box_index, column], overlaps[box_index, column], box_index + start
+        # Weakest first, and of equals the later box first: what is written last stays.
+        order = np.lexsort((-box_index, overlaps))
+        order = order[overlaps[order] > best[cells[order]]]
+        owner[cells[order]] = box_index[order]
+        best[cells[order]] = overlaps[order]
+    return owner
+
+
+def _candidates(levels, boxes, cell_scale, cell_offset):
+    """The cells nearest to each box's centre, on every level.
+
+    Returns: cells [G, K] (index over all levels), their IoU with the box [G, K], and which are positive [G, K].
+    """
+    box_centers = (boxes[:, :2] + boxes[:, 2:]) / 2
+    cells, centers, sides = [], [], []
+    first = 0
+    for rows, columns, stride in levels:
+        level_cells, level_centers = _nearest_cells(box_centers, rows, columns, stride, cell_offset)
+        cells.append(level_cells + first)
+        centers.append(level_centers)
+        sides.append(np.full(level_cells.shape[1], stride * cell_scale, np.float32))
+        first += rows * columns
+    cells, centers, sides = np.concatenate(cells, 1), np.concatenate(centers, 1), np.concatenate(sides)
+
+    half = (sides / 2)[None, :, None]
+    overlaps = _iou(np.concatenate([centers - half, centers + half], -1), boxes[:, None])
+    threshold = overlaps.mean(1, keepdims=True) + overlaps.std(1, keepdims=True)
+    inside = np.concatenate([centers - boxes[:, None, :2], boxes[:, None, 2:] - centers], -1).min(-1) > 0.01
+    return cells, overlaps, (overlaps >= threshold) & inside
+
+
+def _nearest_cells(points, rows, columns, stride, cell_offset):
+    """The `CANDIDATES` cells of one level nearest to each point [G, 2]; of equally near ones the first.
+
+    Only a window around the point is looked at: the nearest k points of a grid lie within k steps of the nearest.
+    Returns: cells [G, k] (row * columns + column), their centres [G, k, 2] in pixels.
+    """
+    k = min(CANDIDATES, rows * columns)
+    x, column = _window(points[:, 0], columns, stride, cell_offset)
+    y, row = _window(points[:, 1], rows, stride, cell_offset)
+    distance = np.sqrt(((x - points[:, :1]) ** 2)[:, None, :] + ((y - points[:, 1:]) ** 2)[:, :, None])
+    distance = distance.reshape(len(points), -1)
+    chosen = np.argsort(distance, axis=1, kind="stable")[:, :k]
+    i, j = np.divmod(chosen, x.shape[1])
+    centers = np.stack([np.take_along_axis(x, j, 1), np.take_along_axis(y, i, 1)], -1)
+    return np.take_along_axis(row, i, 1) * columns + np.take_along_axis(column, j, 1), centers
+
+
+def _window(coordinate, count, stride, cell_offset):
+    """Up to 2 * CANDIDATES + 1 grid positions around each coordinate [G] -> positions, indices [G, W]."""
+    width = min(count, 2 * CANDIDATES + 1)
+    nearest = np.round(coordinate / stride - cell_offset).astype(np.int64)
+    start = np.clip(nearest - CANDIDATES, 0, count - width)
+    index = start[:, None] + np.arange(width)
+    return ((index + cell_offset) * stride).astype(np.float32), index
+
+
+def _iou(a, b):
+    low, high = np.maximum(a[..., :2], b[..., :2]), np.minimum(a[..., 2:], b[..., 2:])
+    overlap = (high - low).clip(min=0).prod(-1)
+    union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - overlap
+    return overlap / np.maximum(union, 1e-6)

@@ -1,0 +1,30 @@
+"""Packaging. The configs travel inside the package as ppgfl/configs."""
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "ppgfl/__init__.py").read_text(encoding="utf-8")).group(1)
+CONFIG_FOLDERS = [folder for folder in sorted(HERE.glob("configs/**")) if any(folder.glob("*.yml"))]
+CONFIG_PACKAGES = {"ppgfl." + ".".join(folder.relative_to(HERE).parts): str(folder.relative_to(HERE))
+                   for folder in CONFIG_FOLDERS}
+
+setup(
+    name="ppgfl",
+    version=VERSION,
+    description="Generalized Focal Loss detectors (GFL, GFLv2) on PaddlePaddle",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.9",
+    packages=find_packages(include=["ppgfl", "ppgfl.*"]) + list(CONFIG_PACKAGES),
+    package_dir={"ppgfl": "ppgfl", **CONFIG_PACKAGES},
+    package_data={name: ["*.yml"] for name in CONFIG_PACKAGES},
+    install_requires=["numpy", "pyyaml", "opencv-python", "pycocotools", "visualdl", "tqdm"],
+    extras_require={
+        "cpu": ["paddlepaddle"],
+        "gpu": ["paddlepaddle-gpu"],
+        "dev": ["pytest", "ruff"],
+    },
+)
