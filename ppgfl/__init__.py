@@ -34,6 +34,8 @@ __all__ = sorted(_HOMES)
 
 
 def __getattr__(name):
+    if _HOMES.get(name, name) not in ("config", "errors") and name in {*_HOMES, *_MODULES}:
+        runtime.import_paddle()
     if name in _HOMES:
         value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
     elif name in _MODULES:

@@ -93,10 +93,12 @@ def load_weights(model, path, *, strict=True):
         A `Report`. With `strict` its lists are empty, or CheckpointError is raised and the model is unchanged.
     """
     path = find(path)
-    report, values = match(model.state_dict(), read(path), str(path))
+    targets = model.state_dict()
+    report, values = match(targets, read(path), str(path))
     if strict and not report.complete:
         raise CheckpointError(f"{path}: does not fit the model: {report.summary()}; {_likely_cause(report)}", report)
-    model.set_state_dict(values)
+    for name, value in values.items():
+        targets[name].set_value(value)
     if not report.complete:
         logger.warning("%s: %s\n%s", path, report.summary(), report.table())
     return report

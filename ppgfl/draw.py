@@ -15,7 +15,7 @@ def draw_boxes(image, found):
     for box, score, label, name in reversed(list(zip(found.boxes, found.scores, found.labels, found.names))):
         color = class_color(int(label))
         x1, y1, x2, y2 = (int(n) for n in np.clip(np.round(box), -10_000, 100_000))
-        cv2.rectangle(picture, (x1, y1), (x2, y2), color, thickness, cv2.LINE_AA)
+        cv2.rectangle(picture, (x1, y1), (x2, y2), color, thickness)
         text = f"{name if name.isascii() else f'class {label}'} {score:.2f}"  # OpenCV's font has ASCII only
         _draw_label(picture, text, x1, y1, color)
     return picture

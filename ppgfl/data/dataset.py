@@ -114,8 +114,8 @@ class COCODataSet:
         missing = [record["im_file"] for record in records if not os.path.isfile(record["im_file"])]
         if missing:
             raise DataError(
-                f"{os.path.abspath(missing[0])}: no such image, nor {len(missing) - 1} more of the {len(records)} in "
-                f"{self.anno_path}; set {self.section}.dataset_dir and {self.section}.image_dir, or restore the files")
+                f"{os.path.abspath(missing[0])}: no such image ({len(missing)} of the {len(records)} that "
+                f"{self.anno_path} lists are missing); set {self.section}.dataset_dir and {self.section}.image_dir, or restore the files")
 
 
 def read_annotations(path, section):
@@ -135,7 +135,8 @@ def read_annotations(path, section):
                             f"{' and '.join(entry_keys)}; key {section}.anno_path")
     annotations = content.get("annotations", [])
     if not isinstance(annotations, list) or not all(isinstance(a, dict) for a in annotations):
-        raise DataError(f"{path}: not a COCO annotation file: 'annotations' must be a list of objects")
+        raise DataError(f"{path}: not a COCO annotation file: 'annotations' must be a list of "
+                        f"objects; key {section}.anno_path")
     return content
 
 

@@ -1,0 +1,86 @@
+import logging
+
+import pytest
+
+from conftest import ZOO, tiny_config
+from ppgfl import ConfigError, build, build_model, load_config
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_every_shipped_config_is_free_of_findings(name, caplog):
+    build._warn_once.cache_clear()
+    cfg = load_config(name)
+    with caplog.at_level(logging.WARNING):
+        build.check_config(cfg)
+    assert not caplog.records
+    for reader in ("TrainReader", "EvalReader", "TestReader"):
+        build.build_transforms(cfg, reader)
+
+
+@pytest.mark.parametrize(("override", "found"), [
+    ("ResNet.depht=50", "ResNet: unknown key 'depht', did you mean 'depth'"),
+    ("GFLHead.conv_feat.num_conv=4", "GFLHead.conv_feat: unknown key 'num_conv', did you mean 'num_convs'"),
+    ("GFLHead.nms.keep_topk=5", "did you mean 'keep_top_k'"),
+    ("EvalDataset.dataset_dirr=x", "EvalDataset: unknown key 'dataset_dirr', did you mean 'dataset_dir'"),
+    ("EvalReader.batchsize=5", "did you mean 'batch_size'"),
+    ("EvalReader.sample_transforms.1.Resize.size=5", r"EvalReader.sample_transforms\[1\].Resize: unknown key 'size'"),
+    ("LearningRate.baselr=5", "did you mean 'base_lr'"),
+    ("ResNet=5", "must be a mapping"),
+    ("GFL.head=YOLOHead", "unknown name 'YOLOHead'"),
+    ("GFLHead.nms.name=SoftNMS", "unknown name 'SoftNMS'"),
+    ("architecture=YOLOv3", "ppgfl builds GFL only"),
+    ("GFLHead.fpn_stride=[4, 8, 16, 32, 64]", "strides"),
+    ("FPN.extra_stage=1", "the neck's levels have strides"),
+    ("GFLHead.loss_class.use_sigmoid=false", "must be true without dgqp_module"),
+    ("norm_type=gn", "norm_type"),
+])
+def test_mistakes_in_a_config_are_named(override, found):
+    cfg = load_config("gfl_r18vd_1x_coco", [override])
+    if override == "norm_type=gn":
+        cfg["ResNet"].pop("norm_type")  # nested keys are stronger than the shared one
+    with pytest.raises(ConfigError, match=found):
+        build_model(cfg)
+
+
+def test_all_findings_are_reported_together():
+    cfg = load_config("gfl_r18vd_1x_coco", ["ResNet.depht=50", "FPN.out_chanel=3"])
+    with pytest.raises(ConfigError, match="depht.*out_chanel"):
+        build_model(cfg)
+
+
+def test_an_unknown_top_level_key_is_a_warning(caplog):
+    build._warn_once.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        build.check_config({"EvalDatset": {"x": 1}, "snapshot_epoch": 2})
+    assert ["'EvalDatset'" in r.message and "EvalDataset" in r.message for r in caplog.records] == [True]
+
+
+def test_order_of_arguments():
+    cfg = load_config("gfl_r18vd_1x_coco", ["num_classes=7", "FPN.spatial_scales=[1, 0.5, 0.25]"])
+    model = build_model(cfg)
+    assert model.head.gfl_head_cls.weight.shape[0] == 7  # a shared key
+    assert model.neck.strides == [8, 16, 32, 64, 128]  # facts win over the section
+    assert build_model(load_config("gfl_r18vd_1x_coco", ["num_classes=7", "GFLHead.num_classes=5"])).head.num_classes == 5
+    cfg["GFLHead"]["nms"] = "MultiClassNMS"
+    cfg["MultiClassNMS"] = {"keep_top_k": 3}
+    assert build_model(cfg).decoder.nms.keep_top_k == 3  # the section of that name
+    cfg["GFLHead"]["nms"] = {"name": "MultiClassNMS", "keep_top_k": 4}
+    assert build_model(cfg).decoder.nms.keep_top_k == 4  # nested keys win
+
+
+def test_the_first_gflv2_configs_called_the_loss_loss_qfl():
+    cfg = load_config("gflv2_r50_fpn_1x_coco")
+    cfg["GFLHead"]["loss_qfl"] = cfg["GFLHead"].pop("loss_class")
+    assert build_model(cfg).criterion.loss_class.use_sigmoid is False
+
+
+@pytest.mark.parametrize(("override", "found"), [
+    ("EvalReader.batch_size=0", "batch_size: 0"), ("worker_num=-1", "worker_num: -1"),
+    ("EvalReader.sample_transforms=[Decode]", "must be one transform"),
+    ("EvalReader.sample_transforms=[{Mosaic: {}}]", "unknown name 'Mosaic'"),
+    ("EvalReader=null", "no such section"), ("EvalDataset=null", "no such section"),
+])
+def test_mistakes_in_a_reader(override, found, small_coco):
+    cfg = tiny_config("gfl_r18vd_1x_coco", f"EvalDataset.dataset_dir={small_coco}", override)
+    with pytest.raises(ConfigError, match=found):
+        build.build_loader(cfg, "EvalReader", build.build_dataset(cfg, "EvalDataset"))
