@@ -30,7 +30,7 @@ _HOMES = {
 _MODULES = {
     "boxes", "build", "checkpoint", "config", "data", "decode", "detections", "draw", "errors", "model", "predict",
 }
-__all__ = sorted(_HOMES)
+__all__ = list(_HOMES)
 
 
 def __getattr__(name):

@@ -248,6 +248,6 @@ def _valid_keys(name):
     return [key for key in _parameters(CLASSES[name]) if key != "section"] + OTHER_KEYS.get(name, [])
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _warn_once(message):
     logger.warning(message)

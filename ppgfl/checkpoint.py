@@ -152,7 +152,8 @@ def _likely_cause(report):
         return (f"the file was trained for {classes[1][0]} class channels, the config has {classes[2][0]}: "
                 "set num_classes, or take the file that belongs to this config")
     if not report.loaded or not any(name.startswith("head.") for name in report.loaded):
-        return "the file is no GFL detector (a backbone alone, or another model); take the one that belongs to this config"
+        return ("the file is no GFL detector (a backbone alone, or another model); take the one that belongs to this "
+                "config")
     if backbone:
         return "the backbones differ (ResNet depth or variant); take the config that belongs to this file"
     return "take the config that belongs to this file"

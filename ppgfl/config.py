@@ -122,7 +122,7 @@ def _apply_override(cfg, override):
 def _step(parent, key, override, keys):
     where = ".".join(keys)
     if isinstance(parent, dict):
-        child = parent[key] if key in parent else None
+        child = parent.get(key)
     elif isinstance(parent, list) and key.isdigit() and int(key) < len(parent):
         child = parent[int(key)]
     else:

@@ -4,7 +4,7 @@ import os
 
 def world_size():
     """Processes of this run; 1 without `python -m paddle.distributed.launch`."""
-    return int(os.environ.get("PADDLE_TRAINERS_NUM", 1))
+    return int(os.environ.get("PADDLE_TRAINERS_NUM", "1"))
 
 
 def mean(tensor):

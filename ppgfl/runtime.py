@@ -17,8 +17,8 @@ def prepare_cpu():
     """Make the CPU path fast: the two variables that Paddle's wheel reads while it is being imported.
 
     Without ``OMP_NUM_THREADS`` the wheel falls back to one thread. The MKL it carries takes its slowest path on
-    AMD processors unless ``MKL_DEBUG_CPU_TYPE`` is 5 (together four times on a 3x3 convolution here, see
-    docs/speed in the README). A value that the user has set is respected.
+    AMD processors unless ``MKL_DEBUG_CPU_TYPE`` is 5. Together they made a 3x3 convolution four times as fast on two
+    cores of an AMD EPYC. A value that the user has set is respected.
     """
     os.environ.setdefault("OMP_NUM_THREADS", str(physical_cores()))
     if is_amd():
@@ -30,7 +30,7 @@ def prepare_cpu():
 
 def cpu_threads():
     """The number of CPU threads paddle was told to use."""
-    return int(os.environ.get("OMP_NUM_THREADS", 1))
+    return int(os.environ.get("OMP_NUM_THREADS", "1"))
 
 
 def physical_cores():

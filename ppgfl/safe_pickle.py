@@ -124,7 +124,7 @@ _ARRAY_MAKERS = {"_reconstruct": _reconstruct, "scalar": _scalar, "_frombuffer":
 ALLOWED = {
     "numpy.ndarray": None,
     "numpy.dtype": _Dtype,
-    "collections.OrderedDict": lambda *items: OrderedDict(*items),
+    "collections.OrderedDict": OrderedDict,
     "_codecs.encode": _encode,
     "builtins.tuple": tuple,  # paddle pickles a tensor inside a container as tuple((name, array))
     "__builtin__.tuple": tuple,

@@ -1,8 +1,8 @@
 import logging
 
 import pytest
-
 from conftest import ZOO, tiny_config
+
 from ppgfl import ConfigError, build, build_model, load_config
 
 
@@ -60,7 +60,8 @@ def test_order_of_arguments():
     model = build_model(cfg)
     assert model.head.gfl_head_cls.weight.shape[0] == 7  # a shared key
     assert model.neck.strides == [8, 16, 32, 64, 128]  # facts win over the section
-    assert build_model(load_config("gfl_r18vd_1x_coco", ["num_classes=7", "GFLHead.num_classes=5"])).head.num_classes == 5
+    nested = load_config("gfl_r18vd_1x_coco", ["num_classes=7", "GFLHead.num_classes=5"])
+    assert build_model(nested).head.num_classes == 5
     cfg["GFLHead"]["nms"] = "MultiClassNMS"
     cfg["MultiClassNMS"] = {"keep_top_k": 3}
     assert build_model(cfg).decoder.nms.keep_top_k == 3  # the section of that name

@@ -200,7 +200,8 @@ def test_every_truncation_is_a_checkpoint_error(tmp_path):
 
 @pytest.mark.parametrize(("content", "found"), [
     (b"", "empty"), (b"\x1f\x8b\x08 gzip", "damaged"), (b"<html>404</html>", "damaged"),
-    (pickle.dumps([1, 2]), "holds a list"), (pickle.dumps({"a": "text"}), "'a' is a str"), (pickle.dumps({}), "no entries"),
+    (pickle.dumps([1, 2]), "holds a list"), (pickle.dumps({"a": "text"}), "'a' is a str"),
+    (pickle.dumps({}), "no entries"),
 ])
 def test_files_that_are_no_weights(tmp_path, content, found):
     (tmp_path / "w.pdparams").write_bytes(content)

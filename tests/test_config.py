@@ -1,6 +1,6 @@
 import pytest
-
 from conftest import ROOT, ZOO
+
 from ppgfl import ConfigError, load_config
 from ppgfl.config import shipped_configs
 

@@ -3,14 +3,14 @@ import json
 import cv2
 import numpy as np
 import pytest
-
 from conftest import COCO_MINI, recorded, sample, tiny_config
+
 from ppgfl import ConfigError, DataError, build, load_config
 from ppgfl.data.batch import PadBatch
 from ppgfl.data.dataset import COCODataSet, ImageFolder
 from ppgfl.data.image import read_image, write_image
 from ppgfl.data.loader import Batches, iterate
-from ppgfl.data.transforms import Decode, NormalizeImage, Permute, RandomFlip, RandomResize, Resize, apply
+from ppgfl.data.transforms import Decode, NormalizeImage, RandomFlip, RandomResize, Resize, apply
 
 
 def rng():

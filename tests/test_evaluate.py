@@ -3,8 +3,8 @@ import json
 import numpy as np
 import paddle
 import pytest
-
 from conftest import COCO_MINI, recorded, run_tool, tiny_config
+
 from ppgfl import CheckpointError, ConfigError, DataError, build, build_model, evaluate, load_config, load_weights
 from ppgfl.data.loader import iterate
 from ppgfl.detections import split_batch

@@ -7,8 +7,8 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 import pytest
-
 from conftest import GOLDEN, ZOO, recorded, sample
+
 from ppgfl import ConfigError, build_model, load_config
 from ppgfl.model.fpn import FPN, upsample_nearest
 from ppgfl.model.head import DGQP, FCOSFeat, GFLHead, Integral

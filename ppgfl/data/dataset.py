@@ -115,7 +115,8 @@ class COCODataSet:
         if missing:
             raise DataError(
                 f"{os.path.abspath(missing[0])}: no such image ({len(missing)} of the {len(records)} that "
-                f"{self.anno_path} lists are missing); set {self.section}.dataset_dir and {self.section}.image_dir, or restore the files")
+                f"{self.anno_path} lists are missing); set {self.section}.dataset_dir and "
+                f"{self.section}.image_dir, or restore the files")
 
 
 def read_annotations(path, section):
