@@ -21,6 +21,7 @@ from .model.fpn import FPN
 from .model.gfl import GFL
 from .model.head import DGQP, FCOSFeat, GFLHead
 from .model.resnet import ResNet
+from .optim import EMA, CosineDecay, ExpWarmup, LinearWarmup, PiecewiseDecay, make_optimizer, make_schedule
 from .targets import Gt2GFLTarget
 
 BACKBONES = {"ResNet": ResNet}
@@ -33,6 +34,8 @@ NMS = {"MultiClassNMS": MultiClassNMS}
 SAMPLE_TRANSFORMS = {cls.__name__: cls for cls in (Decode, Resize, RandomResize, RandomFlip, NormalizeImage, Permute)}
 BATCH_TRANSFORMS = {"PadBatch": PadBatch, "Gt2GFLTarget": Gt2GFLTarget}
 DATASETS = {"COCODataSet": COCODataSet, "ImageFolder": ImageFolder}
+DECAYS = {"PiecewiseDecay": PiecewiseDecay, "CosineDecay": CosineDecay}
+WARMUPS = {"LinearWarmup": LinearWarmup, "ExpWarmup": ExpWarmup}
 
 
 def build_model(cfg):
@@ -133,6 +136,42 @@ def build_loader(cfg, reader, dataset, *, seed=0):
     return make_loader(Samples(dataset.records, sample_transforms, seed), batches, batch_transforms, workers)
 
 
+def build_optimizer(cfg, model, *, steps_per_epoch, total_batch_size=None):
+    """The optimizer of the sections LearningRate and OptimizerBuilder, with its schedule as `._learning_rate`.
+
+    Args:
+        total_batch_size: images per step over all processes. The config's rate belongs to a step of
+            LearningRate.total_batch_size images (16, PaddleDetection's 8 GPUs with 2 each, unless it says otherwise)
+            and is scaled linearly. None: the rate as it stands.
+    """
+    check_config(cfg)
+    section = {"base_lr": 0.01, "schedulers": ["PiecewiseDecay", "LinearWarmup"], **(cfg.get("LearningRate") or {})}
+    base_lr = section["base_lr"]
+    if not isinstance(base_lr, (int, float)) or base_lr <= 0:
+        raise ConfigError(f"LearningRate.base_lr: {base_lr!r}; it must be a positive number")
+    if total_batch_size is not None:
+        reference = section.get("total_batch_size", 16)
+        scaled = base_lr * total_batch_size / reference
+        if scaled != base_lr:
+            logger.info("lr %g for %d images -> %g for %d (set LearningRate.base_lr to choose it yourself)",
+                        base_lr, reference, scaled, total_batch_size)
+        base_lr = scaled
+    # PaddleDetection: the first scheduler is the decay, the second the warm-up, by position
+    schedulers = section["schedulers"]
+    decay = _make(cfg, DECAYS, schedulers[0], "LearningRate.schedulers[0]")
+    warmup = _make(cfg, WARMUPS, schedulers[1], "LearningRate.schedulers[1]") if len(schedulers) > 1 else None
+    builder = {"optimizer": {"type": "Momentum", "momentum": 0.9}, "regularizer": {"type": "L2", "factor": 1e-4},
+               **(cfg.get("OptimizerBuilder") or {})}
+    return make_optimizer(model, make_schedule(base_lr, decay, warmup, steps_per_epoch), **builder)
+
+
+def build_ema(cfg, model):
+    """The moving average that `use_ema`, `ema_decay`, `ema_decay_type` ask for, or None."""
+    if not cfg.get("use_ema", False):
+        return None
+    return EMA(model, decay=cfg.get("ema_decay", 0.9998), decay_type=cfg.get("ema_decay_type", "threshold"))
+
+
 # --- from a YAML value to an object
 
 
@@ -166,7 +205,7 @@ def _parameters(cls):
 # --- are all keys known?
 
 CLASSES = {**BACKBONES, **NECKS, **HEADS, **TOWERS, **QUALITY_PREDICTORS, **LOSSES, **NMS, **SAMPLE_TRANSFORMS,
-           **BATCH_TRANSFORMS, **DATASETS}
+           **BATCH_TRANSFORMS, **DATASETS, **DECAYS, **WARMUPS}
 
 # Keys of a section that its class does not take: build_* above reads them, or PaddleDetection's files have them.
 OTHER_KEYS = {
@@ -185,7 +224,7 @@ READER_KEYS = ["sample_transforms", "batch_transforms", "batch_size", "shuffle",
 SECTIONS = {
     "GFL": ["backbone", "neck", "head"],
     "TrainReader": READER_KEYS, "EvalReader": READER_KEYS, "TestReader": READER_KEYS,
-    "LearningRate": ["base_lr", "schedulers"],
+    "LearningRate": ["base_lr", "schedulers", "total_batch_size"],
     "OptimizerBuilder": ["optimizer", "regularizer", "clip_grad_by_norm", "clip_grad_by_value"],
     "export": ["post_process", "nms", "benchmark", "fuse_conv_bn"],
 }

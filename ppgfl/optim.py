@@ -1,0 +1,196 @@
+"""Learning-rate schedule, optimizer, and the moving average of the weights."""
+import math
+from dataclasses import dataclass
+
+import paddle
+
+from .errors import ConfigError, nearest
+
+
+@dataclass(frozen=True)
+class PiecewiseDecay:
+    """Steps down at each milestone.
+
+    Attributes:
+        gamma: factors of the base rate, one per milestone; PaddleDetection: one number g means g, g/10, g/100, ...
+        milestones: epochs.
+        values: the rates themselves, one more than milestones, instead of `gamma`.
+    """
+
+    gamma: object = (0.1, 0.01)
+    milestones: tuple = (8, 11)
+    values: tuple = None
+    use_warmup: bool = True
+
+    def __post_init__(self):
+        factors = len(self.values) - 1 if self.values else len(self.factors())
+        if factors != len(self.milestones):
+            raise ConfigError(f"PiecewiseDecay: {len(self.milestones)} milestones need as many factors in gamma, or "
+                              "one value more than milestones")
+
+    def factors(self):
+        if isinstance(self.gamma, (int, float)):
+            return [self.gamma / 10**i for i in range(len(self.milestones))]
+        return list(self.gamma)
+
+    def factor(self, step, steps_per_epoch, base_lr, warmup_steps):
+        passed = sum(step >= int(steps_per_epoch) * milestone for milestone in self.milestones)
+        if self.values:
+            return self.values[passed] / base_lr
+        return [1.0, *self.factors()][passed]
+
+
+@dataclass(frozen=True)
+class CosineDecay:
+    """Half a cosine from the end of the warm-up to `max_epochs`.
+
+    Attributes:
+        max_epochs: where it ends.
+        min_lr_ratio: what is left of the base rate at the end.
+        last_plateau_epochs: the last epochs stay at that.
+        use_warmup: the cosine starts where the warm-up ends, else at step 0.
+    """
+
+    max_epochs: int = 1000
+    use_warmup: bool = True
+    min_lr_ratio: float = 0.0
+    last_plateau_epochs: int = 0
+
+    def factor(self, step, steps_per_epoch, base_lr, warmup_steps):
+        start = warmup_steps if self.use_warmup else 0
+        length = self.max_epochs * steps_per_epoch - start - self.last_plateau_epochs * steps_per_epoch
+        done = min(1.0, max(0.0, (step - start) / max(1, length)))
+        return self.min_lr_ratio + (1 - self.min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+@dataclass(frozen=True)
+class LinearWarmup:
+    """From `start_factor` times the base rate to the base rate, in `steps` steps or in `epochs` epochs."""
+
+    steps: int = 500
+    start_factor: float = 1 / 3
+    epochs: int = None
+    epochs_first: bool = True
+
+    def length(self, steps_per_epoch):
+        return max(1, self.epochs * steps_per_epoch if self.epochs and self.epochs_first else self.steps)
+
+    def factor(self, done):
+        return self.start_factor * (1 - done) + done
+
+
+@dataclass(frozen=True)
+class ExpWarmup:
+    """From 0 to the base rate along done ** `power`, in `steps` steps or in `epochs` epochs."""
+
+    steps: int = 1000
+    epochs: int = None
+    power: int = 2
+
+    def length(self, steps_per_epoch):
+        return max(1, self.epochs * steps_per_epoch if self.epochs is not None else self.steps)
+
+    def factor(self, done):
+        return done**self.power
+
+
+def make_schedule(base_lr, decay, warmup, steps_per_epoch):
+    """A paddle LRScheduler of `decay` after `warmup` (may be None); call its step() once per iteration."""
+    warmup_steps = warmup.length(steps_per_epoch) if warmup and decay.use_warmup else 0
+
+    def factor(step):
+        if step < warmup_steps:
+            return warmup.factor(step / warmup_steps)
+        return decay.factor(step, steps_per_epoch, base_lr, warmup_steps)
+
+    return paddle.optimizer.lr.LambdaDecay(base_lr, factor)
+
+
+OPTIMIZERS = {"Momentum": paddle.optimizer.Momentum, "SGD": paddle.optimizer.SGD, "Adam": paddle.optimizer.Adam,
+              "AdamW": paddle.optimizer.AdamW}
+REGULARIZERS = {"L1": paddle.regularizer.L1Decay, "L2": paddle.regularizer.L2Decay}
+
+
+def make_optimizer(model, schedule, *, optimizer, regularizer=None, clip_grad_by_norm=None, clip_grad_by_value=None):
+    """The paddle optimizer of an OptimizerBuilder section, over the parameters that learn.
+
+    Args:
+        optimizer: {"type": "Momentum" | "SGD" | "Adam" | "AdamW", and the arguments of that paddle class}.
+        regularizer: {"type": "L1" | "L2", "factor": number} or None.
+        clip_grad_by_norm, clip_grad_by_value: limit of the norm over all gradients, or of each value.
+    """
+    arguments = dict(optimizer)
+    kind = arguments.pop("type", "Momentum")
+    if kind not in OPTIMIZERS:
+        raise ConfigError(f"OptimizerBuilder.optimizer.type: {kind!r}; {nearest(kind, OPTIMIZERS)}")
+    if regularizer is not None:
+        name = regularizer.get("type", "L2")
+        if name not in REGULARIZERS:
+            raise ConfigError(f"OptimizerBuilder.regularizer.type: {name!r}; {nearest(name, REGULARIZERS)}")
+        if kind == "AdamW":
+            raise ConfigError("OptimizerBuilder.regularizer: AdamW decays weights itself; set regularizer to null and "
+                              "optimizer.weight_decay to the factor")
+        arguments["weight_decay"] = REGULARIZERS[name](float(regularizer.get("factor", 1e-4)))
+    clip = None
+    if clip_grad_by_norm is not None:
+        clip = paddle.nn.ClipGradByGlobalNorm(clip_norm=float(clip_grad_by_norm))
+    elif clip_grad_by_value is not None:
+        clip = paddle.nn.ClipGradByValue(max=float(clip_grad_by_value))
+    learning = [p for p in model.parameters() if not p.stop_gradient]
+    try:
+        return OPTIMIZERS[kind](learning_rate=schedule, parameters=learning, grad_clip=clip, **arguments)
+    except TypeError as error:
+        raise ConfigError(f"OptimizerBuilder.optimizer: {error}; these are the arguments of paddle.optimizer.{kind}") \
+            from error
+
+
+class EMA:
+    """Moving average of every float entry of a model's state, in float32 (PaddleDetection's ModelEMA).
+
+    Args:
+        model: a paddle Layer.
+        decay: the largest share of the old average that is kept.
+        decay_type: how the share d grows with the step s: "threshold" min(decay, (1 + s) / (10 + s)), "exponential"
+            decay * (1 - exp(-(s + 1) / 2000)), "normal" decay at once.
+
+    The average starts at zero; but for "exponential", `weights` divides by 1 - d ** s to make up for it.
+    """
+
+    def __init__(self, model, decay=0.9998, decay_type="threshold"):
+        if decay_type not in ("threshold", "normal", "exponential"):
+            raise ConfigError(f"ema_decay_type: {decay_type!r}; allowed: threshold, normal, exponential")
+        self.model = model
+        self.decay = decay
+        self.decay_type = decay_type
+        self.step = 0
+        self.average = {name: paddle.zeros(value.shape, dtype="float32")
+                        for name, value in _float_entries(model).items()}
+
+    def _share(self, step):
+        if self.decay_type == "threshold":
+            return min(self.decay, (1 + step) / (10 + step))
+        if self.decay_type == "exponential":
+            return self.decay * (1 - math.exp(-(step + 1) / 2000))
+        return self.decay
+
+    @paddle.no_grad()
+    def update(self):
+        """Take in the model's weights after an optimizer step."""
+        share = self._share(self.step)
+        for name, value in _float_entries(self.model).items():
+            self.average[name] = share * self.average[name] + (1 - share) * value.astype("float32")
+        self.step += 1
+
+    @paddle.no_grad()
+    def weights(self):
+        """The state to evaluate and to save: {name: tensor}, the model's own before the first step."""
+        state = dict(self.model.state_dict())
+        if self.step == 0:
+            return state
+        scale = 1.0 if self.decay_type == "exponential" else 1 - self._share(self.step - 1) ** self.step
+        state.update({name: value / scale for name, value in self.average.items()})
+        return state
+
+
+def _float_entries(model):
+    return {name: value for name, value in model.state_dict().items() if "float" in str(value.dtype)}
