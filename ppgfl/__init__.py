@@ -9,6 +9,8 @@ The public names load on first use, so that `import ppgfl` costs milliseconds:
     found = ppgfl.Detector("gfl_r50_fpn_1x_coco", weights="gfl_r50_fpn_1x_coco.pdparams")("photo.jpg")
 """
 import importlib
+import sys
+import types
 
 from . import runtime
 
@@ -21,31 +23,41 @@ _HOMES = {
     "build_model": "build",
     "load_weights": "checkpoint",
     "evaluate": "evaluate",
+    "train": "train",
     "Detector": "predict",
     "Detections": "detections",
     "ConfigError": "errors",
+    "TrainingError": "errors",
     "DataError": "errors",
     "CheckpointError": "errors",
 }
 _MODULES = {
-    "boxes", "build", "checkpoint", "config", "data", "decode", "detections", "draw", "errors", "model", "predict",
+    "boxes", "build", "checkpoint", "config", "data", "decode", "detections", "draw", "errors", "losses", "model",
+    "optim", "predict", "resume", "targets",
 }
 __all__ = list(_HOMES)
 
 
 def __getattr__(name):
-    if _HOMES.get(name, name) not in ("config", "errors") and name in {*_HOMES, *_MODULES}:
-        runtime.import_paddle()
-    if name in _HOMES:
-        value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
-    elif name in _MODULES:
-        value = importlib.import_module(f".{name}", __name__)
-    else:
+    if name not in {*_HOMES, *_MODULES}:
         raise AttributeError(f"module 'ppgfl' has no attribute '{name}'")
-    # Importing ppgfl.evaluate also binds the module to the name `evaluate`: the public function wins.
-    globals()[name] = value
-    return value
+    home = _HOMES.get(name, name)
+    if home not in ("config", "errors"):
+        runtime.import_paddle()
+    module = importlib.import_module(f".{home}", __name__)
+    return getattr(module, name) if name in _HOMES else module
 
 
 def __dir__():
     return sorted(set(globals()) | set(_HOMES) | _MODULES)
+
+
+class _Package(types.ModuleType):
+    """`ppgfl.evaluate` and `ppgfl.train` are the functions, though importing their modules binds those names too."""
+
+    def __setattr__(self, name, value):
+        same_name = _HOMES.get(name) == name and isinstance(value, types.ModuleType)
+        super().__setattr__(name, getattr(value, name) if same_name else value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -123,8 +123,11 @@ def build_transforms(cfg, reader):
     return build(SAMPLE_TRANSFORMS, "sample_transforms"), build(BATCH_TRANSFORMS, "batch_transforms")
 
 
-def build_loader(cfg, reader, dataset, *, seed=0):
-    """The loader of a data set (see `data.loader.iterate`); batch size and order from the reader's section."""
+def build_loader(cfg, reader, dataset, *, seed=0, rank=0, world_size=1):
+    """The loader of a data set (see `data.loader.iterate`); batch size and order from the reader's section.
+
+    `loader.batch_sampler` is its `data.loader.Batches`; set its `epoch` before each round.
+    """
     sample_transforms, batch_transforms = build_transforms(cfg, reader)
     section = cfg[reader]
     batch_size, workers = section.get("batch_size", 1), cfg.get("worker_num", 0)
@@ -132,7 +135,10 @@ def build_loader(cfg, reader, dataset, *, seed=0):
         if not isinstance(value, int) or value < low:
             raise ConfigError(f"{key}: {value!r}; it must be a whole number, {low} or more")
     batches = Batches(len(dataset.records), batch_size, shuffle=section.get("shuffle", False),
-                      drop_last=section.get("drop_last", False), seed=seed)
+                      drop_last=section.get("drop_last", False), seed=seed, rank=rank, world_size=world_size)
+    if not len(batches):
+        raise ConfigError(f"{reader}.batch_size: {batch_size} on {world_size} processes, but the data set has only "
+                          f"{len(dataset.records)} images; set it lower")
     return make_loader(Samples(dataset.records, sample_transforms, seed), batches, batch_transforms, workers)
 
 

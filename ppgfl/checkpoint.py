@@ -10,6 +10,7 @@ from .errors import CheckpointError
 from .log import logger
 
 NAME_TABLE = "StructuredToParameterName@@"  # paddle.save adds it; loading by structure does not need it
+CLASS_LAYER = ("head.gfl_head_cls.weight", "head.gfl_head_cls.bias")
 
 
 @dataclass
@@ -157,3 +158,32 @@ def _likely_cause(report):
     if backbone:
         return "the backbones differ (ResNet depth or variant); take the config that belongs to this file"
     return "take the config that belongs to this file"
+
+
+def load_pretrained(model, path):
+    """Load the weights that training starts from: an ImageNet backbone, or a detector.
+
+    A backbone file has no `backbone.` prefix, and its classifier is not used. A detector of another number of classes
+    fills all but the classification layer, which keeps its fresh initialisation. Anything else must match.
+
+    Returns: the `Report`. Raises: CheckpointError.
+    """
+    path = find(path)
+    state = read(path)
+    targets = model.state_dict()
+    whole = any(name.startswith(("backbone.", "neck.", "head.")) for name in state)
+    if not whole:
+        state = {f"backbone.{name}": array for name, array in state.items()}
+        targets = {name: target for name, target in targets.items() if name.startswith("backbone.")}
+    report, values = match(targets, state, str(path))
+    classes = [name for name, _, _ in report.misshapen if name in CLASS_LAYER]
+    other = [row for row in report.misshapen if row[0] not in CLASS_LAYER]
+    if report.missing or other or (whole and report.unused):
+        raise CheckpointError(f"{path}: does not fit the model to be trained: {report.summary()}; "
+                              f"{_likely_cause(report)}", report)
+    for name, value in values.items():
+        targets[name].set_value(value)
+    logger.info("%s: %d entries loaded%s%s", path, len(report.loaded),
+                f", {len(report.unused)} not used ({', '.join(report.unused[:4])})" if report.unused else "",
+                f"; another number of classes, so these start anew: {', '.join(classes)}" if classes else "")
+    return report

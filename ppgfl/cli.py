@@ -1,15 +1,16 @@
 """Command lines: arguments -> one call each. `tools/*.py` are these, under the names users know."""
 import argparse
+import logging
 import sys
 from pathlib import Path
 
-from . import runtime
+from . import dist, runtime
 from .errors import DataError, UserError
 from .log import logger, set_up
 
 
 def main(command, arguments=None):
-    """Run "eval" or "infer" with a list of arguments. Returns the exit code: 0, or 2 after one line on stderr."""
+    """Run "eval", "infer" or "train" with a list of arguments. Returns the exit code: 0, or 2 after one line on stderr."""
     parser = argparse.ArgumentParser(prog=f"{command}.py", formatter_class=argparse.RawDescriptionHelpFormatter,
                                      description=COMMANDS[command].__doc__)
     parser.add_argument("-c", "--config", required=True, metavar="FILE",
@@ -18,7 +19,7 @@ def main(command, arguments=None):
                         help="overrides of the config, as in -o weights=W.pdparams TestReader.batch_size=4")
     ADD_ARGUMENTS[command](parser)
     args = parser.parse_args(arguments)
-    set_up()
+    set_up(logging.INFO if dist.is_main() else logging.WARNING)
     try:
         runtime.import_paddle()
         COMMANDS[command](args)
@@ -99,5 +100,44 @@ def _images(args):
     return args.infer_img or args.infer_dir
 
 
-COMMANDS = {"eval": evaluate, "infer": infer}
-ADD_ARGUMENTS = {"eval": _evaluate_arguments, "infer": _infer_arguments}
+def train(args):
+    """Train a detector.
+
+    python tools/train.py -c configs/gfl/gfl_r50_fpn_1x_coco.yml --eval
+    python -m paddle.distributed.launch --gpus 0,1,2,3 tools/train.py -c configs/gfl/gfl_r50_fpn_1x_coco.yml --eval
+    """
+    from .train import train
+
+    train(_load(args), run_name=Path(args.config).stem, evaluate=args.eval, resume=args.resume,
+          amp=args.amp, accumulate=args.accumulate, use_vdl=args.use_vdl, vdl_log_dir=args.vdl_log_dir,
+          to_static=args.to_static, seed=args.seed, patience=args.patience, best_metric=args.best_metric,
+          scale_lr=not any(option.startswith("LearningRate.base_lr=") for option in args.opt),
+          command=" ".join(sys.argv))
+
+
+def _train_arguments(parser):
+    parser.add_argument("--eval", action="store_true", help="evaluate after each snapshot_epoch, keep the best model")
+    parser.add_argument("-r", "--resume", nargs="?", const="", metavar="PATH",
+                        help="go on from this checkpoint; without PATH from the newest of this run")
+    parser.add_argument("--amp", nargs="?", const="O1", choices=("O1", "O2"), help="mixed precision on a GPU")
+    parser.add_argument("--accumulate", type=int, default=1, metavar="N", help="batches per optimizer step (1)")
+    parser.add_argument("--use_vdl", nargs="?", const=True, default=False, type=_boolean, metavar="BOOL",
+                        help="write a VisualDL log")
+    parser.add_argument("--vdl_log_dir", metavar="DIR", help="where to (default: the run's folder/vdl)")
+    parser.add_argument("--to_static", action="store_true", help="compile the model into a static graph")
+    parser.add_argument("--seed", type=int, default=0, help="of initialisation, order and augmentation (0)")
+    parser.add_argument("--patience", type=int, default=0, metavar="N",
+                        help="stop after N epochs without a better evaluation (0: never)")
+    parser.add_argument("--best_metric", default="AP", help="AP, AP50, AP75, APs, APm, APl, AR1, ... (AP)")
+
+
+def _boolean(text):
+    if text.lower() in ("true", "1", "yes"):
+        return True
+    if text.lower() in ("false", "0", "no"):
+        return False
+    raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+
+
+COMMANDS = {"eval": evaluate, "infer": infer, "train": train}
+ADD_ARGUMENTS = {"eval": _evaluate_arguments, "infer": _infer_arguments, "train": _train_arguments}

@@ -16,6 +16,10 @@ class DataError(UserError):
     """An image, an annotation file or a folder that cannot be used."""
 
 
+class TrainingError(UserError):
+    """Training cannot go on: a loss is not finite."""
+
+
 class CheckpointError(UserError):
     """A weights file that is absent, damaged, dangerous, or made for another model.
 

@@ -1,5 +1,6 @@
 """COCO evaluation: a data set through a model, and pycocotools over the result."""
 import contextlib
+import copy
 import io
 import json
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import paddle
 
+from . import dist
 from .build import build_dataset, build_loader, build_model
 from .checkpoint import load_weights
 from .data.loader import iterate
@@ -45,10 +47,11 @@ def evaluate(cfg, *, weights=None, model=None, output_dir=".", json_eval=False, 
         if model is None:
             model = build_model(cfg)
             load_weights(model, weights or cfg.get("weights", ""))
-        results = run(model, build_loader(cfg, "EvalReader", dataset), dataset)
-        result_file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(result_file, results)
-        logger.info("%d detections written to %s", len(results), result_file.resolve())
+        results = run(model, cfg, dataset)
+        if dist.is_main():
+            result_file.parent.mkdir(parents=True, exist_ok=True)
+            write_json(result_file, results)
+            logger.info("%d detections written to %s", len(results), result_file.resolve())
     if save_prediction_only:
         return {}
     return coco_metrics(dataset, results, classwise=classwise)
@@ -63,17 +66,23 @@ def check_classes(cfg, class_names, source):
                           f"set num_classes to {len(class_names)}, or take the annotations that belong to the model")
 
 
-def run(model, loader, dataset):
-    """All images of a loader through a model -> COCO results. Leaves the model in evaluation mode."""
+def run(model, cfg, dataset):
+    """All images of a data set through a model -> COCO results. Leaves the model in evaluation mode.
+
+    Several processes take a share of the images each; all return all results.
+    """
     model.eval()
     results = []
-    batches = progress(iterate(loader), total=len(dataset.records), what="evaluate",
+    share = copy.copy(dataset)
+    share.records = dataset.records[dist.rank()::dist.world_size()]
+    loader = build_loader(cfg, "EvalReader", share) if share.records else ()
+    batches = progress(iterate(loader), total=len(share.records), what="evaluate",
                        size=lambda batch: len(batch["im_id"]))
     with paddle.no_grad():
         for batch in batches:
             for image_id, rows in zip(batch["im_id"].numpy().tolist(), split_batch(model(batch))):
                 results += coco_records(rows, image_id, dataset.category_ids)
-    return results
+    return dist.gather(results)
 
 
 def read_results(path):

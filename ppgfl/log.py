@@ -33,6 +33,14 @@ def progress(batches, *, total, unit="image", what="", size=len):
         yield from _progress_lines(batches, total, unit, what, size)
 
 
+def training_bar(steps, what):
+    """A bar over the steps of an epoch, shown on a terminal only; use it in a `with`."""
+    from tqdm import tqdm
+
+    shown = sys.stderr.isatty() and logger.isEnabledFor(logging.INFO) and bool(logger.handlers)
+    return tqdm(total=steps, desc=what, unit="step", disable=not shown, leave=False)
+
+
 def _progress_lines(batches, total, unit, what, size, every=10.0):
     done, start = 0, time.perf_counter()
     last = start

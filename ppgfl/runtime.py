@@ -95,6 +95,13 @@ def select_device(use_gpu):
     return "cpu"
 
 
+def on_gpu():
+    """Whether the device that `select_device` chose is a GPU."""
+    import paddle
+
+    return str(paddle.device.get_device()).startswith("gpu")
+
+
 def import_paddle():
     """Import paddle without the advice that 2.6 prints about OMP_NUM_THREADS, which the MKL builds do not need."""
     captured = io.StringIO()

@@ -37,25 +37,36 @@ class Samples(paddle.io.Dataset):
 
 
 class Batches(paddle.io.BatchSampler):
-    """Lists of (epoch, index). Set `epoch` before each round through the data."""
+    """Lists of (epoch, index). Set `epoch` before each round through the data.
 
-    def __init__(self, length, batch_size, *, shuffle=False, drop_last=False, seed=0):
+    With several processes (`world_size`), each takes its part of every step's images, and all take equally many steps;
+    unless `drop_last`, the last step is filled up with images from the front.
+    """
+
+    def __init__(self, length, batch_size, *, shuffle=False, drop_last=False, seed=0, rank=0, world_size=1):
         self.length = length
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.drop_last = drop_last
         self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
         self.epoch = 0
 
     def __iter__(self):
         order = np.arange(self.length)
         if self.shuffle:
             order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
+        step_size = self.batch_size * self.world_size
+        if self.world_size > 1:
+            order = np.resize(order, len(self) * step_size)  # repeats from the front
+        for step in range(len(self)):
+            start = step * step_size + self.rank * self.batch_size
             yield [(self.epoch, int(index)) for index in order[start:start + self.batch_size]]
 
     def __len__(self):
-        return self.length // self.batch_size if self.drop_last else -(-self.length // self.batch_size)
+        step_size = self.batch_size * self.world_size
+        return self.length // step_size if self.drop_last else -(-self.length // step_size)
 
 
 def make_batch(samples, batch_transforms):

@@ -149,6 +149,11 @@ class NormalizeImage:
     def __call__(self, sample, rng=None):
         sample["image"] = cv2.LUT(sample["image"], self.table)
 
+    def undo(self, image):
+        """Normalised [H, W, 3] -> uint8 RGB, for pictures."""
+        low, high = self.table[0, 0], self.table[0, 255]
+        return np.round((image - low) / (high - low) * 255).clip(0, 255).astype(np.uint8)
+
 
 class Permute:
     """[H, W, 3] -> [3, H, W]."""

@@ -1,0 +1,77 @@
+"""What a training run leaves on disk beside its checkpoints."""
+import csv
+import datetime
+import io
+import json
+import os
+import platform
+
+import numpy as np
+import paddle
+import yaml
+
+from . import dist
+from .detections import write_json, write_text
+from .errors import ConfigError
+from .evaluate import METRICS
+from .log import logger
+
+COLUMNS = ("epoch", "step", "lr", "loss", "loss_qfl", "loss_bbox", "loss_dfl", *METRICS)
+
+
+class RunFolder:
+    """`config.yml` (resolved), `run.json` (each start: command, versions), `results.csv` (a row per epoch),
+    `metrics.json` (the last numbers). Only process 0 writes.
+
+    Raises ConfigError when the folder holds another run and this one does not resume it.
+    """
+
+    def __init__(self, path, *, resuming):
+        self.path = path
+        if not resuming and any(path.glob("*.pdparams")):
+            raise ConfigError(f"{path.absolute()}: holds a run already; --resume to go on with it, or choose another "
+                              "folder with -o save_dir=")
+
+    def describe(self, cfg, options, progress, train_set, images_per_step):
+        """Write what this run is, and say in the log where everything goes."""
+        logger.info("%d images, %d a step, epochs %d to %d; everything goes to %s", len(train_set.records),
+                    images_per_step, progress.epoch + 1, cfg.get("epoch", 12), self.path.absolute())
+        if not dist.is_main():
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_text(self.path / "config.yml", yaml.safe_dump(cfg, sort_keys=False, allow_unicode=True))
+        starts = json.loads(self._text("run.json") or "[]")
+        starts.append({
+            "command": options.command, "options": {k: v for k, v in vars(options).items() if k != "command"},
+            "time": datetime.datetime.now().isoformat(timespec="seconds"), "from_epoch": progress.epoch,
+            "processes": dist.world_size(), "images_per_step": images_per_step, "python": platform.python_version(),
+            "paddle": paddle.__version__, "numpy": np.__version__, "device": str(paddle.device.get_device())})
+        write_json(self.path / "run.json", starts)
+        self._write_rows(progress.rows)
+
+    def add_row(self, progress, lr, losses, metrics):
+        """Add an epoch to the progress and to results.csv."""
+        row = {"epoch": progress.epoch, "step": progress.step, "lr": lr, **losses, **metrics}
+        progress.rows.append({key: float(row[key]) if key in row else None for key in COLUMNS})
+        if dist.is_main():
+            self._write_rows(progress.rows)
+
+    def finish(self, progress, metrics):
+        """Write metrics.json and say where the results are."""
+        if dist.is_main():
+            write_json(self.path / "metrics.json", {"epoch": progress.epoch, "best": progress.best,
+                                                    "best_epoch": progress.best_epoch, **metrics})
+        logger.info("finished: weights in %s, curves in %s", self.path / "model_final.pdparams",
+                    self.path / "results.csv")
+
+    def _write_rows(self, rows):
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for row in rows:
+            writer.writerow(["" if row[key] is None else f"{row[key]:.10g}" for key in COLUMNS])
+        write_text(self.path / "results.csv", text.getvalue())
+
+    def _text(self, name):
+        path = self.path / name
+        return path.read_text(encoding="utf-8") if os.path.exists(path) else ""
