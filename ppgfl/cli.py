@@ -10,7 +10,7 @@ from .log import logger, set_up
 
 
 def main(command, arguments=None):
-    """Run "eval", "infer" or "train" with a list of arguments. Returns the exit code: 0, or 2 after one line on stderr."""
+    """Run a command with a list of arguments. Returns the exit code: 0, or 2 after one line on stderr."""
     parser = argparse.ArgumentParser(prog=f"{command}.py", formatter_class=argparse.RawDescriptionHelpFormatter,
                                      description=COMMANDS[command].__doc__)
     parser.add_argument("-c", "--config", required=True, metavar="FILE",

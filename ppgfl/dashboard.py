@@ -5,10 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
-from .draw import draw_boxes
+from .data.transforms import NormalizeImage
+from .detections import Detections
 from .log import logger
 
 FILE_NAME = "vdlrecords.ppgfl.log"  # a fixed name: VisualDL shows one file per folder, and a resumed run goes on in it
+PICTURES = 4  # images of the first batch, and of the validation set
 
 
 def _never_fails(method):
@@ -26,7 +28,7 @@ def _never_fails(method):
 
 
 class Dashboard:
-    """Writes to `folder`; does nothing when `folder` is None. `step` counts optimizer steps, `epoch` finished epochs."""
+    """Writes to `folder`; does nothing when `folder` is None. `step` counts optimizer steps."""
 
     def __init__(self, folder, *, resume_step=0):
         self.writer = None
@@ -52,22 +54,29 @@ class Dashboard:
         """{tag: number}."""
         for tag, value in values.items():
             self.writer.add_scalar(tag, float(value), step)
-        self._flush()
+        if values:
+            self._flush()
 
     @_never_fails
-    def image(self, tag, picture, step):
-        """picture: [H, W, 3] uint8 BGR."""
-        self.writer.add_image(tag, np.ascontiguousarray(picture[..., ::-1]), step)
+    def images(self, tag, pictures, step):
+        """pictures: an iterable of (name, [H, W, 3] uint8 BGR), made only if there is a dashboard."""
+        for name, picture in pictures:
+            self.writer.add_image(f"{tag}_{name}", np.ascontiguousarray(picture[..., ::-1]), step)
+        self._flush()
 
     @_never_fails
     def histograms(self, model, step):
         """Weights and gradients of every parameter that learns."""
         for name, parameter in model.named_parameters():
             if not parameter.stop_gradient:
-                self.writer.add_histogram(f"weights/{name}", parameter.numpy().ravel(), step)
+                self._histogram(f"weights/{name}", parameter, step)
                 if parameter.grad is not None:
-                    self.writer.add_histogram(f"gradients/{name}", parameter.grad.numpy().ravel(), step)
+                    self._histogram(f"gradients/{name}", parameter.grad, step)
         self._flush()
+
+    def _histogram(self, tag, tensor, step):
+        # In float64, since numpy cannot divide the narrow range of nearly equal float32 values into bins.
+        self.writer.add_histogram(tag, tensor.numpy().ravel().astype(np.float64), step)
 
     @_never_fails
     def hyper_parameters(self, values, metrics, step):
@@ -85,24 +94,26 @@ class Dashboard:
         self.writer._get_file_writer().flush()
 
 
-def training_pictures(batch, normalize, class_names, limit=4):
-    """The images of a batch as the network sees them, with the boxes of their positive cells.
-
-    Args:
-        batch: a training batch of tensors.
-        normalize: the `NormalizeImage` that made it, to undo it.
-
-    Returns: list of [H, W, 3] uint8 BGR.
-    """
-    from .detections import Detections
-
-    pictures = []
-    for i in range(min(limit, len(batch["image"]))):
+def training_pictures(batch, loader, class_names):
+    """Yield (place, picture) of the first images of a batch as the network sees them, with their targets' boxes."""
+    normalize = next(t for t in loader.dataset.transforms if isinstance(t, NormalizeImage))
+    for i in range(min(PICTURES, len(batch["image"]))):
         image = normalize.undo(batch["image"][i].numpy().transpose(1, 2, 0))[..., ::-1]
         labels, boxes = batch["labels"][i].numpy(), batch["bbox_targets"][i].numpy()
         rows = np.column_stack([labels, np.ones(len(labels)), boxes])[labels < len(class_names)]
-        pictures.append(draw_boxes(image, Detections.from_rows(np.unique(rows, axis=0), class_names)))
-    return pictures
+        yield i, Detections.from_rows(np.unique(rows, axis=0), class_names, image=image).draw()
+
+
+def prediction_pictures(dataset, results, threshold=0.3):
+    """Yield (image id, picture) of a data set's first images with the COCO results on them."""
+    class_of = {category: index for index, category in enumerate(dataset.category_ids)}
+    for record in dataset.records[:PICTURES]:
+        rows = [[class_of[r["category_id"]], r["score"], *r["bbox"]] for r in results
+                if r["image_id"] == record["im_id"]]
+        rows = np.array(rows, np.float32).reshape(-1, 6)
+        rows[:, 4:] += rows[:, 2:4]  # width and height -> the other corner
+        found = Detections.from_rows(rows, dataset.class_names, path=record["im_file"])
+        yield record["im_id"], found.draw(threshold)
 
 
 def _forget_after(path, step):

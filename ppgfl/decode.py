@@ -8,7 +8,7 @@ import paddle.nn.functional as F
 from .boxes import cell_centers, distances_to_boxes
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class MultiClassNMS:
     """Per-class NMS, with the settings and the arithmetic of PaddleDetection's section of that name.
 
@@ -40,7 +40,7 @@ class MultiClassNMS:
         return bbox, bbox_num
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Decoder:
     """Maps of the head -> detections in pixels of the original image. Boxes are not clipped to the image.
 

@@ -14,7 +14,7 @@ from .boxes import boxes_to_distances, cell_centers, distances_to_boxes, giou, i
 EPSILON_TO_LAST_BIN = 0.1  # PaddleDetection: DFL targets end at reg_max - 0.1, so that a right neighbour exists
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class QualityFocalLoss:
     """Focal loss towards the IoU of the predicted box (GFL, equation 5).
 
@@ -39,7 +39,7 @@ class QualityFocalLoss:
         return self.loss_weight * entropy * (quality - probability).abs().pow(self.beta)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class DistributionFocalLoss:
     """Cross entropy towards the two bins around a distance, weighted by nearness (GFL, equation 6)."""
 
@@ -47,16 +47,13 @@ class DistributionFocalLoss:
 
     def __call__(self, logits, distance):
         """logits [..., R], distance [...] from 0 to below R - 1 -> [...]."""
-        left = distance.floor()
-        to_right = distance - left
-        log_p = F.log_softmax(logits, axis=-1)
-        bins = logits.shape[-1]
-        target = F.one_hot(left.astype("int64"), bins) * (1 - to_right).unsqueeze(-1)
-        target = target + F.one_hot(left.astype("int64") + 1, bins) * to_right.unsqueeze(-1)
-        return -self.loss_weight * (target * log_p).sum(axis=-1)
+        bins = paddle.arange(logits.shape[-1], dtype="float32")
+        # The two bins around the distance get 1 - |distance - bin|, all others 0: no index that NaN could break.
+        target = (1 - (distance.unsqueeze(-1) - bins).abs()).clip(min=0)
+        return -self.loss_weight * (target * F.log_softmax(logits, axis=-1)).sum(axis=-1)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class GIoULoss:
     """1 - GIoU."""
 
@@ -68,7 +65,7 @@ class GIoULoss:
         return self.loss_weight * (1 - giou(prediction, target, eps=self.eps))
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class GFLCriterion:
     """The three losses of GFL with PaddleDetection's weights and normalisers.
 

@@ -137,6 +137,6 @@ def _rename(state, old_names, new_names):
     renamed = {}
     for key, value in state.items():
         owner = max((old for old in new_of if key.startswith(f"{old}_")), key=len, default=None)
-        value = paddle.to_tensor(value) if isinstance(value, np.ndarray) else value
-        renamed[key if owner is None else new_of[owner] + key[len(owner):]] = value
+        name = key if owner is None else new_of[owner] + key[len(owner):]
+        renamed[name] = paddle.to_tensor(value) if isinstance(value, np.ndarray) else value
     return renamed

@@ -1,27 +1,21 @@
 """Training, in the order in which things happen."""
-import math
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import paddle
 
 from . import dist, resume, runtime
 from .build import build_dataset, build_ema, build_loader, build_model, build_optimizer
 from .checkpoint import load_pretrained
-from .dashboard import Dashboard, training_pictures
+from .dashboard import Dashboard, prediction_pictures, training_pictures
 from .data.loader import iterate
-from .data.transforms import NormalizeImage
-from .detections import Detections, split_batch
-from .errors import ConfigError, TrainingError
+from .errors import ConfigError
 from .evaluate import METRICS, check_classes, coco_metrics, run
 from .log import logger, training_bar
+from .meter import Meter
 from .run_folder import RunFolder
 
-LOSSES = ("loss", "loss_qfl", "loss_bbox", "loss_dfl")
 HISTOGRAMS_EVERY = 5  # epochs
-PICTURED = 4  # validation images whose predictions go to the dashboard
 
 
 @dataclass
@@ -100,7 +94,8 @@ def _train(cfg, options, folder):
                           world_size=dist.world_size())
     steps = len(loader.batch_sampler) // options.accumulate
     if not steps:
-        raise ConfigError(f"--accumulate: {options.accumulate}, but an epoch has only {len(loader.batch_sampler)} batches")
+        raise ConfigError(f"--accumulate: {options.accumulate}, but an epoch has only "
+                          f"{len(loader.batch_sampler)} batches")
     images_per_step = cfg["TrainReader"].get("batch_size", 1) * dist.world_size() * options.accumulate
 
     model = build_model(cfg)
@@ -112,30 +107,31 @@ def _train(cfg, options, folder):
     folder.describe(cfg, options, progress, train_set, images_per_step)
     board = Dashboard(_dashboard_folder(options, folder), resume_step=progress.step)
 
-    step_model, scaler, amp = _prepare(cfg, options, model, optimizer)
-    step = _Step(step_model, optimizer, ema, scaler, amp, options.accumulate)
+    step = _make_step(cfg, options, model, optimizer, ema)
     model.train()
-    metrics = {}
-    for epoch in range(progress.epoch, cfg.get("epoch", 12)):
-        losses = _train_epoch(cfg, epoch, steps, loader, step, progress, board, train_set, images_per_step)
+    epochs, every, metrics = cfg.get("epoch", 12), cfg.get("snapshot_epoch", 1), {}
+    for epoch in range(progress.epoch, epochs):
+        loader.batch_sampler.epoch = epoch
+        meter = Meter(epoch=epoch, epochs=epochs, steps=steps, images_per_step=images_per_step,
+                      log_iter=cfg.get("log_iter", 20))
+        _train_epoch(loader, step, meter, progress, board, train_set.class_names)
         progress.epoch = epoch + 1
-        last = progress.epoch == cfg.get("epoch", 12)
-        due = last or progress.epoch % cfg.get("snapshot_epoch", 1) == 0
-        if epoch % HISTOGRAMS_EVERY == 0 and dist.is_main():
+        if epoch % HISTOGRAMS_EVERY == 0:
             board.histograms(model, progress.step)
         optimizer.clear_grad()
-        if due and options.evaluate:
-            metrics = _evaluate(cfg, model, ema, eval_set, board, progress)
-        better = bool(metrics) and due and metrics[options.best_metric] > progress.best
+
+        last = progress.epoch == epochs
+        due = last or progress.epoch % every == 0
+        metrics = _evaluate(cfg, model, ema, eval_set, board, progress) if eval_set and due else {}
+        better = bool(metrics) and metrics[options.best_metric] > progress.best
         if better:
             progress.best, progress.best_epoch = metrics[options.best_metric], progress.epoch
-        folder.add_row(progress, optimizer.get_lr(), losses, metrics if due else {})
-        save = [name for name, wanted in (("best_model", better), (str(epoch), due and not last), ("model_final", last))
-                if wanted]
+        folder.add_row(progress, optimizer.get_lr(), meter.means(), metrics)
+        save = {"best_model": better, "model_final": last, str(epoch): due and not last}
         if dist.is_main():
-            _save(folder, save, model, optimizer, ema, names, progress)
+            _save(folder, [name for name in save if save[name]], model, optimizer, ema, names, progress)
         dist.barrier()
-        if options.patience and due and metrics and progress.epoch - progress.best_epoch >= options.patience:
+        if options.patience and metrics and progress.epoch - progress.best_epoch >= options.patience:
             logger.info("stopped early: %s has not been better than %.4f (epoch %d) for %d epochs",
                         options.best_metric, progress.best, progress.best_epoch, options.patience)
             break
@@ -181,23 +177,22 @@ def _start_or_resume(cfg, options, folder, model, optimizer, ema, names):
     return progress
 
 
-def _prepare(cfg, options, model, optimizer):
-    """The model as a step calls it (compiled, distributed), the gradient scaler, and the auto-cast settings."""
+def _make_step(cfg, options, model, optimizer, ema):
+    """The optimizer step over the model as it is called: in mixed precision, compiled, distributed."""
     on_gpu = runtime.on_gpu()
     if options.amp and not on_gpu:
         logger.info("--amp has no effect on a CPU")
-    amp = dict(enable=bool(options.amp) and on_gpu, level=options.amp or "O1")
-    scaler = paddle.amp.GradScaler(enable=amp["enable"], init_loss_scaling=1024.0)
-    step_model = model
+    amp = bool(options.amp) and on_gpu
     if cfg.get("norm_type") == "sync_bn" and dist.world_size() > 1 and on_gpu:
         paddle.nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    if amp["enable"] and options.amp == "O2":
-        step_model = paddle.amp.decorate(models=model, optimizers=optimizer, level="O2")[0]
+    if amp and options.amp == "O2":
+        model, optimizer = paddle.amp.decorate(models=model, optimizers=optimizer, level="O2")
     if options.to_static:
-        step_model = paddle.jit.to_static(step_model)
+        model = paddle.jit.to_static(model, full_graph=True)
     if dist.world_size() > 1:
-        step_model = paddle.DataParallel(step_model, find_unused_parameters=cfg.get("find_unused_parameters", False))
-    return step_model, scaler, amp
+        model = paddle.DataParallel(model, find_unused_parameters=cfg.get("find_unused_parameters", False))
+    return Step(model, optimizer, ema, paddle.amp.GradScaler(enable=amp, init_loss_scaling=1024.0),
+                dict(enable=amp, level=options.amp or "O1"), options.accumulate)
 
 
 def _dashboard_folder(options, folder):
@@ -210,7 +205,7 @@ def _dashboard_folder(options, folder):
 
 
 @dataclass
-class _Step:
+class Step:
     """One optimizer step."""
 
     model: object
@@ -222,74 +217,37 @@ class _Step:
 
     def __call__(self, batches):
         """`accumulate` batches -> the mean of their losses, {name: tensor}. Never waits for the device."""
+        self.optimizer.clear_grad()
         total = {}
         for batch in batches:
             with paddle.amp.auto_cast(**self.amp):
                 losses = self.model(batch)
             self.scaler.scale(losses["loss"] / self.accumulate).backward()
-            for name in LOSSES:
-                total[name] = total.get(name, 0) + losses[name].detach() / self.accumulate
+            for name, value in losses.items():
+                total[name] = total.get(name, 0) + value.detach() / self.accumulate
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        self.optimizer._learning_rate.step()
         if self.ema is not None:
             self.ema.update()
         return total
 
 
-def _train_epoch(cfg, epoch, steps, loader, step, progress, board, train_set, images_per_step):
-    """One round through the training set. Returns the mean of each loss."""
-    loader.batch_sampler.epoch = epoch
-    log_iter = cfg.get("log_iter", 20)
-    window, sums = [], np.zeros(len(LOSSES))
-    started = waited = time.perf_counter()
-    data_time = 0.0
+def _train_epoch(loader, step, meter, progress, board, class_names):
+    """One round through the training set."""
     batches = iterate(loader)
-    with training_bar(steps, f"epoch {epoch + 1}") as bar:
-        for index in range(steps):
+    with training_bar(meter.steps, f"epoch {meter.epoch + 1}") as bar:
+        for _ in range(meter.steps):
             group = [next(batches) for _ in range(step.accumulate)]
-            data_time += time.perf_counter() - waited
-            if epoch == 0 and index == 0 and dist.is_main():
-                _picture_batch(board, cfg, loader, group[0], train_set)
-            step.optimizer.clear_grad()
-            window.append((progress.step, [batch["im_id"] for batch in group], step(group)))
+            meter.data_arrived()
+            if progress.step == 0:
+                board.images("train/first_batch", training_pictures(group[0], loader, class_names), 0)
             lr = step.optimizer.get_lr()
-            step.optimizer._learning_rate.step()
+            losses = step(group)
             progress.step += 1
+            curves = meter.add(progress.step, lr, group, losses)
+            board.scalars(curves, progress.step)
             bar.update(1)
-            if len(window) == log_iter or index == steps - 1:
-                means = _read(window, epoch)
-                sums += means * len(window)
-                seconds = (time.perf_counter() - started) / len(window)
-                left = seconds * (steps * (cfg.get("epoch", 12) - epoch) - index - 1)
-                rate = images_per_step / seconds
-                terms = " ".join(f"{name} {value:.4f}" for name, value in zip(LOSSES, means))
-                logger.info("epoch %d/%d [%d/%d] eta %s lr %.6f %s data %.3f s batch %.3f s %.2f images/s", epoch + 1,
-                            cfg.get("epoch", 12), index + 1, steps, _clock(left), lr, terms,
-                            data_time / len(window), seconds, rate)
-                board.scalars({"train/lr": lr, "train/images_per_s": rate,
-                               **{f"train/{name}": value for name, value in zip(LOSSES, means)}}, progress.step)
-                window, data_time, started = [], 0.0, time.perf_counter()
-            waited = time.perf_counter()
-    return dict(zip(LOSSES, sums / steps))
-
-
-def _read(window, epoch):
-    """The mean of each loss over the logged steps and all processes; raises TrainingError where one is not finite."""
-    values = paddle.stack([paddle.stack([losses[name] for name in LOSSES]) for _, _, losses in window])
-    own = values.numpy()
-    for (step, images, _), row in zip(window, own):
-        if not np.isfinite(row).all():
-            ids = [image for batch in images for image in np.asarray(batch).ravel().tolist()]
-            terms = ", ".join(f"{name} {value}" for name, value in zip(LOSSES, row))
-            raise TrainingError(
-                f"a loss is not finite in epoch {epoch + 1}, step {step + 1}: {terms}; image ids {ids}; the last "
-                "checkpoint is intact. Lower LearningRate.base_lr, lengthen the warm-up, or look at these images")
-    return dist.mean(values.mean(axis=0)).numpy().astype(np.float64)
-
-
-def _clock(seconds):
-    hours, rest = divmod(int(math.ceil(seconds)), 3600)
-    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"
 
 
 # --- after an epoch
@@ -298,17 +256,15 @@ def _clock(seconds):
 def _evaluate(cfg, model, ema, eval_set, board, progress):
     """The COCO numbers of the model, or of its moving average; the model comes back as it was, in training mode."""
     own = {name: value.clone() for name, value in model.state_dict().items()} if ema is not None else {}
-    if ema is not None:
-        _set_state(model, ema.weights())
+    _set_state(model, {} if ema is None else ema.weights())
     results = run(model, cfg, eval_set)
-    metrics = coco_metrics(eval_set, results, classwise=True)
-    if dist.is_main():
-        _picture_predictions(cfg, model, eval_set, board, progress)
     _set_state(model, own)
     model.train()
+    metrics = coco_metrics(eval_set, results, classwise=True)
     per_class = metrics.pop("per_class")
     board.scalars({**{f"eval/{name}": value for name, value in metrics.items()},
                    **{f"eval_class/{name}": value for name, value in per_class.items() if value >= 0}}, progress.step)
+    board.images("eval/image", prediction_pictures(eval_set, results), progress.step)
     return metrics
 
 
@@ -334,31 +290,3 @@ def _finish(cfg, folder, board, progress, metrics, images_per_step):
          "epochs": progress.epoch, "depth": int(cfg.get("ResNet", {}).get("depth", 50))},
         {"final/AP": metrics.get("AP", -1.0)}, progress.step)
     board.close()
-
-
-# --- pictures for the dashboard
-
-
-def _picture_batch(board, cfg, loader, batch, train_set):
-    normalize = next((t for t in loader.dataset.transforms if isinstance(t, NormalizeImage)), None)
-    if board.writer is None or normalize is None:
-        return
-    for i, picture in enumerate(training_pictures(batch, normalize, train_set.class_names)):
-        board.image(f"train/first_batch_{i}", picture, 0)
-
-
-def _picture_predictions(cfg, model, eval_set, board, progress):
-    if board.writer is None:
-        return
-    from copy import copy
-
-    few = copy(eval_set)
-    few.records = eval_set.records[:PICTURED]
-    model.eval()
-    with paddle.no_grad():
-        index = 0
-        for batch in iterate(build_loader({**cfg, "worker_num": 0}, "EvalReader", few)):
-            for rows in split_batch(model(batch)):
-                found = Detections.from_rows(rows, eval_set.class_names, path=few.records[index]["im_file"])
-                board.image(f"eval/image_{few.records[index]['im_id']}", found.draw(0.3), progress.step)
-                index += 1

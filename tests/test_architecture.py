@@ -12,10 +12,12 @@ FLOORS = [
     ["runtime", "config", "boxes", "safe_pickle", "data.coco_classes"],
     ["data.image", "checkpoint", "losses", "decode", "targets", "draw", "model.layers"],
     ["data.transforms", "data.batch", "data.dataset", "model.resnet", "model.fpn", "model.head", "model.gfl",
-     "detections"],
-    ["data.loader"],
+     "data.shapes", "detections", "resume", "meter", "optim"],
+    ["data.loader", "dashboard"],
     ["build"],
     ["evaluate", "predict"],
+    ["run_folder"],
+    ["train"],
     ["cli"],
 ]
 FLOOR = {name: i for i, floor in enumerate(FLOORS) for name in floor}
