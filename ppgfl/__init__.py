@@ -1,6 +1,6 @@
 """ppgfl: the Generalized Focal Loss detector (GFL, GFLv2) on PaddlePaddle.
 
-The public names load on first use, so that `import ppgfl` costs milliseconds:
+The public names load on first use, so that `import ppgfl` takes a tenth of a second:
 
     cfg = ppgfl.load_config("configs/gfl/gfl_r50_fpn_1x_coco.yml", overrides=["TestReader.batch_size=4"])
     model = ppgfl.build_model(cfg)
@@ -16,7 +16,7 @@ from . import runtime
 
 __version__ = "0.1.0"
 
-runtime.prepare_cpu()  # before anything below can import paddle
+runtime.prepare_for_paddle()  # before anything below can import it
 
 _HOMES = {
     "load_config": "config",

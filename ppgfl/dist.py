@@ -1,10 +1,7 @@
 """Talking to the other processes of a run started with `python -m paddle.distributed.launch`. Only this file does."""
 import contextlib
 import os
-import threading
-import time
 import traceback
-from pathlib import Path
 
 
 def world_size():
@@ -59,32 +56,16 @@ def barrier():
 
 
 @contextlib.contextmanager
-def failing_together(folder):
-    """Show the traceback of whichever process fails, and end this one too.
+def failing_aloud():
+    """Show the traceback of whichever process fails on the terminal of the launcher.
 
-    The launcher ends the others, but leaves the cause in a log file of its own. Here the failing process leaves it in
-    `folder`, where process 0 looks once a second, also while it waits inside a collective operation.
+    The launcher ends the other processes, but of those after the first it shows nothing: their output is in log files.
     """
-    if world_size() == 1:
-        yield
-        return
-    mark = Path(folder) / "failed_rank.txt"
-    if is_main():
-        mark.unlink(missing_ok=True)
-        threading.Thread(target=_watch, args=(mark,), daemon=True).start()
     try:
         yield
     except BaseException:
         if not is_main():
-            mark.parent.mkdir(parents=True, exist_ok=True)
-            mark.write_text(f"process {rank()} failed:\n{traceback.format_exc()}", encoding="utf-8")
-            time.sleep(3)  # until process 0 has read it
+            with contextlib.suppress(OSError):  # there is no such file but on Linux
+                with open(f"/proc/{os.getppid()}/fd/2", "w", encoding="utf-8") as terminal:
+                    terminal.write(f"process {rank()} failed:\n{traceback.format_exc()}")
         raise
-
-
-def _watch(mark):
-    while not mark.exists():
-        time.sleep(1)
-    time.sleep(0.5)
-    os.write(2, mark.read_bytes())
-    os._exit(1)

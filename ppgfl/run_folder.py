@@ -21,7 +21,7 @@ COLUMNS = ("epoch", "step", "lr", "loss", "loss_qfl", "loss_bbox", "loss_dfl", *
 
 class RunFolder:
     """`config.yml` (resolved), `run.json` (each start: command, versions), `results.csv` (a row per epoch),
-    `metrics.json` (the last numbers). Only process 0 writes.
+    `metrics.json` (the last numbers), `curves.png`. Only process 0 writes.
 
     Raises ConfigError when the folder holds another run and this one does not resume it.
     """
@@ -61,8 +61,8 @@ class RunFolder:
         if dist.is_main():
             write_json(self.path / "metrics.json", {"epoch": progress.epoch, "best": progress.best,
                                                     "best_epoch": progress.best_epoch, **metrics})
-        logger.info("finished: weights in %s, curves in %s", self.path / "model_final.pdparams",
-                    self.path / "results.csv")
+            draw_curves(progress.rows, self.path / "curves.png")
+        logger.info("finished: weights, results.csv and curves.png in %s", self.path.absolute())
 
     def _write_rows(self, rows):
         text = io.StringIO()
@@ -75,3 +75,32 @@ class RunFolder:
     def _text(self, name):
         path = self.path / name
         return path.read_text(encoding="utf-8") if os.path.exists(path) else ""
+
+
+def read_metrics(folder):
+    """The content of a finished run's metrics.json."""
+    return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+
+
+def draw_curves(rows, path):
+    """Losses and AP over the epochs, as a picture."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:  # VisualDL brings it, but this is no reason to fail
+        logger.info("no curves.png: matplotlib is not installed")
+        return
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    losses, scores = figure.subplots(1, 2)
+    for axes, names in ((losses, ("loss", "loss_qfl", "loss_bbox", "loss_dfl")), (scores, ("AP", "AP50", "AP75"))):
+        for name in names:
+            points = [(row["epoch"], row[name]) for row in rows if row[name] is not None and row[name] >= 0]
+            if points:
+                axes.plot(*zip(*points), marker="o", markersize=3, label=name)
+        axes.set_xlabel("epoch")
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend()
+    losses.set_title("training loss")
+    scores.set_title("validation")
+    figure.savefig(path, dpi=100)

@@ -1,6 +1,6 @@
 """Set-up that must happen before `import paddle`, and the choice of the device.
 
-This is the only file that touches environment variables, and it imports nothing heavy.
+With `dist`, which reads the launcher's, this is the only file that touches environment variables.
 """
 import contextlib
 import io
@@ -13,13 +13,17 @@ from pathlib import Path
 from .log import logger
 
 
-def prepare_cpu():
-    """Make the CPU path fast: the two variables that Paddle's wheel reads while it is being imported.
+def prepare_for_paddle():
+    """What must happen before paddle is imported: OpenCV is loaded, and the CPU path made fast.
+
+    Paddle 2.6 exports its own zlib to the whole process; an OpenCV loaded after it crashes on the first PNG file.
 
     Without ``OMP_NUM_THREADS`` the wheel falls back to one thread. The MKL it carries takes its slowest path on
     AMD processors unless ``MKL_DEBUG_CPU_TYPE`` is 5. Together they made a 3x3 convolution four times as fast on two
     cores of an AMD EPYC. A value that the user has set is respected.
     """
+    import cv2  # noqa: F401
+
     os.environ.setdefault("OMP_NUM_THREADS", str(physical_cores()))
     if is_amd():
         os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")

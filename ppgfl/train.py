@@ -83,7 +83,7 @@ def train(cfg, **options):
     options = Options(**options)
     dist.start()
     folder = RunFolder(Path(cfg.get("save_dir", "output")) / options.run_name, resuming=options.resume is not None)
-    with dist.failing_together(folder.path):
+    with dist.failing_aloud():
         return _train(cfg, options, folder)
 
 

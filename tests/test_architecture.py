@@ -82,7 +82,8 @@ def test_only_two_files_touch_environment_variables():
 
 def test_importing_ppgfl_and_asking_for_help_load_nothing_heavy():
     code = ("import sys, ppgfl; ppgfl.load_config('gfl_r18vd_1x_coco');"
-            "heavy = {'paddle', 'cv2', 'numpy', 'pycocotools'} & set(sys.modules); assert not heavy, heavy")
+            "assert 'cv2' in sys.modules;"  # Paddle 2.6 breaks an OpenCV that is loaded after it
+            "heavy = {'paddle', 'pycocotools', 'visualdl'} & set(sys.modules); assert not heavy, heavy")
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 

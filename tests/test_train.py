@@ -376,12 +376,14 @@ def test_kills_leave_whole_files_and_every_resume_works(shapes, tmp_path, rounds
     rng = np.random.default_rng(0)
     command = [sys.executable, str(ROOT / "tools" / "train.py"), "-c", "shapes_gfl", "--eval", "--resume", "-o",
                *options(shapes, tmp_path, "epoch=1000")]
-    for _ in range(rounds):
+    for number in range(rounds):
         process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        lines = int(rng.integers(1, 60))
         for line in process.stdout:
-            if "everything goes to" in line:  # training is about to start
+            lines -= 1
+            if lines < 0 and (number or "saved" in line):  # at least one checkpoint in the first round
                 break
-        time.sleep(rng.uniform(0.3, 4.0))
+        time.sleep(rng.uniform(0, 0.5))
         process.send_signal(signal.SIGKILL)
         rest = process.communicate()[0]
         assert process.returncode == -signal.SIGKILL, rest
