@@ -82,9 +82,10 @@ class Decoder:
         """L maps [N, 4 R, H, W] -> [N, A, 4] in pixels of the padded input."""
         levels = []
         for reg, stride in zip(reg_maps, self.strides):
-            n, _, height, width = paddle.shape(reg) if not paddle.in_dynamic_mode() else reg.shape
+            # An exported graph learns the size of its input when it runs.
+            height, width = reg.shape[2:] if paddle.in_dynamic_mode() else paddle.shape(reg)[2:]
             centers = cell_centers(height, width, stride, offset=self.cell_offset)
-            distances = integral(reg.transpose([0, 2, 3, 1]).reshape([n, height * width, -1])) * stride
+            distances = integral(reg.flatten(2).transpose([0, 2, 1])) * stride
             levels.append(distances_to_boxes(centers, distances))
         return paddle.concat(levels, axis=1)
 

@@ -23,7 +23,8 @@ def start():
     if world_size() > 1:
         import paddle
 
-        paddle.distributed.init_parallel_env()
+        if not paddle.distributed.is_initialized():
+            paddle.distributed.init_parallel_env()
 
 
 def mean(tensor):

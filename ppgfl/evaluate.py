@@ -38,6 +38,7 @@ def evaluate(cfg, *, weights=None, model=None, output_dir=".", json_eval=False, 
 
     Raises: ConfigError, DataError, CheckpointError.
     """
+    dist.start()
     dataset = build_dataset(cfg, "EvalDataset")
     check_classes(cfg, dataset.class_names, f"{dataset.anno_path}")
     result_file = Path(output_dir) / "bbox.json"
@@ -54,7 +55,10 @@ def evaluate(cfg, *, weights=None, model=None, output_dir=".", json_eval=False, 
             logger.info("%d detections written to %s", len(results), result_file.resolve())
     if save_prediction_only:
         return {}
-    return coco_metrics(dataset, results, classwise=classwise)
+    metrics = coco_metrics(dataset, results, classwise=classwise)
+    for name, ap in metrics.get("per_class", {}).items():
+        logger.info("AP %6.3f  %s", ap, name)
+    return metrics
 
 
 def check_classes(cfg, class_names, source):
@@ -115,8 +119,6 @@ def coco_metrics(dataset, results, *, classwise=False):
     metrics = dict(zip(METRICS, (float(n) for n in evaluator.stats)))
     if classwise:
         metrics["per_class"] = _per_class(evaluator, dataset)
-        for name, ap in metrics["per_class"].items():
-            logger.info("AP %6.3f  %s", ap, name)
     return metrics
 
 

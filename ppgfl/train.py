@@ -110,6 +110,9 @@ def _train(cfg, options, folder):
     step = _make_step(cfg, options, model, optimizer, ema)
     model.train()
     epochs, every, metrics = cfg.get("epoch", 12), cfg.get("snapshot_epoch", 1), {}
+    if progress.epoch >= epochs:
+        raise ConfigError(f"epoch: {epochs}, and the run that is resumed has finished {progress.epoch}; "
+                          "set -o epoch= higher to go on")
     for epoch in range(progress.epoch, epochs):
         loader.batch_sampler.epoch = epoch
         meter = Meter(epoch=epoch, epochs=epochs, steps=steps, images_per_step=images_per_step,
@@ -120,20 +123,18 @@ def _train(cfg, options, folder):
             board.histograms(model, progress.step)
         optimizer.clear_grad()
 
-        last = progress.epoch == epochs
-        due = last or progress.epoch % every == 0
+        due = progress.epoch == epochs or progress.epoch % every == 0
         metrics = _evaluate(cfg, model, ema, eval_set, board, progress) if eval_set and due else {}
         better = bool(metrics) and metrics[options.best_metric] > progress.best
         if better:
             progress.best, progress.best_epoch = metrics[options.best_metric], progress.epoch
         folder.add_row(progress, optimizer.get_lr(), meter.means(), metrics)
+        last = progress.epoch == epochs or _out_of_patience(options, progress, metrics)
         save = {"best_model": better, "model_final": last, str(epoch): due and not last}
         if dist.is_main():
             _save(folder, [name for name in save if save[name]], model, optimizer, ema, names, progress)
         dist.barrier()
-        if options.patience and metrics and progress.epoch - progress.best_epoch >= options.patience:
-            logger.info("stopped early: %s has not been better than %.4f (epoch %d) for %d epochs",
-                        options.best_metric, progress.best, progress.best_epoch, options.patience)
+        if last:
             break
     _finish(cfg, folder, board, progress, metrics, images_per_step)
     return {"folder": str(folder.path), "epoch": progress.epoch, "best": progress.best, **metrics}
@@ -266,6 +267,15 @@ def _evaluate(cfg, model, ema, eval_set, board, progress):
                    **{f"eval_class/{name}": value for name, value in per_class.items() if value >= 0}}, progress.step)
     board.images("eval/image", prediction_pictures(eval_set, results), progress.step)
     return metrics
+
+
+def _out_of_patience(options, progress, metrics):
+    waited = progress.epoch - progress.best_epoch
+    if not options.patience or not metrics or waited < options.patience:
+        return False
+    logger.info("stopped early: %s has not been better than %.4f (epoch %d) for %d epochs", options.best_metric,
+                progress.best, progress.best_epoch, waited)
+    return True
 
 
 def _set_state(model, state):

@@ -174,7 +174,7 @@ def test_resume_takes_paths_folders_and_the_newest(shapes, tmp_path, caplog):
     run = tmp_path / "run"
     for name in ("0.pdopt", "1", "model_final.pdparams"):
         with caplog.at_level("INFO"):
-            train(config(shapes, tmp_path / name, "epoch=3"), resume=str(run / name))
+            train(config(shapes, tmp_path / name, "epoch=4"), resume=str(run / name))
         assert f"resumed from {run / name.split('.')[0]}:" in caplog.text
     (run / "model_final.pdparams").write_bytes(b"half")
     caplog.clear()
@@ -182,6 +182,13 @@ def test_resume_takes_paths_folders_and_the_newest(shapes, tmp_path, caplog):
         train(config(shapes, tmp_path, "epoch=3"), resume="")
     assert "not resumed from" in caplog.text
     assert f"resumed from {run / '1'}: epoch 2" in caplog.text
+
+
+def test_a_finished_run_is_not_run_again(finished, shapes):
+    before = (finished[0] / "run" / "metrics.json").read_text()
+    with pytest.raises(ConfigError, match="epoch: 2, and the run that is resumed has finished 2"):
+        train(config(shapes, finished[0]), resume="")
+    assert (finished[0] / "run" / "metrics.json").read_text() == before
 
 
 def test_nothing_to_resume_starts_at_the_first_epoch(shapes, tmp_path, caplog):
@@ -264,6 +271,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_everything(shapes, tm
 def test_early_stopping(shapes, tmp_path):
     summary = train(config(shapes, tmp_path, "epoch=9", "LearningRate.base_lr=1e-9"), evaluate=True, patience=2)
     assert summary["epoch"] <= 4
+    assert load_pickle(tmp_path / "run" / "model_final.pdopt")["last_epoch"] == summary["epoch"]
 
 
 @pytest.mark.parametrize(("more", "kwargs", "found"), [

@@ -71,12 +71,12 @@ class DGQP(nn.Layer):
 
     def forward(self, distribution):
         """Logits [N, 4 R, H, W] of the four sides -> quality [N, 1, H, W] in 0..1."""
-        n, _, h, w = distribution.shape
-        probability = F.softmax(distribution.reshape([n, 4, -1, h, w]), axis=2)
-        statistics = paddle.topk(probability, self.reg_topk, axis=2)[0]
+        # 0 keeps a dimension as it is, which an exported graph of any size needs.
+        per_side = distribution.transpose([0, 2, 3, 1]).reshape([0, 0, 0, 4, -1])
+        statistics = paddle.topk(F.softmax(per_side, axis=-1), self.reg_topk, axis=-1)[0]
         if self.add_mean:
-            statistics = paddle.concat([statistics, statistics.mean(axis=2, keepdim=True)], axis=2)
-        hidden = F.relu(self.reg_conv1(statistics.reshape([n, -1, h, w])))
+            statistics = paddle.concat([statistics, statistics.mean(axis=-1, keepdim=True)], axis=-1)
+        hidden = F.relu(self.reg_conv1(statistics.flatten(3).transpose([0, 3, 1, 2])))
         return F.sigmoid(self.reg_conv2(hidden))
 
 
@@ -90,7 +90,7 @@ class Integral(nn.Layer):
 
     def forward(self, logits):
         """[..., 4 R] -> [..., 4] in units of the level's stride."""
-        per_side = logits.reshape([*logits.shape[:-1], 4, self.reg_max + 1])
+        per_side = logits.reshape([0] * (logits.ndim - 1) + [4, self.reg_max + 1])
         return paddle.matmul(F.softmax(per_side, axis=-1), self.project)
 
 
