@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import paddle
 import paddle.nn.functional as F
+from paddle.common_ops_import import LayerHelper
+from paddle.framework import in_dynamic_or_pir_mode
 
 from .boxes import cell_centers, distances_to_boxes
 
@@ -34,10 +36,23 @@ class MultiClassNMS:
         The detections of an image stand together, class by class, best score first within a class.
         """
         threshold = self.score_threshold if score_threshold is None else score_threshold
-        bbox, _, bbox_num = paddle._C_ops.multiclass_nms3(
-            boxes, scores, None, float(threshold), self.nms_top_k, self.keep_top_k, float(self.nms_threshold),
-            self.normalized, float(self.nms_eta), -1)
-        return bbox, bbox_num
+        settings = dict(score_threshold=float(threshold), nms_top_k=self.nms_top_k, keep_top_k=self.keep_top_k,
+                        nms_threshold=float(self.nms_threshold), normalized=self.normalized,
+                        nms_eta=float(self.nms_eta), background_label=-1)
+        if in_dynamic_or_pir_mode():
+            bbox, _, bbox_num = paddle._C_ops.multiclass_nms3(boxes, scores, None, *settings.values())
+            return bbox, bbox_num
+        return _nms_in_a_program(boxes, scores, settings)
+
+
+def _nms_in_a_program(boxes, scores, settings):
+    """The same operator in a static program of the old kind (.pdmodel)."""
+    helper = LayerHelper("multiclass_nms3")
+    bbox, index, bbox_num = (helper.create_variable_for_type_inference(dtype)
+                             for dtype in (boxes.dtype, "int32", "int32"))
+    helper.append_op(type="multiclass_nms3", inputs={"BBoxes": boxes, "Scores": scores}, attrs=settings,
+                     outputs={"Out": bbox, "Index": index, "NmsRoisNum": bbox_num})
+    return bbox, bbox_num
 
 
 @dataclass(eq=False)
