@@ -100,7 +100,8 @@ def build_dataset(cfg, section):
     if not isinstance(cfg.get(section), dict):
         raise ConfigError(f"{section}: the config has no such section; add configs/datasets/coco_detection.yml to "
                           "its _BASE_")
-    return _make(cfg, DATASETS, cfg[section], section, section=section)
+    shared = ["num_classes"] if cfg[section].get("name") == "ImageFolder" else []
+    return _make(cfg, DATASETS, cfg[section], section, shared=shared, section=section)
 
 
 def build_transforms(cfg, reader):
@@ -239,7 +240,7 @@ TOP_LEVEL = [
     "architecture", "pretrain_weights", "weights", "num_classes", "metric", "norm_type", "upstream_scores", "epoch",
     "use_ema", "ema_decay", "ema_decay_type", "ema_filter_no_grad", "find_unused_parameters", "worker_num", "use_gpu",
     "use_xpu", "use_npu", "use_mlu", "log_iter", "save_dir", "snapshot_epoch", "print_flops", "print_params", "amp",
-    "amp_level", "use_vdl", "vdl_log_dir", "output_eval", "slim", "slim_method",
+    "amp_level", "use_vdl", "vdl_log_dir", "output_eval",
 ]
 
 

@@ -99,9 +99,10 @@ class Decoder:
         for reg, stride in zip(reg_maps, self.strides):
             # An exported graph learns the size of its input when it runs.
             height, width = reg.shape[2:] if paddle.in_dynamic_mode() else paddle.shape(reg)[2:]
-            centers = cell_centers(height, width, stride, offset=self.cell_offset)
-            distances = integral(reg.flatten(2).transpose([0, 2, 1])) * stride
-            levels.append(distances_to_boxes(centers, distances))
+            centers = cell_centers(height, width, 1.0, offset=self.cell_offset)
+            distances = integral(reg.flatten(2).transpose([0, 2, 1]))
+            # Scaled last: Paddle 2.6's predictor moves a factor after a matmul into its weight, which levels share.
+            levels.append(distances_to_boxes(centers, distances) * stride)
         return paddle.concat(levels, axis=1)
 
     def scores(self, cls_maps):

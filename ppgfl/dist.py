@@ -2,6 +2,7 @@
 import contextlib
 import os
 import traceback
+from pathlib import Path
 
 
 def world_size():
@@ -66,7 +67,7 @@ def failing_aloud():
         yield
     except BaseException:
         if not is_main():
+            terminal = Path(f"/proc/{os.getppid()}/fd/2")
             with contextlib.suppress(OSError):  # there is no such file but on Linux
-                with open(f"/proc/{os.getppid()}/fd/2", "w", encoding="utf-8") as terminal:
-                    terminal.write(f"process {rank()} failed:\n{traceback.format_exc()}")
+                terminal.write_text(f"process {rank()} failed:\n{traceback.format_exc()}", encoding="utf-8")
         raise

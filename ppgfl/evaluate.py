@@ -62,7 +62,9 @@ def evaluate(cfg, *, weights=None, model=None, output_dir=".", json_eval=False, 
 
 
 def check_classes(cfg, class_names, source):
-    """Raise a ConfigError unless the config has as many classes as `source` lists."""
+    """Raise a ConfigError unless the config has as many classes as `source` lists, and its metric is COCO's."""
+    if cfg.get("metric", "COCO") != "COCO":
+        raise ConfigError(f"metric: {cfg['metric']!r}; ppgfl evaluates with COCO only")
     expected = cfg.get("num_classes", 80)
     if len(class_names) != expected:
         listed = ", ".join(class_names[:20]) + (", ..." if len(class_names) > 20 else "")

@@ -146,6 +146,8 @@ def _train(cfg, options, folder):
 def _data_sets(cfg, options):
     """The two data sets and the config with the number of classes that they have. Raises a ConfigError that lists the
     classes when config, training set and validation set disagree."""
+    if cfg.get("GFL", {}).get("head") == "LDGFLHead":
+        raise ConfigError("GFL.head: LDGFLHead is trained with a teacher, which ppgfl cannot do yet; set GFLHead")
     train_set = build_dataset(cfg, "TrainDataset")
     if cfg.get("num_classes") is None:
         cfg = {**cfg, "num_classes": len(train_set.class_names)}

@@ -234,6 +234,7 @@ def test_empty_images_are_kept_as_asked(small_coco):
     ("{", "not a JSON file"), ("[]", "list 'images'"), ("{}", "list 'images'"),
     ('{"images": [{"id": 1}], "categories": []}', "file_name"),
     ('{"images": [], "categories": [{"id": 1}]}', "list 'categories'"),
+    ('{"images": [{"id": "a1", "file_name": "x"}], "categories": []}', "image id 'a1' is not a whole number"),
     ('{"images": [], "categories": [], "annotations": 5}', "'annotations' must be"),
 ])
 def test_files_that_are_not_coco(tmp_path, content, found):
@@ -272,12 +273,15 @@ def test_image_folder_takes_a_folder_a_file_and_a_list(small_coco, tmp_path):
 
 def test_class_names_from_json_text_or_coco(small_coco, tmp_path):
     (tmp_path / "labels.txt").write_text("katze\n\nhündin\n", encoding="utf-8")
-    d = ImageFolder(dataset_dir=str(tmp_path), anno_path="labels.txt")
+    d = ImageFolder(dataset_dir=str(tmp_path), anno_path="labels.txt", num_classes=2)
     assert (d.class_names, d.category_ids) == (["katze", "hündin"], [1, 2])
     d = ImageFolder(dataset_dir=str(small_coco), anno_path="annotations/instances_val2017.json")
     assert d.class_names[3] == "class 3"
     d = ImageFolder(dataset_dir="dataset/coco", anno_path="none.json")
     assert (len(d.class_names), d.class_names[0], d.category_ids[-1]) == (80, "person", 90)
+    assert ImageFolder(anno_path="none.json", num_classes=2).class_names == ["class 0", "class 1"]
+    with pytest.raises(DataError, match="lists 2 classes, but num_classes is 80; set TestDataset.anno_path"):
+        ImageFolder(dataset_dir=str(tmp_path), anno_path="labels.txt")
 
 
 # --- loading

@@ -277,7 +277,7 @@ def test_early_stopping(shapes, tmp_path):
 @pytest.mark.parametrize(("more", "kwargs", "found"), [
     (["TrainReader.batch_size=9"], {}, "only 8 images"), ([], {"accumulate": 9}, "only 4 batches"),
     ([], {"accumulate": 0}, "must be 1 or more"), ([], {"best_metric": "mAP"}, "allowed: AP"),
-    (["num_classes=80"], {}, "lists 3"),
+    (["num_classes=80"], {}, "lists 3"), (["metric=VOC"], {}, "COCO only"), (["GFL.head=LDGFLHead"], {}, "teacher"),
 ])
 def test_mistakes_stop_before_the_first_step(shapes, tmp_path, more, kwargs, found):
     with pytest.raises(ConfigError, match=found):

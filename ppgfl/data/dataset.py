@@ -134,6 +134,10 @@ def read_annotations(path, section):
                 isinstance(e, dict) and all(k in e for k in entry_keys) for e in entries):
             raise DataError(f"{path}: not a COCO annotation file: it needs a list '{key}' whose entries have "
                             f"{' and '.join(entry_keys)}; key {section}.anno_path")
+    strange = next((image["id"] for image in content["images"] if not isinstance(image["id"], int)), None)
+    if strange is not None:
+        raise DataError(f"{path}: image id {strange!r} is not a whole number; number the images; "
+                        f"key {section}.anno_path")
     annotations = content.get("annotations", [])
     if not isinstance(annotations, list) or not all(isinstance(a, dict) for a in annotations):
         raise DataError(f"{path}: not a COCO annotation file: 'annotations' must be a list of "
@@ -153,8 +157,8 @@ class ImageFolder:
     """Images without annotations: a folder (searched recursively), a list, or one file.
 
     Args:
-        dataset_dir, anno_path: where the class names are: a COCO file, or a text file with one name per line. When
-            there is no such file, COCO's 80 names are used.
+        dataset_dir, anno_path: where the class names are: a COCO file, or a text file with one name per line.
+        num_classes: C. When there is no such file, 80 classes get COCO's names, others are called "class 0", ...
         image_dir: the folder, the file, or the list of them.
         sample_num: only the first so many; -1: all.
 
@@ -166,12 +170,14 @@ class ImageFolder:
         DataError: a path that does not exist, a folder without images.
     """
 
-    def __init__(self, dataset_dir="", anno_path="", image_dir=(), sample_num=-1, section="TestDataset"):
+    def __init__(self, dataset_dir="", anno_path="", image_dir=(), sample_num=-1, num_classes=80,
+                 section="TestDataset"):
         paths = [image_dir] if isinstance(image_dir, (str, os.PathLike)) else list(image_dir or ())
         files = [file for path in paths for file in _images_at(Path(path).expanduser())]
         files = files[:sample_num] if sample_num > 0 else files
         self.records = [{"im_id": index, "im_file": str(file)} for index, file in enumerate(files)]
-        self.class_names, self.category_ids = read_class_names(Path(dataset_dir or "", anno_path or "").expanduser())
+        self.class_names, self.category_ids = read_class_names(
+            Path(dataset_dir or "", anno_path or "").expanduser(), num_classes, section)
 
 
 def _images_at(path):
@@ -185,12 +191,20 @@ def _images_at(path):
     return files
 
 
-def read_class_names(path):
-    """Class names and category ids of a COCO file or of a text file with one name per line; else COCO's own."""
-    if path.is_file() and path.suffix == ".json":
-        categories = read_annotations(path, "TestDataset")["categories"]
-        return [str(c["name"]) for c in categories], [c["id"] for c in categories]
-    if path.is_file():
+def read_class_names(path, num_classes, section):
+    """Class names and category ids: see `ImageFolder`. Raises DataError when the file lists another number of them."""
+    if not path.is_file():
+        if num_classes == len(COCO_CLASSES):
+            return list(COCO_CLASSES.values()), list(COCO_CLASSES)
+        logger.info("no file %s, so the %d classes have no names; set %s.anno_path", path, num_classes, section)
+        return [f"class {i}" for i in range(num_classes)], list(range(1, num_classes + 1))
+    if path.suffix == ".json":
+        categories = read_annotations(path, section)["categories"]
+        names, ids = [str(c["name"]) for c in categories], [c["id"] for c in categories]
+    else:
         names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        return names, list(range(1, len(names) + 1))
-    return list(COCO_CLASSES.values()), list(COCO_CLASSES)
+        ids = list(range(1, len(names) + 1))
+    if len(names) != num_classes:
+        raise DataError(f"{path}: lists {len(names)} classes, but num_classes is {num_classes}; set "
+                        f"{section}.anno_path to the file that belongs to the model, or num_classes")
+    return names, ids
