@@ -1,4 +1,4 @@
-"""Packaging. The configs travel inside the package as ppgfl/configs."""
+"""Packaging."""
 import re
 from pathlib import Path
 
@@ -6,9 +6,9 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "ppgfl/__init__.py").read_text(encoding="utf-8")).group(1)
-CONFIG_FOLDERS = [folder for folder in sorted(HERE.glob("configs/**")) if any(folder.glob("*.yml"))]
-CONFIG_PACKAGES = {"ppgfl." + ".".join(folder.relative_to(HERE).parts): str(folder.relative_to(HERE))
-                   for folder in CONFIG_FOLDERS}
+# Folders that travel inside the package, as ppgfl/configs/gfl and ppgfl/deploy/python.
+FOLDERS = [folder for folder in sorted(HERE.glob("configs/**")) if any(folder.glob("*.yml"))] + [HERE / "deploy/python"]
+INSIDE = {"ppgfl." + ".".join(folder.relative_to(HERE).parts): str(folder.relative_to(HERE)) for folder in FOLDERS}
 
 setup(
     name="ppgfl",
@@ -18,9 +18,9 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.9",
-    packages=find_packages(include=["ppgfl", "ppgfl.*"]) + list(CONFIG_PACKAGES),
-    package_dir={"ppgfl": "ppgfl", **CONFIG_PACKAGES},
-    package_data={name: ["*.yml"] for name in CONFIG_PACKAGES},
+    packages=find_packages(include=["ppgfl", "ppgfl.*"]) + list(INSIDE),
+    package_dir={"ppgfl": "ppgfl", **INSIDE},
+    package_data={name: ["*.yml"] for name in INSIDE},
     install_requires=["numpy", "pyyaml", "opencv-python", "pycocotools", "visualdl", "tqdm"],
     extras_require={
         "cpu": ["paddlepaddle"],

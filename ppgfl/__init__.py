@@ -24,10 +24,12 @@ _HOMES = {
     "load_weights": "checkpoint",
     "evaluate": "evaluate",
     "train": "train",
+    "export": "export",
     "Detector": "predict",
     "Detections": "detections",
     "ConfigError": "errors",
     "TrainingError": "errors",
+    "ExportError": "errors",
     "DataError": "errors",
     "CheckpointError": "errors",
 }

@@ -131,6 +131,27 @@ def _train_arguments(parser):
     parser.add_argument("--best_metric", default="AP", help="AP, AP50, AP75, APs, APm, APl, AR1, ... (AP)")
 
 
+def export(args):
+    """Export a detector for Paddle Inference, and prove that the export predicts the same.
+
+    python tools/export_model.py -c configs/gfl/gfl_r50_fpn_1x_coco.yml -o weights=gfl_r50_fpn_1x_coco.pdparams
+    """
+    from .export import export
+
+    cfg = _load(args)
+    verify = () if args.no_verify else args.verify_images
+    export(cfg, output_dir=Path(args.output_dir) / Path(args.config).stem, format=args.format, verify=verify)
+
+
+def _export_arguments(parser):
+    parser.add_argument("--output_dir", default="output_inference", metavar="DIR",
+                        help="the export goes to a folder of the config's name below it (output_inference)")
+    parser.add_argument("--format", choices=("json", "pdmodel", "both"),
+                        help="file format (default: the one this Paddle writes)")
+    parser.add_argument("--verify_images", nargs="+", metavar="FILE", help="check on these instead of drawn images")
+    parser.add_argument("--no_verify", action="store_true", help="leave the check at the end out")
+
+
 def _boolean(text):
     if text.lower() in ("true", "1", "yes"):
         return True
@@ -139,5 +160,6 @@ def _boolean(text):
     raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
 
 
-COMMANDS = {"eval": evaluate, "infer": infer, "train": train}
-ADD_ARGUMENTS = {"eval": _evaluate_arguments, "infer": _infer_arguments, "train": _train_arguments}
+COMMANDS = {"eval": evaluate, "infer": infer, "train": train, "export_model": export}
+ADD_ARGUMENTS = {"eval": _evaluate_arguments, "infer": _infer_arguments, "train": _train_arguments,
+                 "export_model": _export_arguments}

@@ -62,7 +62,7 @@ class Decoder:
     Attributes:
         strides: of the levels.
         num_classes: C.
-        nms: the `MultiClassNMS`, or None for every cell's box and scores.
+        nms: the `MultiClassNMS`.
         joint_scores: the class maps hold probabilities already (GFLv2).
         upstream_scores: GFLv2 only: score as PaddleDetection does (see `scores`).
         cell_offset: see `boxes.cell_centers`.
@@ -70,7 +70,7 @@ class Decoder:
 
     strides: tuple
     num_classes: int
-    nms: MultiClassNMS = None
+    nms: MultiClassNMS
     joint_scores: bool = False
     upstream_scores: bool = False
     cell_offset: float = 0.0
@@ -81,17 +81,21 @@ class Decoder:
             integral: its `Integral`.
             scale_factor: [N, 2] input size / original size, height first.
 
-        Returns:
-            {"bbox": [M, 6], "bbox_num": [N]} as `MultiClassNMS`; without NMS {"boxes": [N, A, 4], "scores": [N, A, C]}.
+        Returns: {"bbox": [M, 6], "bbox_num": [N]} as `MultiClassNMS`.
         """
+        bbox, bbox_num = self.suppress(*self.decode(maps, integral, scale_factor))
+        return {"bbox": bbox, "bbox_num": bbox_num}
+
+    def decode(self, maps, integral, scale_factor):
+        """Boxes [N, A, 4] in pixels of the original image and scores [N, A, C] of all cells."""
         cls_maps, reg_maps = maps
         boxes = self.boxes(reg_maps, integral)
         boxes = boxes / paddle.concat([scale_factor.flip([1])] * 2, axis=1).unsqueeze(1)  # PaddleDetection: (y, x)
-        scores = self.scores(cls_maps)
-        if self.nms is None:
-            return {"boxes": boxes, "scores": scores}
-        bbox, bbox_num = self.nms(boxes, scores.transpose([0, 2, 1]), self._threshold())
-        return {"bbox": bbox, "bbox_num": bbox_num}
+        return boxes, self.scores(cls_maps)
+
+    def suppress(self, boxes, scores):
+        """NMS over what `decode` returns -> bbox, bbox_num."""
+        return self.nms(boxes, scores.transpose([0, 2, 1]), self._threshold())
 
     def boxes(self, reg_maps, integral):
         """L maps [N, 4 R, H, W] -> [N, A, 4] in pixels of the padded input."""

@@ -16,6 +16,10 @@ class DataError(UserError):
     """An image, an annotation file or a folder that cannot be used."""
 
 
+class ExportError(UserError):
+    """An exported folder that cannot be used, or that predicts something else than its model."""
+
+
 class TrainingError(UserError):
     """Training cannot go on: a loss is not finite."""
 

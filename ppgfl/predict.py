@@ -13,9 +13,11 @@ from .data import transforms
 from .data.batch import collate
 from .data.image import write_image
 from .data.loader import iterate
+from .data.transforms import Decode
 from .detections import Detections, coco_records, split_batch, write_csv, write_json
 from .errors import DataError
 from .log import logger, progress
+from .predictor import make_runner
 
 RESULT_FORMATS = ("json", "csv", "coco")
 
@@ -27,14 +29,20 @@ class Detector:
         found.boxes, found.scores, found.labels, found.names
 
     Args:
-        config: a config file, or the name of one shipped with ppgfl.
+        config: a config file, the name of one shipped with ppgfl, or the folder of an exported model.
         weights: a .pdparams file; without it the config's `weights`.
         overrides: as in `load_config`.
+        settings: of an exported model: the arguments of `Runner` in deploy/python/infer.py.
 
-    Raises: ConfigError, CheckpointError.
+    Raises: ConfigError, CheckpointError, ExportError.
     """
 
-    def __init__(self, config, weights=None, overrides=()):
+    def __init__(self, config, weights=None, overrides=(), **settings):
+        self.runner = None
+        if Path(config).is_dir():
+            self.runner = make_runner(config, **settings)
+            self.class_names, self.batch_size = self.runner.class_names, 1
+            return
         cfg = load_config(config, overrides)
         runtime.select_device(cfg.get("use_gpu", False))
         self.model = build_model(cfg)
@@ -58,15 +66,21 @@ class Detector:
         return found
 
     def _detect(self, images):
-        samples = [transforms.apply(self.sample_transforms, _as_sample(image)) for image in images]
+        samples = [_as_sample(image) for image in images]
+        if self.runner is not None:
+            all_rows = self.runner([transforms.apply([Decode()], s)["image"][..., ::-1] for s in samples])
+        else:
+            all_rows = self._run_model([transforms.apply(self.sample_transforms, sample) for sample in samples])
+        return [Detections.from_rows(rows, self.class_names, image=image) if isinstance(image, np.ndarray)
+                else Detections.from_rows(rows, self.class_names, path=str(image))
+                for image, rows in zip(images, all_rows)]
+
+    def _run_model(self, samples):
         for transform in self.batch_transforms:
             samples = transform(samples)
         batch = {key: paddle.to_tensor(value) for key, value in collate(samples).items()}
         with paddle.no_grad():
-            all_rows = split_batch(self.model(batch))
-        return [Detections.from_rows(rows, self.class_names, image=image) if isinstance(image, np.ndarray)
-                else Detections.from_rows(rows, self.class_names, path=str(image))
-                for image, rows in zip(images, all_rows)]
+            return split_batch(self.model(batch))
 
 
 def _as_sample(image):

@@ -76,10 +76,10 @@ def test_gflv2_reads_the_threshold_as_paddledetection_does(threshold, kept):
 
 
 def test_without_nms_every_cell_comes_out():
-    decoder = Decoder(strides=(8, 16), num_classes=3)
+    decoder = Decoder(strides=(8, 16), num_classes=3, nms=MultiClassNMS())
     maps = ([paddle.zeros([2, 3, 2, 4]), paddle.zeros([2, 3, 1, 2])],
             [paddle.zeros([2, 68, 2, 4]), paddle.zeros([2, 68, 1, 2])])
-    output = decoder(maps, Integral(16), paddle.ones([2, 2]))
-    assert list(output["boxes"].shape) == [2, 10, 4]
-    assert list(output["scores"].shape) == [2, 10, 3]
-    np.testing.assert_allclose(output["boxes"].numpy()[0, 9], [16 - 128, -128, 16 + 128, 128], rtol=1e-5)
+    boxes, scores = decoder.decode(maps, Integral(16), paddle.ones([2, 2]))
+    assert list(boxes.shape) == [2, 10, 4]
+    assert list(scores.shape) == [2, 10, 3]
+    np.testing.assert_allclose(boxes.numpy()[0, 9], [16 - 128, -128, 16 + 128, 128], rtol=1e-5)
