@@ -1,4 +1,5 @@
 """The checkpoints of a training run: everything that is needed to go on as if nothing had happened."""
+import io
 import os
 import pickle
 import zlib
@@ -37,7 +38,7 @@ def save_training(folder, name, *, weights, optimizer, parameter_names, progress
         resume["ema_step"] = ema.step
         resume["ema_average"] = {key: value.numpy() for key, value in ema.average.items()}
     resume["checksums"] = {suffix: zlib.crc32(data) for suffix, data in parts.items()}
-    parts[".pdopt"] = pickle.dumps({**state, "last_epoch": progress["epoch"], "ppgfl": resume}, protocol=4)
+    parts[".pdopt"] = _pickle({**state, "last_epoch": progress["epoch"], "ppgfl": resume})
     for suffix, data in parts.items():
         _write_temporary(folder / f"{name}{suffix}", data)
     for suffix in parts:
@@ -46,7 +47,27 @@ def save_training(folder, name, *, weights, optimizer, parameter_names, progress
 
 def _dump(state):
     arrays = {key: value.numpy() for key, value in state.items()}
-    return pickle.dumps({**arrays, NAME_TABLE: {key: value.name for key, value in state.items()}}, protocol=4)
+    return _pickle({**arrays, NAME_TABLE: {key: value.name for key, value in state.items()}})
+
+
+class _Pickler(pickle._Pickler):
+    """Spells numpy's functions as every numpy can read them; numpy 2 would write names that 1.23 does not have."""
+
+    def save_global(self, obj, name=None):
+        module = getattr(obj, "__module__", None) or ""
+        if not module.startswith("numpy._core"):
+            super().save_global(obj, name)
+            return
+        self.save(module.replace("numpy._core", "numpy.core"))
+        self.save(name or obj.__qualname__)
+        self.write(pickle.STACK_GLOBAL)
+        self.memoize(obj)
+
+
+def _pickle(content):
+    file = io.BytesIO()
+    _Pickler(file, protocol=4).dump(content)
+    return file.getvalue()
 
 
 def _to_numpy(value):

@@ -103,6 +103,13 @@ def test_paddle_itself_reads_the_files(finished):
     assert paddle.load(str(run / "0.pdopt"))["last_epoch"] == 1
 
 
+def test_every_numpy_can_read_the_files(finished):
+    for suffix in (".pdparams", ".pdopt", ".pdema"):
+        data = (finished[0] / "run" / f"0{suffix}").read_bytes()
+        assert b"numpy.core.multiarray" in data
+        assert b"numpy._core" not in data
+
+
 def test_results_have_a_row_per_epoch(finished):
     table = rows(finished[0])
     assert [float(row["epoch"]) for row in table] == [1, 2]
