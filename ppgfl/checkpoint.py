@@ -47,7 +47,8 @@ def find(path):
     """The file of a checkpoint: as given, or with .pdparams added. Raises CheckpointError."""
     text = os.path.expanduser(str(path))
     if text.startswith(("http://", "https://")):
-        raise CheckpointError(f"{text}: is an address; download the file and give its path")
+        raise CheckpointError(f"{text}: is an address, and nothing is downloaded from here; fetch the file and set "
+                              "weights= or pretrain_weights= to its path (pretrain_weights=null starts from scratch)")
     for candidate in (Path(text), Path(text + ".pdparams")):
         if candidate.is_file():
             return candidate

@@ -273,3 +273,29 @@ def test_the_command_exports_and_checks(r18vd_weights, picture, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "checked on 1 images with model." in done.stdout
     assert (tmp_path / "output_inference" / "gfl_r18vd_1x_coco" / "infer_cfg.yml").is_file()
+
+
+class SharedIntegral(paddle.nn.Layer):
+    """How PaddleDetection decodes: one weight for all levels, and the level's stride right behind the matmul."""
+
+    def __init__(self):
+        super().__init__()
+        self.project = self.create_parameter([3])
+        self.project.set_value(np.arange(3, dtype=np.float32))
+
+    def forward(self, image):
+        cells = image.transpose([0, 2, 3, 1]).reshape([-1, 3])
+        levels = [paddle.nn.functional.linear(cells, self.project) * stride for stride in (8, 16, 32)]
+        return paddle.concat(levels, axis=0)
+
+
+def test_a_weight_that_levels_share_is_scaled_once(exported, tmp_path):
+    """Paddle's predictor scales it in place, once per level, for .pdmodel: boxes of 1e8 pixels."""
+    layer = SharedIntegral()
+    static = paddle.jit.to_static(layer, full_graph=True, input_spec=[
+        paddle.static.InputSpec([None, 3, None, None], "float32", "image")])
+    paddle.jit.save(static, str(tmp_path / "model"))
+    shutil.copy(exported[0] / "infer_cfg.yml", tmp_path)
+    image = np.random.default_rng(0).random((1, 3, 4, 4)).astype("float32")
+    output, = load_runner().Runner(tmp_path, engine="native").run({"image": image})
+    np.testing.assert_allclose(output, layer(paddle.to_tensor(image)).numpy(), rtol=1e-5)
