@@ -88,7 +88,7 @@ class Decoder:
 
     def decode(self, maps, integral, scale_factor):
         """Boxes [N, A, 4] in pixels of the original image and scores [N, A, C] of all cells."""
-        cls_maps, reg_maps = maps
+        cls_maps, reg_maps = ([_float32(x) for x in kind] for kind in maps)
         boxes = self.boxes(reg_maps, integral)
         boxes = boxes / paddle.concat([scale_factor.flip([1])] * 2, axis=1).unsqueeze(1)  # PaddleDetection: (y, x)
         return boxes, self.scores(cls_maps)
@@ -126,3 +126,8 @@ class Decoder:
         if not self.joint_scores or self.upstream_scores:
             return threshold
         return math.log(threshold / (1 - threshold)) if 0 < threshold < 1 else (-1.0 if threshold <= 0 else 1.0)
+
+
+def _float32(x):
+    """Boxes and scores are computed in float32 whatever the network runs in."""
+    return x if x.dtype == paddle.float32 else x.astype("float32")

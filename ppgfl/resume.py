@@ -46,7 +46,8 @@ def save_training(folder, name, *, weights, optimizer, parameter_names, progress
 
 
 def _dump(state):
-    arrays = {key: value.numpy() for key, value in state.items()}
+    arrays = {key: (value.astype("float32") if value.is_floating_point() else value).numpy()
+              for key, value in state.items()}
     return _pickle({**arrays, NAME_TABLE: {key: value.name for key, value in state.items()}})
 
 

@@ -124,7 +124,7 @@ def _train(cfg, options, folder):
         optimizer.clear_grad()
 
         due = progress.epoch == epochs or progress.epoch % every == 0
-        metrics = _evaluate(cfg, model, ema, eval_set, board, progress) if eval_set and due else {}
+        metrics = _evaluate(cfg, model, step, eval_set, board, progress) if eval_set and due else {}
         better = bool(metrics) and metrics[options.best_metric] > progress.best
         if better:
             progress.best, progress.best_epoch = metrics[options.best_metric], progress.epoch
@@ -256,11 +256,12 @@ def _train_epoch(loader, step, meter, progress, board, class_names):
 # --- after an epoch
 
 
-def _evaluate(cfg, model, ema, eval_set, board, progress):
+def _evaluate(cfg, model, step, eval_set, board, progress):
     """The COCO numbers of the model, or of its moving average; the model comes back as it was, in training mode."""
-    own = {name: value.clone() for name, value in model.state_dict().items()} if ema is not None else {}
-    _set_state(model, {} if ema is None else ema.weights())
-    results = run(model, cfg, eval_set)
+    own = {name: value.clone() for name, value in model.state_dict().items()} if step.ema is not None else {}
+    _set_state(model, {} if step.ema is None else step.ema.weights())
+    with paddle.amp.auto_cast(**step.amp):
+        results = run(model, cfg, eval_set)
     _set_state(model, own)
     model.train()
     metrics = coco_metrics(eval_set, results, classwise=True)
@@ -283,7 +284,7 @@ def _out_of_patience(options, progress, metrics):
 def _set_state(model, state):
     targets = model.state_dict()
     for name, value in state.items():
-        targets[name].set_value(value)
+        targets[name].set_value(value.astype(targets[name].dtype))  # half precision under --amp O2
 
 
 def _save(folder, names_to_save, model, optimizer, ema, parameter_names, progress):
