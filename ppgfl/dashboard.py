@@ -120,6 +120,7 @@ def _forget_after(path, step):
     """Drop the records that a run wrote after the checkpoint it is resumed from: the curve must not step back."""
     if not path.exists():
         return
+    from google.protobuf.message import DecodeError
     from visualdl.proto.record_pb2 import Record
     from visualdl.reader.record_reader import RecordReader
 
@@ -128,7 +129,7 @@ def _forget_after(path, step):
         record = Record()
         try:
             record.ParseFromString(data)
-        except Exception:  # the last record of a killed run may be cut
+        except DecodeError:  # the last record of a killed run may be cut
             break
         if all(value.id <= step for value in record.values):
             kept.append(len(data).to_bytes(8, "little") + data)

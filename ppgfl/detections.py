@@ -75,10 +75,14 @@ def split_batch(output):
 
 
 def coco_records(rows, image_id, category_ids):
-    """[M, 6] of one image -> COCO results: x, y, width, height in pixels of the original image."""
+    """[M, 6] of one image -> COCO results: x, y, width, height in pixels of the original image.
+
+    PaddleDetection: with `upstream_scores` GFLv2's last channel comes out as a class that does not exist; it is left
+    out here.
+    """
     return [{"image_id": image_id, "category_id": category_ids[int(label)],
              "bbox": [float(x1), float(y1), float(x2) - float(x1), float(y2) - float(y1)], "score": float(score)}
-            for label, score, x1, y1, x2, y2 in rows]
+            for label, score, x1, y1, x2, y2 in rows if label < len(category_ids)]
 
 
 def write_json(path, content):

@@ -43,7 +43,7 @@ def evaluate(cfg, *, weights=None, model=None, output_dir=".", json_eval=False, 
     check_classes(cfg, dataset.class_names, f"{dataset.anno_path}")
     result_file = Path(output_dir) / "bbox.json"
     if json_eval:
-        results = read_results(result_file)
+        results = read_results(result_file, dataset)
     else:
         if model is None:
             model = build_model(cfg)
@@ -91,8 +91,8 @@ def run(model, cfg, dataset):
     return dist.gather(results)
 
 
-def read_results(path):
-    """A `bbox.json` of an earlier run. Raises DataError."""
+def read_results(path, dataset):
+    """A `bbox.json` of an earlier run over the same images. Raises DataError."""
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -100,6 +100,10 @@ def read_results(path):
     keys = {"image_id", "category_id", "bbox", "score"}
     if not isinstance(results, list) or not all(isinstance(r, dict) and keys <= set(r) for r in results):
         raise DataError(f"{path.absolute()}: not a list of COCO results with {', '.join(sorted(keys))}")
+    foreign = {r["image_id"] for r in results} - {record["im_id"] for record in dataset.records}
+    if foreign:
+        raise DataError(f"{path.absolute()}: has results of image {min(foreign)!r} and {len(foreign) - 1} more, which "
+                        f"{dataset.anno_path} does not list; evaluate it with the annotations it was made for")
     return results
 
 

@@ -7,7 +7,7 @@ from conftest import COCO_MINI, recorded, run_tool, tiny_config
 
 from ppgfl import CheckpointError, ConfigError, DataError, build, build_model, evaluate, load_config, load_weights
 from ppgfl.data.loader import iterate
-from ppgfl.detections import split_batch
+from ppgfl.detections import coco_records, split_batch
 from ppgfl.evaluate import METRICS, coco_metrics
 
 
@@ -108,6 +108,19 @@ def test_a_class_count_that_disagrees_stops_before_anything_runs(small_coco, r18
 def test_json_eval_without_results(small_coco, tmp_path):
     with pytest.raises(DataError, match="--json_eval needs the results"):
         evaluate(small_eval(small_coco), output_dir=tmp_path, json_eval=True)
+
+
+def test_json_eval_of_other_images_is_refused(small_coco, tmp_path):
+    (tmp_path / "bbox.json").write_text(json.dumps(
+        [{"image_id": 99, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 0.5}]))
+    with pytest.raises(DataError, match="results of image 99 and 0 more"):
+        evaluate(small_eval(small_coco), output_dir=tmp_path, json_eval=True)
+
+
+def test_the_class_that_does_not_exist_is_left_out():
+    rows = np.array([[0, 0.9, 1, 2, 4, 8], [80, 0.8, 0, 0, 1, 1]], np.float32)
+    assert coco_records(rows, 7, list(range(1, 81))) == [
+        {"image_id": 7, "category_id": 1, "bbox": [1.0, 2.0, 3.0, 6.0], "score": pytest.approx(0.9)}]
 
 
 # --- the command, as a user runs it
