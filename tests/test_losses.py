@@ -52,11 +52,12 @@ def test_six_training_steps_are_those_of_paddledetection(name):
 
 
 def check_gradients(model, expected):
-    norms = {n: float(np.linalg.norm(p.grad.numpy())) for n, p in model.named_parameters() if p.grad is not None}
+    # paddle's own norm, which the recorded ones are: its float32 sum is 1e-3 off for millions of values
+    norms = {n: p.grad.norm().item() for n, p in model.named_parameters() if p.grad is not None}
     assert set(norms) == set(expected["grad_names"])
     wanted = dict(zip(expected["grad_names"], expected["grad_norms"]))
     for name, norm in norms.items():
-        assert norm == pytest.approx(wanted[name], rel=1e-3, abs=1e-6 * max(wanted.values())), name
+        assert norm == pytest.approx(wanted[name], rel=2e-4, abs=1e-6 * max(wanted.values())), name
     assert {n for n, _ in model.named_parameters() if n not in norms} == set(expected["frozen"])
 
 
