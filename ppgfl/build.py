@@ -9,6 +9,7 @@ nested in the parent's section, the top-level section of that name, top-level ke
 import functools
 import inspect
 
+from .checkpoint import load_weights
 from .data.batch import PadBatch
 from .data.dataset import COCODataSet, ImageFolder
 from .data.loader import Batches, Samples, make_loader
@@ -61,6 +62,17 @@ def build_model(cfg):
                           f"{neck.strides}; change it, FPN.extra_stage or ResNet.return_idx")
     return GFL(backbone, neck, head, decoder=_build_decoder(cfg, head_name, head_args, head),
                criterion=_build_criterion(cfg, head_name, head_args, head))
+
+
+def load_model(cfg, weights=None):
+    """The detector of a config in evaluation mode, with a .pdparams file (else the config's `weights`) loaded.
+
+    Raises: ConfigError, CheckpointError.
+    """
+    model = build_model(cfg)
+    load_weights(model, weights or cfg.get("weights", ""))
+    model.eval()
+    return model
 
 
 def _build_head(cfg, name, args):

@@ -9,8 +9,7 @@ import numpy as np
 import paddle
 
 from . import dist
-from .build import build_dataset, build_loader, build_model
-from .checkpoint import load_weights
+from .build import build_dataset, build_loader, load_model
 from .data.loader import iterate
 from .detections import coco_records, split_batch, write_json
 from .errors import ConfigError, DataError
@@ -45,10 +44,7 @@ def evaluate(cfg, *, weights=None, model=None, output_dir=".", json_eval=False, 
     if json_eval:
         results = read_results(result_file, dataset)
     else:
-        if model is None:
-            model = build_model(cfg)
-            load_weights(model, weights or cfg.get("weights", ""))
-        results = run(model, cfg, dataset)
+        results = run(model or load_model(cfg, weights), cfg, dataset)
         if dist.is_main():
             result_file.parent.mkdir(parents=True, exist_ok=True)
             write_json(result_file, results)

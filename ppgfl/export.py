@@ -9,8 +9,7 @@ import paddle
 import yaml
 from paddle.static import InputSpec
 
-from .build import build_dataset, build_model, build_transforms
-from .checkpoint import load_weights
+from .build import build_dataset, build_transforms, load_model
 from .data import transforms
 from .data.batch import collate
 from .detections import write_text
@@ -19,6 +18,7 @@ from .log import logger
 from .predictor import make_runner
 
 FORMATS = ("json", "pdmodel", "both")
+MODEL_FILES = ("model.json", "model.pdmodel", "model.pdiparams", "model.pdiparams.info")
 BOX_TOLERANCE = 1e-2  # pixels; float32 alone makes 1e-3 in images of a thousand pixels
 SCORE_TOLERANCE = 1e-4
 
@@ -45,24 +45,23 @@ def export(cfg, *, weights=None, output_dir="output_inference/model", format=Non
     Raises: ConfigError, CheckpointError; ExportError when the exported graph predicts something else.
     """
     folder = Path(output_dir)
-    model = build_model(cfg)
-    load_weights(model, weights or cfg.get("weights", ""))
-    model.eval()
+    image_shape = _image_shape(cfg)
+    _check_format(format)
+    model = load_model(cfg, weights)
     options = {"post_process": True, "nms": True, "benchmark": False, "fuse_conv_bn": False, **cfg.get("export", {})}
     if options["fuse_conv_bn"]:
         fuse_conv_bn(model)
     graph = Graph(model, **{key: options[key] for key in ("post_process", "nms", "benchmark")})
     graph.eval()
-    image_shape = _image_shape(cfg)
-    folder.mkdir(parents=True, exist_ok=True)
-    for one in _formats(format):
-        _save(graph, image_shape, folder, one)
-    write_text(folder / "infer_cfg.yml", yaml.safe_dump(describe(cfg, image_shape), sort_keys=False,
-                                                        allow_unicode=True))
-    logger.info("exported to %s: %s", folder.resolve(), ", ".join(sorted(p.name for p in folder.iterdir())))
-    if verify == ():
-        return {}
-    return check(cfg, graph, folder, verify, image_shape)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="export_", dir=folder.parent) as unproven:
+        _save(graph, image_shape, Path(unproven))
+        settings = yaml.safe_dump(describe(cfg, image_shape), sort_keys=False, allow_unicode=True)
+        write_text(Path(unproven) / "infer_cfg.yml", settings)
+        differences = {} if verify == () else check(cfg, graph, Path(unproven), verify, image_shape)
+        names = _move(Path(unproven), folder)
+    logger.info("exported to %s: %s", folder.resolve(), ", ".join(names))
+    return differences
 
 
 class Graph(paddle.nn.Layer):
@@ -96,19 +95,17 @@ def _image_shape(cfg):
     return [n if n > 0 else None for n in shape]
 
 
-def _formats(wanted):
-    """The file formats to write, checked against what this Paddle can write."""
-    can = ["pdmodel"] if _writes_pdmodel() else ["json"]
+def _check_format(wanted):
+    """Raise a ConfigError unless this Paddle, which writes one format, writes the one that is wanted."""
     if wanted is None:
-        return can
+        return
     if wanted not in FORMATS:
         raise ConfigError(f"--format: {wanted!r}; allowed: {', '.join(FORMATS)}")
-    missing = [one for one in (("json", "pdmodel") if wanted == "both" else (wanted,)) if one not in can]
-    if missing:
-        version = "2.6" if missing[0] == "pdmodel" else "3"
-        raise ConfigError(f"--format {wanted}: Paddle {paddle.__version__} writes {can[0]} only; for .{missing[0]} "
-                          f"export with Paddle {version}. Every Paddle 3 reads both")
-    return can
+    can, other = ("pdmodel", "json") if _writes_pdmodel() else ("json", "pdmodel")
+    if wanted != can:
+        version = "2.6" if other == "pdmodel" else "3"
+        raise ConfigError(f"--format {wanted}: Paddle {paddle.__version__} writes {can} only; for .{other} export with "
+                          f"Paddle {version}. Every Paddle 3 reads both")
 
 
 def _writes_pdmodel():
@@ -119,15 +116,25 @@ def _writes_pdmodel():
         return os.path.exists(os.path.join(folder, "probe.pdmodel"))
 
 
-def _save(graph, image_shape, folder, kind):
+def _save(graph, image_shape, folder):
     specs = [InputSpec(list(image_shape), "float32", "image")]  # a copy, since it is changed
     if not graph.bare:
         specs.append(InputSpec([image_shape[0], 2], "float32", "scale_factor"))
-    for old in folder.glob("model.*"):
-        old.unlink()
     with _quiet():
         static = paddle.jit.to_static(graph.forward, input_spec=specs, full_graph=True)
         paddle.jit.save(static, str(folder / "model"))
+
+
+def _move(source, folder):
+    """Put the files of an export into its folder, in place of an earlier one's. Returns their names."""
+    folder.mkdir(exist_ok=True)
+    names = sorted(path.name for path in source.iterdir())
+    for name in names:
+        os.replace(source / name, folder / name)
+    for name in MODEL_FILES:
+        if name not in names:
+            (folder / name).unlink(missing_ok=True)  # of another format: the runner must not find it
+    return names
 
 
 @contextmanager
@@ -188,15 +195,15 @@ def check(cfg, graph, folder, images, image_shape):
             wanted = [value.numpy() for value in graph(*map(paddle.to_tensor, arrays))]
         got = predictor.run(dict(zip(("image", "scale_factor"), arrays)))
         if [w.shape for w in wanted] != [g.shape for g in got]:
-            raise ExportError(f"{folder}: the exported graph gives {[g.shape for g in got]} where the model gives "
-                              f"{[w.shape for w in wanted]}; do not use it")
+            raise ExportError(f"the exported graph gives {[g.shape for g in got]} where the model gives "
+                              f"{[w.shape for w in wanted]}; nothing was written")
         box, score = _differences(graph, wanted, got)
         boxes, scores = max(boxes, box), max(scores, score)
     logger.info("checked on %d images with %s: largest difference %.2g pixels in boxes, %.2g in %s", len(samples),
                 predictor.description, boxes, scores, "raw maps" if graph.bare else "scores")
     if not (boxes <= BOX_TOLERANCE and scores <= SCORE_TOLERANCE):
-        raise ExportError(f"{folder}: the exported graph differs by {boxes:.2g} pixels (allowed {BOX_TOLERANCE}) or "
-                          f"{scores:.2g} in scores (allowed {SCORE_TOLERANCE}); do not use it")
+        raise ExportError(f"the exported graph differs by {boxes:.2g} pixels (allowed {BOX_TOLERANCE}) or "
+                          f"{scores:.2g} in scores (allowed {SCORE_TOLERANCE}); nothing was written")
     return {"largest_box_difference": boxes, "largest_score_difference": scores}
 
 

@@ -6,8 +6,7 @@ import numpy as np
 import paddle
 
 from . import runtime
-from .build import build_dataset, build_loader, build_model, build_transforms
-from .checkpoint import load_weights
+from .build import build_dataset, build_loader, build_transforms, load_model
 from .config import load_config
 from .data import transforms
 from .data.batch import collate
@@ -18,8 +17,6 @@ from .detections import Detections, coco_records, split_batch, write_csv, write_
 from .errors import DataError
 from .log import logger, progress
 from .predictor import make_runner
-
-RESULT_FORMATS = ("json", "csv", "coco")
 
 
 class Detector:
@@ -32,22 +29,20 @@ class Detector:
         config: a config file, the name of one shipped with ppgfl, or the folder of an exported model.
         weights: a .pdparams file; without it the config's `weights`.
         overrides: as in `load_config`.
-        settings: of an exported model: the arguments of `Runner` in deploy/python/infer.py.
+        runner: of an exported model: arguments of `Runner` in deploy/python/infer.py, {"run_mode": "bf16"}.
 
     Raises: ConfigError, CheckpointError, ExportError.
     """
 
-    def __init__(self, config, weights=None, overrides=(), **settings):
+    def __init__(self, config, weights=None, overrides=(), runner=None):
         self.runner = None
         if Path(config).is_dir():
-            self.runner = make_runner(config, **settings)
+            self.runner = make_runner(config, **(runner or {}))
             self.class_names, self.batch_size = self.runner.class_names, 1
             return
         cfg = load_config(config, overrides)
         runtime.select_device(cfg.get("use_gpu", False))
-        self.model = build_model(cfg)
-        load_weights(self.model, weights or cfg.get("weights", ""))
-        self.model.eval()
+        self.model = load_model(cfg, weights)
         self.sample_transforms, self.batch_transforms = build_transforms(cfg, "TestReader")
         self.batch_size = cfg["TestReader"].get("batch_size", 1)
         self.class_names = build_dataset(cfg, "TestDataset").class_names
@@ -115,9 +110,7 @@ def infer(cfg, images, *, weights=None, output_dir="output", draw_threshold=0.5,
     dataset = build_dataset(cfg, "TestDataset")
     files = [record["im_file"] for record in dataset.records]
     pictures = _picture_paths(files, Path(output_dir))
-    model = build_model(cfg)
-    load_weights(model, weights or cfg.get("weights", ""))
-    model.eval()
+    model = load_model(cfg, weights)
     found, coco = [], []
     batches = progress(iterate(build_loader(cfg, "TestReader", dataset)), total=len(files), what="infer",
                        size=lambda batch: len(batch["im_id"]))

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import platform
+from pathlib import Path
 
 import numpy as np
 import paddle
@@ -23,12 +24,17 @@ class RunFolder:
     """`config.yml` (resolved), `run.json` (each start: command, versions), `results.csv` (a row per epoch),
     `metrics.json` (the last numbers), `curves.png`. Only process 0 writes.
 
-    Raises ConfigError when the folder holds another run and this one does not resume it.
+    Args:
+        resume: None, "" for the newest checkpoint of this folder, or the path of one that may lie elsewhere.
+
+    Raises ConfigError when the folder holds another run than the one that is resumed.
     """
 
-    def __init__(self, path, *, resuming):
+    def __init__(self, path, *, resume):
         self.path = path
-        if not resuming and any(path.glob("*.pdparams")):
+        resumed = path if resume == "" else Path(resume or os.devnull)
+        resumes_this = path.resolve() in (resumed.resolve(), *resumed.resolve().parents)
+        if not resumes_this and any(path.glob("*.pdparams")):
             raise ConfigError(f"{path.absolute()}: holds a run already; --resume to go on with it, or choose another "
                               "folder with -o save_dir=")
 

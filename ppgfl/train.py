@@ -82,7 +82,7 @@ def train(cfg, **options):
     """
     options = Options(**options)
     dist.start()
-    folder = RunFolder(Path(cfg.get("save_dir", "output")) / options.run_name, resuming=options.resume is not None)
+    folder = RunFolder(Path(cfg.get("save_dir", "output")) / options.run_name, resume=options.resume)
     with dist.failing_aloud():
         return _train(cfg, options, folder)
 
@@ -104,15 +104,15 @@ def _train(cfg, options, folder):
                                 total_batch_size=images_per_step if options.scale_lr else None)
     ema = build_ema(cfg, model)
     progress = _start_or_resume(cfg, options, folder, model, optimizer, ema, names)
+    epochs, every, metrics = cfg.get("epoch", 12), cfg.get("snapshot_epoch", 1), {}
+    if progress.epoch >= epochs:
+        raise ConfigError(f"epoch: {epochs}, and the run that is resumed has finished {progress.epoch}; "
+                          "set -o epoch= higher to go on")
     folder.describe(cfg, options, progress, train_set, images_per_step)
     board = Dashboard(_dashboard_folder(options, folder), resume_step=progress.step)
 
     step = _make_step(cfg, options, model, optimizer, ema)
     model.train()
-    epochs, every, metrics = cfg.get("epoch", 12), cfg.get("snapshot_epoch", 1), {}
-    if progress.epoch >= epochs:
-        raise ConfigError(f"epoch: {epochs}, and the run that is resumed has finished {progress.epoch}; "
-                          "set -o epoch= higher to go on")
     for epoch in range(progress.epoch, epochs):
         loader.batch_sampler.epoch = epoch
         meter = Meter(epoch=epoch, epochs=epochs, steps=steps, images_per_step=images_per_step,

@@ -80,7 +80,7 @@ def test_the_runner_prepares_images_as_the_model_does(small_coco):
 @pytest.mark.parametrize("engine", ["onednn", "native"])
 def test_a_detector_of_the_folder_finds_what_the_model_finds(exported, r18vd_weights, picture, engine):
     model = Detector("gfl_r18vd_1x_coco", r18vd_weights, [SMALL, "use_gpu=false"])(picture)
-    found = Detector(exported[0], engine=engine)(picture)
+    found = Detector(exported[0], runner={"engine": engine})(picture)
     np.testing.assert_allclose(found.scores, model.scores, atol=1e-4)
     np.testing.assert_allclose(np.sort(found.boxes, axis=0), np.sort(model.boxes, axis=0), atol=1e-2)
     assert found.path == str(picture)
@@ -172,8 +172,21 @@ def test_an_export_that_predicts_something_else_is_refused(r18vd_weights, tmp_pa
         return runner
 
     monkeypatch.setattr(module, "make_runner", shifted)
-    with pytest.raises(ExportError, match="do not use it"):
-        export(tiny_config(), weights=r18vd_weights, output_dir=tmp_path)
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "model.json").write_text("the export before")
+    with pytest.raises(ExportError, match="nothing was written"):
+        export(tiny_config(), weights=r18vd_weights, output_dir=tmp_path / "old")
+    assert [p.name for p in tmp_path.rglob("*")] == ["old", "model.json"]
+    assert (tmp_path / "old" / "model.json").read_text() == "the export before"
+
+
+def test_an_export_replaces_an_earlier_one_and_nothing_else(r18vd_weights, tmp_path):
+    for name in ("model.json", "model.pdmodel", "model.pdparams"):
+        (tmp_path / name).write_text("old")
+    export(tiny_config(), weights=r18vd_weights, output_dir=tmp_path, verify=())
+    assert (tmp_path / "model.pdparams").read_text() == "old"
+    assert len(list(tmp_path.glob("model.json")) + list(tmp_path.glob("model.pdmodel"))) == 1
+    load_runner().Runner(tmp_path)
 
 
 @pytest.mark.slow

@@ -192,10 +192,17 @@ def test_resume_takes_paths_folders_and_the_newest(shapes, tmp_path, caplog):
 
 
 def test_a_finished_run_is_not_run_again(finished, shapes):
-    before = (finished[0] / "run" / "metrics.json").read_text()
+    before = {p.name: p.read_bytes() for p in (finished[0] / "run").iterdir() if p.is_file()}
     with pytest.raises(ConfigError, match="epoch: 2, and the run that is resumed has finished 2"):
         train(config(shapes, finished[0]), resume="")
-    assert (finished[0] / "run" / "metrics.json").read_text() == before
+    assert {p.name: p.read_bytes() for p in (finished[0] / "run").iterdir() if p.is_file()} == before
+
+
+def test_a_checkpoint_of_another_run_does_not_open_this_folder(finished, shapes, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "model_final.pdparams").write_text("another run")
+    with pytest.raises(ConfigError, match="holds a run already"):
+        train(config(shapes, tmp_path, "epoch=3"), resume=str(finished[0] / "run" / "0"))
 
 
 def test_nothing_to_resume_starts_at_the_first_epoch(shapes, tmp_path, caplog):
