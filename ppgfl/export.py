@@ -186,7 +186,7 @@ def fuse_conv_bn(model):
 
 def check(cfg, graph, folder, images, image_shape):
     """Compare the predictor with the model. Returns the largest differences; raises ExportError over the tolerance."""
-    predictor = make_runner(folder)
+    predictor = make_runner(folder, engine="native")  # the proof must not hang on oneDNN's faults in Paddle 3.3
     boxes = scores = 0.0
     samples = _samples(cfg, images, image_shape)
     for sample in samples:

@@ -33,7 +33,8 @@ class Runner:
         device: "CPU" or "GPU".
         run_mode: "paddle" float32; "bf16" on a CPU that has it; "trt_fp32", "trt_fp16" TensorRT.
         cpu_threads: None: the physical cores.
-        engine: on a CPU: "onednn", "openvino" (.pdmodel only), "native"; "auto" is oneDNN.
+        engine: on a CPU: "onednn", "openvino" (.pdmodel only), "native"; "auto" is oneDNN for .pdmodel, native for
+            .json.
 
     Attributes:
         class_names: by class index.
@@ -255,13 +256,17 @@ def _use_cpu(config, run_mode, engine, threads, model_file):
             config.enable_openvino_engine()
             return f"OpenVINO, {note}"
         print("the OpenVINO engine needs a Paddle that has it, a .pdmodel and float32: using oneDNN", file=sys.stderr)
+    if engine == "auto" and model_file.suffix == ".json" and run_mode == "paddle":
+        # Measured on Paddle 3.3.1: with images of changing sizes oneDNN throws or corrupts memory in one run of 150.
+        print("model.json: using native kernels, since Paddle 3's oneDNN fails at random with images of changing "
+              "sizes; --engine onednn is faster and safe for one size, a .pdmodel (export with Paddle 2.6) for all",
+              file=sys.stderr)
+        engine = "native"
     if engine == "native":
         _without_onednn(config)
         if run_mode == "bf16":
             raise RunnerError("--run_mode bf16: needs oneDNN; leave --engine native out")
         return f"native kernels, {note}"
-    # No set_mkldnn_cache_capacity, though it bounds the memory: with inputs of changing size Paddle 3.3.1 then throws
-    # a bare std::exception in one run of fifty.
     config.enable_mkldnn()
     if run_mode == "bf16":
         if not _has_bf16():
@@ -312,7 +317,8 @@ def parse_arguments():
     images.add_argument("--image_dir", help="searched recursively")
     parser.add_argument("--device", type=str.upper, default="CPU", choices=("CPU", "GPU"))
     parser.add_argument("--run_mode", default="paddle", choices=RUN_MODES)
-    parser.add_argument("--engine", default="auto", choices=ENGINES, help="on a CPU (auto: oneDNN)")
+    parser.add_argument("--engine", default="auto", choices=ENGINES,
+                        help="on a CPU (auto: oneDNN for .pdmodel, native for .json)")
     parser.add_argument("--batch_size", type=int, default=1)
     parser.add_argument("--cpu_threads", type=int, help="default: the physical cores")
     parser.add_argument("--threshold", type=float, default=0.5, help="least score drawn and saved (0.5)")
