@@ -7,7 +7,8 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "ppgfl/__init__.py").read_text(encoding="utf-8")).group(1)
 # Folders that travel inside the package, as ppgfl/configs/gfl and ppgfl/deploy/python.
-FOLDERS = [folder for folder in sorted(HERE.glob("configs/**")) if any(folder.glob("*.yml"))] + [HERE / "deploy/python"]
+FOLDERS = [folder for folder in sorted(HERE.glob("configs/**")) if any(folder.glob("*.yml"))]
+FOLDERS += [HERE / "deploy/python", HERE / "deploy/onnxruntime"]
 INSIDE = {"ppgfl." + ".".join(folder.relative_to(HERE).parts): str(folder.relative_to(HERE)) for folder in FOLDERS}
 
 setup(
@@ -25,6 +26,7 @@ setup(
     extras_require={
         "cpu": ["paddlepaddle"],
         "gpu": ["paddlepaddle-gpu"],
-        "dev": ["pytest", "ruff"],
+        "onnx": ["onnx", "onnxruntime"],
+        "dev": ["pytest", "ruff", "onnx", "onnxruntime"],
     },
 )

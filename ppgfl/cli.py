@@ -132,7 +132,7 @@ def _train_arguments(parser):
 
 
 def export(args):
-    """Export a detector for Paddle Inference, and prove that the export predicts the same.
+    """Export a detector for Paddle Inference and ONNX runtimes, and prove that the export predicts the same.
 
     python tools/export_model.py -c configs/gfl/gfl_r50_fpn_1x_coco.yml -o weights=gfl_r50_fpn_1x_coco.pdparams
     """
@@ -140,14 +140,17 @@ def export(args):
 
     cfg = _load(args)
     verify = () if args.no_verify else args.verify_images
-    export(cfg, output_dir=Path(args.output_dir) / Path(args.config).stem, format=args.format, verify=verify)
+    export(cfg, output_dir=Path(args.output_dir) / Path(args.config).stem, format=args.format, onnx=args.onnx,
+           with_nms=args.with_nms, verify=verify)
 
 
 def _export_arguments(parser):
     parser.add_argument("--output_dir", default="output_inference", metavar="DIR",
                         help="the export goes to a folder of the config's name below it (output_inference)")
     parser.add_argument("--format", choices=("json", "pdmodel", "both"),
-                        help="file format (default: the one this Paddle writes)")
+                        help="file format (default: all that this Paddle can write)")
+    parser.add_argument("--onnx", action="store_true", help="also write model.onnx: decoded boxes and scores")
+    parser.add_argument("--with_nms", action="store_true", help="write model.onnx with the NMS inside")
     parser.add_argument("--verify_images", nargs="+", metavar="FILE", help="check on these instead of drawn images")
     parser.add_argument("--no_verify", action="store_true", help="leave the check at the end out")
 

@@ -3,10 +3,8 @@ import math
 from dataclasses import dataclass
 
 import paddle
-import paddle.nn.functional as F
-from paddle.common_ops_import import LayerHelper
-from paddle.framework import in_dynamic_or_pir_mode
 
+from . import operators
 from .boxes import cell_centers, distances_to_boxes
 
 
@@ -39,20 +37,7 @@ class MultiClassNMS:
         settings = dict(score_threshold=float(threshold), nms_top_k=self.nms_top_k, keep_top_k=self.keep_top_k,
                         nms_threshold=float(self.nms_threshold), normalized=self.normalized,
                         nms_eta=float(self.nms_eta), background_label=-1)
-        if in_dynamic_or_pir_mode():
-            bbox, _, bbox_num = paddle._C_ops.multiclass_nms3(boxes, scores, None, *settings.values())
-            return bbox, bbox_num
-        return _nms_in_a_program(boxes, scores, settings)
-
-
-def _nms_in_a_program(boxes, scores, settings):
-    """The same operator in a static program of the old kind (.pdmodel)."""
-    helper = LayerHelper("multiclass_nms3")
-    bbox, index, bbox_num = (helper.create_variable_for_type_inference(dtype)
-                             for dtype in (boxes.dtype, "int32", "int32"))
-    helper.append_op(type="multiclass_nms3", inputs={"BBoxes": boxes, "Scores": scores}, attrs=settings,
-                     outputs={"Out": bbox, "Index": index, "NmsRoisNum": bbox_num})
-    return bbox, bbox_num
+        return operators.multiclass_nms(boxes, scores, settings)
 
 
 @dataclass(eq=False)
@@ -95,7 +80,7 @@ class Decoder:
 
     def suppress(self, boxes, scores):
         """NMS over what `decode` returns -> bbox, bbox_num."""
-        return self.nms(boxes, scores.transpose([0, 2, 1]), self._threshold())
+        return self.nms(boxes, scores.transpose([0, 2, 1]), self.threshold())
 
     def boxes(self, reg_maps, integral):
         """L maps [N, 4 R, H, W] -> [N, A, 4] in pixels of the padded input."""
@@ -118,9 +103,9 @@ class Decoder:
         scores = paddle.concat([x.flatten(2).transpose([0, 2, 1]) for x in cls_maps], axis=1)
         if self.joint_scores and not self.upstream_scores:
             return scores[:, :, :self.num_classes]
-        return F.sigmoid(scores)
+        return operators.sigmoid(scores)
 
-    def _threshold(self):
+    def threshold(self):
         """The YAML's threshold t on our scale: PaddleDetection keeps sigmoid(joint score) > t."""
         threshold = self.nms.score_threshold
         if not self.joint_scores or self.upstream_scores:

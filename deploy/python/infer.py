@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import numpy as np
 import yaml
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-RUN_MODES = ("paddle", "bf16", "trt_fp32", "trt_fp16")
+RUN_MODES = ("paddle", "bf16", "int8", "trt_fp32", "trt_fp16")
 ENGINES = ("auto", "onednn", "openvino", "native")
 
 
@@ -29,12 +30,13 @@ class Runner:
     """An exported detector.
 
     Args:
-        model_dir: folder with model.json or .pdmodel (or inference.*), its .pdiparams, and infer_cfg.yml.
+        model_dir: folder with model.pdmodel or .json (or inference.*), its .pdiparams, and infer_cfg.yml; or one of
+            these model files itself.
         device: "CPU" or "GPU".
-        run_mode: "paddle" float32; "bf16" on a CPU that has it; "trt_fp32", "trt_fp16" TensorRT.
+        run_mode: "paddle" float32; "bf16" on a CPU that has it; "int8" for a model exported with quantisation;
+            "trt_fp32", "trt_fp16" TensorRT.
         cpu_threads: None: the physical cores.
-        engine: on a CPU: "onednn", "openvino" (.pdmodel only), "native"; "auto" is oneDNN for .pdmodel, native for
-            .json.
+        engine: on a CPU: "onednn", "openvino", "native", or "auto", the fastest that is safe (see `choose_engine`).
 
     Attributes:
         class_names: by class index.
@@ -43,7 +45,7 @@ class Runner:
 
     def __init__(self, model_dir, device="CPU", run_mode="paddle", cpu_threads=None, engine="auto"):
         self.model_file, self.params_file = find_model(Path(model_dir))
-        self.settings = read_settings(Path(model_dir))
+        self.settings = read_settings(self.model_file.parent)
         self.class_names = list(self.settings["label_list"])
         self.steps = [make_step(op) for op in self.settings["Preprocess"]]
         self.threads = cpu_threads or physical_cores()
@@ -57,21 +59,43 @@ class Runner:
 
         config = inference.Config(str(self.model_file), str(self.params_file))
         config.disable_glog_info()
-        if device == "GPU":
-            notes = _use_gpu(config, run_mode)
-        else:
-            notes = _use_cpu(config, run_mode, engine, self.threads, self.model_file)
         config.switch_ir_optim(True)
         # It moves the stride behind the distances into a weight that all levels share: PaddleDetection's exports give
         # boxes of 1e8 pixels with it.
         config.delete_pass("matmul_v2_scale_fuse_pass")
+        if run_mode == "int8" and not is_quantized(self.model_file):
+            raise RunnerError(f"--run_mode int8: {self.model_file} holds no quantisation (PaddleSlim adds it before "
+                              "the export); use --run_mode bf16 or paddle")
+        if device == "GPU":
+            notes = _use_gpu(config, run_mode)
+        else:
+            notes = self._use_cpu(config, run_mode, engine)
         description = f"{self.model_file.name} on {device}, {notes}"
         try:
-            return inference.create_predictor(config), description
+            with tempfile.TemporaryDirectory() as folder:
+                config.set_optim_cache_dir(folder)  # OpenVINO leaves a compiled copy: not in the user's folder
+                return inference.create_predictor(config), description
         except Exception as error:  # Paddle raises many kinds
             reason = " ".join(str(error).split())[-300:]
             raise RunnerError(f"{self.model_file}: Paddle cannot load it ({description}): ...{reason}; export it "
                               "again, or try --engine native") from error
+
+    def _use_cpu(self, config, run_mode, engine):
+        if run_mode.startswith("trt"):
+            raise RunnerError(f"--run_mode {run_mode}: TensorRT needs --device GPU")
+        if run_mode == "bf16" and not _has_bf16():
+            print("this processor has no bfloat16: running in float32", file=sys.stderr)
+            run_mode = "paddle"
+        engine, note = choose_engine(engine, run_mode, self.model_file.suffix,
+                                     has_openvino=hasattr(config, "enable_openvino_engine"),
+                                     any_size=self.settings.get("use_dynamic_shape", True))
+        if note:
+            print(f"{self.model_file.name}: {note}", file=sys.stderr)
+        config.disable_gpu()
+        config.set_cpu_math_library_num_threads(self.threads)
+        ENGINE_SETTINGS[engine](config, run_mode)
+        kind = {"paddle": "float32", "bf16": "bfloat16", "int8": "int8"}[run_mode]
+        return f"{ENGINE_NAMES[engine]}, {kind}, {self.threads} threads"
 
     def run(self, arrays):
         """{"image": [N, 3, H, W], "scale_factor": [N, 2], ...} -> list of output arrays; extra inputs are ignored."""
@@ -103,17 +127,19 @@ class Runner:
 # --- the exported folder
 
 
-def find_model(folder):
-    """(model file, parameter file): by what exists, whatever Paddle wrote it. Raises RunnerError."""
+def find_model(path):
+    """(model file, parameter file) of a folder, by what exists, whatever Paddle wrote it. Raises RunnerError."""
+    folder, names = path, [f"{name}{suffix}" for suffix in (".pdmodel", ".json") for name in ("model", "inference")]
+    if path.is_file() and path.suffix in (".pdmodel", ".json"):
+        folder, names = path.parent, [path.name]
     if not folder.is_dir():
         raise RunnerError(f"{folder.absolute()}: no such folder; --model_dir is the folder that the export wrote")
-    for name in ("model", "inference"):
-        for suffix in (".json", ".pdmodel"):
-            model, params = folder / f"{name}{suffix}", folder / f"{name}.pdiparams"
-            if model.is_file() and params.is_file():
-                return model, params
+    for name in names:
+        model, params = folder / name, (folder / name).with_suffix(".pdiparams")
+        if model.is_file() and params.is_file():
+            return model, params
     found = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
-    raise RunnerError(f"{folder}: needs model.json or model.pdmodel (or inference.*) with its .pdiparams; "
+    raise RunnerError(f"{folder}: needs model.pdmodel or model.json (or inference.*) with its .pdiparams; "
                       f"found {found}")
 
 
@@ -134,6 +160,12 @@ def read_settings(folder):
         if not isinstance(settings.get(key), list):
             raise RunnerError(f"{path}: has no list '{key}'; export the model again")
     return settings
+
+
+def is_quantized(model_file):
+    """Whether the graph has the operators that PaddleSlim's quantisation leaves in it."""
+    graph = model_file.read_bytes()
+    return b"quantize_linear" in graph or b"fake_quantize" in graph
 
 
 # --- preprocessing, with the arithmetic of training
@@ -244,42 +276,54 @@ def _use_gpu(config, run_mode):
     return f"TensorRT {'float16' if half else 'float32'}"
 
 
-def _use_cpu(config, run_mode, engine, threads, model_file):
-    if run_mode.startswith("trt"):
-        raise RunnerError(f"--run_mode {run_mode}: TensorRT needs --device GPU")
-    config.disable_gpu()
-    config.set_cpu_math_library_num_threads(threads)
-    note = f"{threads} threads"
-    if engine == "openvino":
-        if hasattr(config, "enable_openvino_engine") and model_file.suffix == ".pdmodel" and run_mode == "paddle":
-            _without_onednn(config)
-            config.enable_openvino_engine()
-            return f"OpenVINO, {note}"
-        print("the OpenVINO engine needs a Paddle that has it, a .pdmodel and float32: using oneDNN", file=sys.stderr)
-    if engine == "auto" and model_file.suffix == ".json" and run_mode == "paddle":
-        # Measured on Paddle 3.3.1: with images of changing sizes oneDNN throws or corrupts memory in one run of 150.
-        print("model.json: using native kernels, since Paddle 3's oneDNN fails at random with images of changing "
-              "sizes; --engine onednn is faster and safe for one size, a .pdmodel (export with Paddle 2.6) for all",
-              file=sys.stderr)
-        engine = "native"
-    if engine == "native":
-        _without_onednn(config)
-        if run_mode == "bf16":
-            raise RunnerError("--run_mode bf16: needs oneDNN; leave --engine native out")
-        return f"native kernels, {note}"
+def choose_engine(wanted, run_mode, suffix, *, has_openvino, any_size):
+    """The engine that runs on a CPU, and a line on why when it is not the fastest or not the one that was wanted.
+
+    .pdmodel: OpenVINO where Paddle has it, else oneDNN.
+    .json: oneDNN for a fixed size of input. With images of changing sizes oneDNN threw or corrupted memory in one of
+        150 runs of Paddle 3.3.1, so native kernels, unless bfloat16 needs it.
+    """
+    can_openvino = has_openvino and suffix == ".pdmodel" and run_mode in ("paddle", "bf16")
+    risky = suffix == ".json" and any_size
+    if wanted == "native" and run_mode != "paddle":
+        raise RunnerError(f"--run_mode {run_mode}: the native kernels are float32 only; leave --engine native out")
+    if wanted == "openvino" and not can_openvino:
+        return "onednn", "OpenVINO needs a Paddle that has it, a .pdmodel, and float32 or bf16: using oneDNN"
+    if wanted != "auto":
+        return wanted, None
+    if can_openvino:
+        return "openvino", None
+    if risky and run_mode == "paddle":
+        return "native", ("using native kernels, since Paddle 3's oneDNN fails at random with a .json and images of "
+                          "changing sizes; a .pdmodel beside it (export with --format both) is several times faster, "
+                          "--engine onednn insists")
+    return "onednn", "oneDNN may fail with a .json and images of changing sizes; a .pdmodel does not" if risky else None
+
+
+def _use_onednn(config, run_mode):
     config.enable_mkldnn()
     if run_mode == "bf16":
-        if not _has_bf16():
-            print("this processor has no bfloat16: running in float32", file=sys.stderr)
-            return f"oneDNN float32, {note}"
         config.enable_mkldnn_bfloat16()
-        return f"oneDNN bfloat16, {note}"
-    return f"oneDNN float32, {note}"
+        if config.prog_file().endswith(".pdmodel"):  # those of Paddle 3 fail with every operator in bfloat16
+            config.set_bfloat16_op({"conv2d", "fused_conv2d", "relu", "pool2d"})
+    if run_mode == "int8":
+        config.enable_mkldnn_int8()
 
 
-def _without_onednn(config):
+def _use_openvino(config, run_mode):
+    from paddle.inference import PrecisionType
+
+    _use_native(config, run_mode)
+    config.enable_openvino_engine(PrecisionType.Bfloat16 if run_mode == "bf16" else PrecisionType.Float32)
+
+
+def _use_native(config, run_mode):
     if hasattr(config, "disable_mkldnn"):  # where it is on by default
         config.disable_mkldnn()
+
+
+ENGINE_SETTINGS = {"onednn": _use_onednn, "openvino": _use_openvino, "native": _use_native}
+ENGINE_NAMES = {"onednn": "oneDNN", "openvino": "OpenVINO", "native": "native kernels"}
 
 
 def _has_bf16():
@@ -311,14 +355,14 @@ def main():
 
 def parse_arguments():
     parser = argparse.ArgumentParser(formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__)
-    parser.add_argument("--model_dir", required=True, help="the exported folder")
+    parser.add_argument("--model_dir", required=True, help="the exported folder, or a model file in it")
     images = parser.add_mutually_exclusive_group(required=True)
     images.add_argument("--image_file")
     images.add_argument("--image_dir", help="searched recursively")
     parser.add_argument("--device", type=str.upper, default="CPU", choices=("CPU", "GPU"))
     parser.add_argument("--run_mode", default="paddle", choices=RUN_MODES)
     parser.add_argument("--engine", default="auto", choices=ENGINES,
-                        help="on a CPU (auto: oneDNN for .pdmodel, native for .json)")
+                        help="on a CPU (auto: the fastest that is safe for the file)")
     parser.add_argument("--batch_size", type=int, default=1)
     parser.add_argument("--cpu_threads", type=int, help="default: the physical cores")
     parser.add_argument("--threshold", type=float, default=0.5, help="least score drawn and saved (0.5)")

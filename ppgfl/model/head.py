@@ -9,6 +9,7 @@ import paddle.nn.functional as F
 from paddle import ParamAttr, nn
 from paddle.nn.initializer import Constant, Normal
 
+from .. import operators
 from ..errors import ConfigError
 from .layers import ConvNorm, DeformConv, normalization
 
@@ -77,7 +78,7 @@ class DGQP(nn.Layer):
         if self.add_mean:
             statistics = paddle.concat([statistics, statistics.mean(axis=-1, keepdim=True)], axis=-1)
         hidden = F.relu(self.reg_conv1(statistics.flatten(3).transpose([0, 3, 1, 2])))
-        return F.sigmoid(self.reg_conv2(hidden))
+        return operators.sigmoid(self.reg_conv2(hidden))
 
 
 class Integral(nn.Layer):
@@ -91,7 +92,7 @@ class Integral(nn.Layer):
     def forward(self, logits):
         """[..., 4 R] -> [..., 4] in units of the level's stride."""
         per_side = logits.reshape([0] * (logits.ndim - 1) + [4, self.reg_max + 1])
-        return paddle.matmul(F.softmax(per_side, axis=-1), self.project)
+        return operators.matmul(F.softmax(per_side, axis=-1), self.project)
 
 
 class ScaleReg(nn.Layer):
@@ -144,7 +145,7 @@ class GFLHead(nn.Layer):
             cls_feat, reg_feat = self.conv_feat(level)
             cls, reg = self.gfl_head_cls(cls_feat), scale(self.gfl_head_reg(reg_feat))
             if self.dgqp_module is not None:
-                cls = F.sigmoid(cls) * self.dgqp_module(reg)
+                cls = operators.sigmoid(cls) * self.dgqp_module(reg)
             cls_maps.append(cls)
             reg_maps.append(reg)
         return cls_maps, reg_maps

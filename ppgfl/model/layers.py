@@ -6,6 +6,7 @@ from paddle.nn.initializer import Constant
 from paddle.regularizer import L2Decay
 from paddle.vision.ops import DeformConv2D
 
+from .. import operators
 from ..errors import ConfigError
 
 
@@ -26,6 +27,14 @@ def normalization(norm_type, channels, *, norm_decay=0.0, frozen=False, learning
         return nn.GroupNorm(32, channels, weight_attr=attr(), bias_attr=attr())
     use_global_stats = True if frozen else None  # PaddleDetection: frozen statistics are used in training too
     return nn.BatchNorm2D(channels, weight_attr=attr(), bias_attr=attr(), use_global_stats=use_global_stats)
+
+
+def fold_norm(conv, norm):
+    """Weight and bias of the one convolution that equals `conv` followed by the BatchNorm `norm` in evaluation."""
+    scale = norm.weight / paddle.sqrt(norm._variance + norm._epsilon)
+    shift = norm.bias - norm._mean * scale
+    bias = shift if conv.bias is None else conv.bias * scale + shift
+    return conv.weight * scale.reshape([-1, 1, 1, 1]), bias
 
 
 class ConvNorm(nn.Layer):
@@ -85,4 +94,4 @@ def deform(x, conv_offset, conv):
     predicted = conv_offset(x)
     points = predicted.shape[1] // 3
     offset, mask = paddle.split(predicted, [2 * points, points], axis=1)
-    return conv(x, offset, mask=F.sigmoid(mask))
+    return conv(x, offset, mask=operators.sigmoid(mask))

@@ -1,0 +1,45 @@
+"""Operators that Paddle 3 no longer adds to a program of the old kind (`.pdmodel`) by itself.
+
+Everywhere else they are the plain function. Only what an exported detector needs is here.
+"""
+import paddle
+import paddle.nn.functional as F
+from paddle.common_ops_import import LayerHelper
+from paddle.framework import in_dynamic_or_pir_mode
+
+
+def sigmoid(x):
+    """F.sigmoid."""
+    if in_dynamic_or_pir_mode():
+        return F.sigmoid(x)
+    return _append("sigmoid", {"X": x}, {"Out": x.dtype})
+
+
+def matmul(x, y):
+    """paddle.matmul."""
+    if in_dynamic_or_pir_mode():
+        return paddle.matmul(x, y)
+    return _append("matmul_v2", {"X": x, "Y": y}, {"Out": x.dtype}, {"trans_x": False, "trans_y": False})
+
+
+def multiclass_nms(boxes, scores, settings):
+    """boxes [N, A, 4], scores [N, C, A] -> bbox [M, 6], bbox_num [N] int32.
+
+    settings: score_threshold, nms_top_k, keep_top_k, nms_threshold, normalized, nms_eta, background_label, in this
+        order.
+    """
+    if in_dynamic_or_pir_mode():
+        bbox, _, bbox_num = paddle._C_ops.multiclass_nms3(boxes, scores, None, *settings.values())
+    else:
+        bbox, _, bbox_num = _append("multiclass_nms3", {"BBoxes": boxes, "Scores": scores},
+                                    {"Out": boxes.dtype, "Index": "int32", "NmsRoisNum": "int32"}, settings)
+    return bbox, bbox_num
+
+
+def _append(kind, inputs, output_dtypes, attributes=None):
+    """Add an operator to the program that is being traced. Returns its output, or the list of them."""
+    helper = LayerHelper(kind)
+    outputs = {name: helper.create_variable_for_type_inference(dtype) for name, dtype in output_dtypes.items()}
+    helper.append_op(type=kind, inputs=inputs, outputs=outputs, attrs=attributes)
+    values = list(outputs.values())
+    return values if len(values) > 1 else values[0]
