@@ -50,12 +50,16 @@ def evaluate(args):
     """
     from .evaluate import evaluate
 
-    evaluate(_load(args), output_dir=args.output_eval, json_eval=args.json_eval, classwise=args.classwise,
-             save_prediction_only=args.save_prediction_only)
+    runner = {"run_mode": args.run_mode} if args.run_mode else None
+    evaluate(_load(args), exported=args.exported, runner=runner, output_dir=args.output_eval,
+             json_eval=args.json_eval, classwise=args.classwise, save_prediction_only=args.save_prediction_only)
 
 
 def _evaluate_arguments(parser):
     parser.add_argument("--output_eval", default=".", metavar="DIR", help="where bbox.json is written (default: here)")
+    parser.add_argument("--exported", metavar="PATH",
+                        help="evaluate an exported folder or a model.onnx with its runner, instead of weights")
+    parser.add_argument("--run_mode", help="of --exported, as bf16 (see deploy/python/infer.py)")
     parser.add_argument("--json_eval", action="store_true", help="evaluate the bbox.json that is in DIR already")
     parser.add_argument("--classwise", action="store_true", help="also print the AP of each class")
     parser.add_argument("--save_prediction_only", action="store_true", help="write bbox.json and stop")

@@ -3,6 +3,7 @@ import contextlib
 import copy
 import io
 import json
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -10,22 +11,26 @@ import paddle
 
 from . import dist
 from .build import build_dataset, build_loader, load_model
+from .data.image import read_image
 from .data.loader import iterate
 from .detections import coco_records, split_batch, write_json
 from .errors import ConfigError, DataError
 from .log import logger, progress
+from .predictor import make_runner
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
 
-def evaluate(cfg, *, weights=None, model=None, output_dir=".", json_eval=False, classwise=False,
-             save_prediction_only=False):
+def evaluate(cfg, *, weights=None, model=None, exported=None, runner=None, output_dir=".", json_eval=False,
+             classwise=False, save_prediction_only=False):
     """Evaluate a model on the config's `EvalDataset`.
 
     Args:
         cfg: the dict of `load_config`.
         weights: a .pdparams file; without it the config's `weights`.
         model: a model that has its weights already; it comes back in evaluation mode.
+        exported: an exported model (its folder, or a model.onnx) instead: what is deployed, prepared as it does there.
+        runner: with `exported`: arguments of its `Runner`, as {"run_mode": "bf16"}.
         output_dir: where `bbox.json` is written (COCO results: image_id, category_id, bbox x y w h, score).
         json_eval: evaluate the `bbox.json` that is there already; the model is not run.
         classwise: also the AP of each class.
@@ -44,7 +49,10 @@ def evaluate(cfg, *, weights=None, model=None, output_dir=".", json_eval=False, 
     if json_eval:
         results = read_results(result_file, dataset)
     else:
-        results = run(model or load_model(cfg, weights), cfg, dataset)
+        if exported is None:
+            results = run(model or load_model(cfg, weights), cfg, dataset)
+        else:
+            results = run_exported(make_runner(exported, **(runner or {})), dataset)
         if dist.is_main():
             result_file.parent.mkdir(parents=True, exist_ok=True)
             write_json(result_file, results)
@@ -84,6 +92,23 @@ def run(model, cfg, dataset):
         for batch in batches:
             for image_id, rows in zip(batch["im_id"].numpy().tolist(), split_batch(model(batch))):
                 results += coco_records(rows, image_id, dataset.category_ids)
+    return dist.gather(results)
+
+
+def run_exported(runner, dataset):
+    """The same through a `Runner` of deploy/*/infer.py, one image at a time. Raises ConfigError for other classes."""
+    if runner.class_names != dataset.class_names:
+        pairs = zip_longest(runner.class_names, dataset.class_names)
+        exported, listed = next(pair for pair in pairs if pair[0] != pair[1])
+        raise ConfigError(f"the exported model has {len(runner.class_names)} classes, {dataset.anno_path} lists "
+                          f"{len(dataset.class_names)}, and they differ: {exported!r} and {listed!r} have the same "
+                          "place; evaluate it on the data it was made for")
+    logger.info("running %s", runner.description)
+    results = []
+    share = dataset.records[dist.rank()::dist.world_size()]
+    for record in progress(share, total=len(share), what="evaluate", size=lambda record: 1):
+        image = read_image(record["im_file"])[..., ::-1]
+        results += coco_records(runner([image])[0], record["im_id"], dataset.category_ids)
     return dist.gather(results)
 
 

@@ -1,4 +1,5 @@
 """From weights to a static graph that Paddle Inference or an ONNX runtime runs."""
+import hashlib
 import os
 import tempfile
 import warnings
@@ -60,6 +61,7 @@ def export(cfg, *, weights=None, output_dir="output_inference/model", format=Non
         unproven = Path(unproven)
         for kind, writing in formats.items():
             _save(graph, image_shape, unproven, kind, writing)
+        settings["params_sha256"] = hashlib.sha256((unproven / "model.pdiparams").read_bytes()).hexdigest()
         write_text(unproven / "infer_cfg.yml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
         graphs = {f"model.{kind}": graph for kind in formats}
         if write_onnx:

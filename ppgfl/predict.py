@@ -16,7 +16,7 @@ from .data.transforms import Decode
 from .detections import Detections, coco_records, split_batch, write_csv, write_json
 from .errors import DataError
 from .log import logger, progress
-from .predictor import make_runner
+from .predictor import is_exported, make_runner
 
 
 class Detector:
@@ -26,17 +26,17 @@ class Detector:
         found.boxes, found.scores, found.labels, found.names
 
     Args:
-        config: a config file, the name of one shipped with ppgfl, or the folder of an exported model.
+        config: a config file, the name of one shipped with ppgfl, or an exported model: its folder, or a model.onnx.
         weights: a .pdparams file; without it the config's `weights`.
         overrides: as in `load_config`.
-        runner: of an exported model: arguments of `Runner` in deploy/python/infer.py, {"run_mode": "bf16"}.
+        runner: of an exported model: arguments of `Runner` in deploy/*/infer.py, as {"run_mode": "bf16"}.
 
     Raises: ConfigError, CheckpointError, ExportError.
     """
 
     def __init__(self, config, weights=None, overrides=(), runner=None):
         self.runner = None
-        if Path(config).is_dir():
+        if is_exported(config):
             self.runner = make_runner(config, **(runner or {}))
             self.class_names, self.batch_size = self.runner.class_names, 1
             return

@@ -90,3 +90,31 @@ def run_tool(name, *arguments, cwd):
 
     command = [sys.executable, str(ROOT / "tools" / f"{name}.py"), *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.fixture(scope="session")
+def exported(r18vd_weights, tmp_path_factory):
+    """(folder, result of the check) of the R18vd model, in every format that this Paddle writes and in ONNX."""
+    folder = tmp_path_factory.mktemp("export") / "gfl"
+    return folder, ppgfl.export(tiny_config(), weights=r18vd_weights, output_dir=folder, onnx=True)
+
+
+@pytest.fixture
+def picture(small_coco):
+    return sorted((small_coco / "val2017").iterdir())[1]
+
+
+def read(path):
+    return cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
+
+
+def match(found, wanted, *, pixels=1e-2, score=1e-4):
+    """Assert that two arrays of detections [M, 6] are the same, but for the places of equal scores."""
+    assert found.shape == wanted.shape
+    left = list(range(len(found)))
+    for row in wanted:
+        best = min(left, key=lambda i: np.abs(found[i] - row).max())
+        left.remove(best)
+        assert found[best, 0] == row[0]
+        np.testing.assert_allclose(found[best, 1], row[1], atol=score)
+        np.testing.assert_allclose(found[best, 2:], row[2:], atol=pixels)

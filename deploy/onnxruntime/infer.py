@@ -19,11 +19,11 @@ import onnxruntime
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
-class ModelError(ValueError):
+class RunnerError(ValueError):
     """A file that cannot be used; the message is one line with the mend."""
 
 
-class Detector:
+class Runner:
     """A detector from `model.onnx`.
 
     Args:
@@ -33,33 +33,40 @@ class Detector:
 
     Attributes:
         class_names: by class index.
+        description: the file, and what runs it.
         nms: score_threshold, nms_top_k, keep_top_k, nms_threshold.
     """
 
     def __init__(self, path, threads=0, providers=("CPUExecutionProvider",)):
         if not Path(path).is_file():
-            raise ModelError(f"{Path(path).absolute()}: no such file")
+            raise RunnerError(f"{Path(path).absolute()}: no such file")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=list(providers))
         except Exception as error:  # ONNX Runtime raises kinds of its own
-            raise ModelError(f"{path}: ONNX Runtime cannot load it: {' '.join(str(error).split())[-300:]}") from error
+            raise RunnerError(f"{path}: ONNX Runtime cannot load it: {' '.join(str(error).split())[-300:]}") from error
         about = self.session.get_modelmeta().custom_metadata_map
         missing = [key for key in ("class_names", "preprocess", "nms") if key not in about]
         if missing:
-            raise ModelError(f"{path}: has no {', '.join(missing)} in its metadata; write it with "
+            raise RunnerError(f"{path}: has no {', '.join(missing)} in its metadata; write it with "
                              "tools/export_model.py --onnx")
         self.class_names, self.nms = json.loads(about["class_names"]), json.loads(about["nms"])
         self.steps = {step["type"]: step for step in json.loads(about["preprocess"])}
+        self.description = f"{Path(path).name} in ONNX Runtime {onnxruntime.__version__}"
         self.outputs = [output.name for output in self.session.get_outputs()]
 
-    def __call__(self, image):
-        """Image [H, W, 3] uint8 BGR -> [M, 6] class, score, x1, y1, x2, y2 in its pixels, best score first."""
+    def __call__(self, images):
+        """Images [H, W, 3] uint8 BGR of any sizes -> per image [M, 6] class, score, x1, y1, x2, y2 in its own pixels,
+        best score first."""
+        return [self.detect(image) for image in images]
+
+    def detect(self, image):
+        """`__call__` of one image."""
         arrays = self.prepare(image)
         takes, made = self.session.get_inputs()[0].shape, arrays["image"].shape
         if any(isinstance(n, int) and n != m for n, m in zip(takes, made)):
-            raise ModelError(f"the model takes images of {takes}, its preparation makes {list(made)}; export it with "
+            raise RunnerError(f"the model takes images of {takes}, its preparation makes {list(made)}; export it with "
                              "keep_ratio: false in Resize, or with image_shape: [3, -1, -1]")
         first, second = self.session.run(None, arrays)
         if self.outputs == ["boxes", "scores"]:
@@ -68,19 +75,22 @@ class Detector:
 
     def prepare(self, image):
         """-> {"image": [1, 3, H, W] float32, "scale_factor": [1, 2]}; H and W are multiples of the stride."""
-        height, width = image.shape[:2]
-        rule, colors = self.steps["Resize"], self.steps["NormalizeImage"]
-        new_height, new_width = rule["target_size"]
-        if rule["keep_ratio"]:
-            ratio = min(min(rule["target_size"]) / min(height, width), max(rule["target_size"]) / max(height, width))
-            new_height, new_width = (max(1, int(ratio * side + 0.5)) for side in (height, width))
-        rgb = np.ascontiguousarray(image[..., ::-1])
-        image = cv2.resize(rgb, (new_width, new_height), interpolation=rule.get("interp", 1))
+        height, width = new_height, new_width = image.shape[:2]
+        image = np.ascontiguousarray(image[..., ::-1])
+        if "Resize" in self.steps:
+            rule = self.steps["Resize"]
+            new_height, new_width = target = rule["target_size"]
+            if rule["keep_ratio"]:
+                ratio = min(min(target) / min(height, width), max(target) / max(height, width))
+                new_height, new_width = (max(1, int(ratio * side + 0.5)) for side in (height, width))
+            image = cv2.resize(image, (new_width, new_height), interpolation=rule.get("interp", 1))
         image = image.astype(np.float32)
-        if colors.get("is_scale", True):
-            image *= np.float32(1 / 255)
-        if colors.get("norm_type", "mean_std") == "mean_std":
-            image = (image - np.float32(colors["mean"])) / np.float32(colors["std"])
+        if "NormalizeImage" in self.steps:
+            colors = self.steps["NormalizeImage"]
+            if colors.get("is_scale", True):
+                image *= np.float32(1 / 255)
+            if colors.get("norm_type", "mean_std") == "mean_std":
+                image = (image - np.float32(colors["mean"])) / np.float32(colors["std"])
         stride = self.steps.get("PadStride", {}).get("stride", 32)
         padded = np.zeros((1, 3, -(-new_height // stride) * stride, -(-new_width // stride) * stride), np.float32)
         padded[0, :, :new_height, :new_width] = image.transpose(2, 0, 1)
@@ -125,13 +135,13 @@ def main():
     parser.add_argument("--run_benchmark", action="store_true", help="print milliseconds per image, write nothing")
     args = parser.parse_args()
     try:
-        detector = Detector(args.model, args.threads)
+        runner = Runner(args.model, args.threads)
         files = find_images(Path(args.image_file or args.image_dir))
         if args.run_benchmark:
-            benchmark(detector, files[0])
+            benchmark(runner, files[0])
         else:
-            detect(detector, files, args.threshold, Path(args.output_dir))
-    except ModelError as error:
+            detect(runner, files, args.threshold, Path(args.output_dir))
+    except RunnerError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
@@ -142,7 +152,7 @@ def find_images(path):
         return [path]
     files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES) if path.is_dir() else []
     if not files:
-        raise ModelError(f"{path.absolute()}: no image there")
+        raise RunnerError(f"{path.absolute()}: no image there")
     return files
 
 
@@ -151,38 +161,38 @@ def read_image(path):
     data = np.fromfile(path, np.uint8)
     image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
     if image is None:
-        raise ModelError(f"{path}: not an image that OpenCV can read")
+        raise RunnerError(f"{path}: not an image that OpenCV can read")
     return image
 
 
-def detect(detector, files, threshold, folder):
+def detect(runner, files, threshold, folder):
     folder.mkdir(parents=True, exist_ok=True)
     results = []
     for number, path in enumerate(files):
         image = read_image(path)
-        rows = detector(image)
+        rows = runner.detect(image)
         rows = rows[rows[:, 1] >= threshold]
         for label, score, *box in rows:
             x1, y1, x2, y2 = (int(n) for n in np.clip(np.round(box), -10_000, 100_000))
             cv2.rectangle(image, (x1, y1), (x2, y2), (60, 200, 60), 2)
-            cv2.putText(image, f"{detector.class_names[int(label)]} {score:.2f}", (max(0, x1), max(12, y1 - 4)),
+            cv2.putText(image, f"{runner.class_names[int(label)]} {score:.2f}", (max(0, x1), max(12, y1 - 4)),
                         cv2.FONT_HERSHEY_SIMPLEX, 0.5, (60, 200, 60), 1, cv2.LINE_AA)
         # Numbered, since two folders may hold pictures of one name.
         cv2.imencode(".jpg", image)[1].tofile(str(folder / f"{number:06d}_{path.stem}.jpg"))
         results.append({"file": str(path), "detections": [
-            {"label": int(row[0]), "name": detector.class_names[int(row[0])], "score": round(float(row[1]), 5),
+            {"label": int(row[0]), "name": runner.class_names[int(row[0])], "score": round(float(row[1]), 5),
              "box": [round(float(n), 2) for n in row[2:]]} for row in rows]})
     (folder / "results.json").write_text(json.dumps(results, ensure_ascii=False), encoding="utf-8")
     print(f"{len(files)} pictures and results.json in {folder.resolve()}")
 
 
-def benchmark(detector, path, seconds=10.0):
+def benchmark(runner, path, seconds=10.0):
     image, times = read_image(path), []
-    detector(image)
+    runner.detect(image)
     stop = time.perf_counter() + seconds
     while time.perf_counter() < stop:
         start = time.perf_counter()
-        detector(image)
+        runner.detect(image)
         times.append(time.perf_counter() - start)
     print(f"{1000 * np.median(times):.1f} ms per image (median of {len(times)}), {1 / np.median(times):.2f} images/s")
 

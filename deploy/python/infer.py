@@ -6,6 +6,7 @@ and neither ppgfl nor PaddleDetection. It reads the exports of both.
     python infer.py --model_dir output_inference/gfl_r50_fpn_1x_coco --image_file photo.jpg --run_benchmark
 """
 import argparse
+import hashlib
 import json
 import os
 import sys
@@ -44,8 +45,13 @@ class Runner:
     """
 
     def __init__(self, model_dir, device="CPU", run_mode="paddle", cpu_threads=None, engine="auto"):
+        for name, value, allowed in (("device", device, ("CPU", "GPU")), ("run_mode", run_mode, RUN_MODES),
+                                     ("engine", engine, ENGINES)):
+            if value not in allowed:
+                raise RunnerError(f"{name}: {value!r}; allowed: {', '.join(allowed)}")
         self.model_file, self.params_file = find_model(Path(model_dir))
         self.settings = read_settings(self.model_file.parent)
+        check_params(self.params_file, self.settings.get("params_sha256"))
         self.class_names = list(self.settings["label_list"])
         self.steps = [make_step(op) for op in self.settings["Preprocess"]]
         self.threads = cpu_threads or physical_cores()
@@ -110,8 +116,17 @@ class Runner:
         """Images [H, W, 3] uint8 BGR of any sizes -> per image [M, 6] class, score, x1, y1, x2, y2 in its own pixels,
         best score first."""
         start = time.perf_counter()
-        arrays = prepare(images, self.steps)
-        prepared = time.perf_counter()
+        arrays = self.prepare(images)
+        self.times["preprocess"] += time.perf_counter() - start
+        return self.detect(arrays)
+
+    def prepare(self, images):
+        """Images -> the input arrays of `detect` (see the function `prepare`). Safe to call from several threads."""
+        return prepare(images, self.steps)
+
+    def detect(self, arrays):
+        """What `prepare` made, or several of it of one size stacked -> detections as `__call__`."""
+        start = time.perf_counter()
         outputs = self.run(arrays)
         finished = time.perf_counter()
         if len(outputs) != 2 or outputs[0].ndim != 2 or outputs[0].shape[1] != 6:
@@ -119,8 +134,8 @@ class Runner:
                               "needs an export with post-processing and NMS")
         rows = np.split(outputs[0].reshape(-1, 6), np.cumsum(outputs[1])[:-1])
         found = [r[np.argsort(-r[:, 1], kind="stable")] for r in rows]
-        for stage, seconds in zip(self.times, (prepared - start, finished - prepared, time.perf_counter() - finished)):
-            self.times[stage] += seconds
+        self.times["inference"] += finished - start
+        self.times["postprocess"] += time.perf_counter() - finished
         return found
 
 
@@ -160,6 +175,14 @@ def read_settings(folder):
         if not isinstance(settings.get(key), list):
             raise RunnerError(f"{path}: has no list '{key}'; export the model again")
     return settings
+
+
+def check_params(path, expected):
+    """Raise RunnerError unless the file is what the export wrote: Paddle reads past the end of a cut one and says
+    nothing. PaddleDetection's exports hold no sum to compare with."""
+    if expected is not None and hashlib.sha256(path.read_bytes()).hexdigest() != expected:
+        raise RunnerError(f"{path}: damaged or replaced: it is not the file that belongs to infer_cfg.yml there; copy "
+                          "the whole exported folder again")
 
 
 def is_quantized(model_file):

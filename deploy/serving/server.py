@@ -1,0 +1,254 @@
+#!/usr/bin/env python3
+"""Serve an exported GFL detector over HTTP.
+
+    pip install "ppgfl[serve]"        (starlette uvicorn python-multipart prometheus-client pillow)
+    python server.py --model_dir output_inference/gfl_r50_fpn_1x_coco --port 8866
+    curl -F images=@photo.jpg -F threshold=0.5 http://127.0.0.1:8866/predict
+
+GET  /         a page to drop images on
+POST /predict  multipart form: `images`, one or several files, and `threshold`; or one image as the body, with
+               ?threshold=; answers JSON
+GET  /health   {"status": "ok", ...}
+GET  /metrics  Prometheus text
+"""
+import argparse
+import asyncio
+import contextlib
+import io
+import os
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "python")]
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(2**27))  # a second guard behind `decode`; read by OpenCV once
+
+import cv2  # noqa: E402
+import infer  # noqa: E402
+import numpy as np  # noqa: E402
+import uvicorn  # noqa: E402
+from batching import Batcher  # noqa: E402
+from PIL import Image  # noqa: E402
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest  # noqa: E402
+from starlette.applications import Starlette  # noqa: E402
+from starlette.datastructures import UploadFile  # noqa: E402
+from starlette.exceptions import HTTPException  # noqa: E402
+from starlette.requests import Request  # noqa: E402
+from starlette.responses import HTMLResponse, JSONResponse, Response  # noqa: E402
+from starlette.routing import Route  # noqa: E402
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+BODY_SECONDS = 30.0  # a client that sends slower is cut off
+
+
+class Service:
+    """The state behind the routes.
+
+    Args:
+        runner: an `infer.Runner`.
+        max_batch, max_wait: see `Batcher`.
+        max_queue: images that are read, waiting or computed at a time; more get a 503.
+        max_images: per request.
+        max_bytes: of a request.
+        max_pixels: of an image.
+    """
+
+    def __init__(self, runner, *, max_batch=8, max_wait=0.005, max_queue=64, max_images=16,
+                 max_bytes=20 * 2**20, max_pixels=50_000_000):
+        self.runner = runner
+        self.max_queue, self.max_images = max_queue, max_images
+        self.max_bytes, self.max_pixels = max_bytes, max_pixels
+        self.in_flight = 0
+        self.page = (HERE / "page.html").read_text(encoding="utf-8")
+        self.registry = CollectorRegistry()
+        self.answers = Counter("ppgfl_requests", "Answers of /predict by status.", ["status"], registry=self.registry)
+        self.images = Counter("ppgfl_images", "Images that were detected on.", registry=self.registry)
+        self.seconds = Histogram("ppgfl_request_seconds", "Seconds of a /predict that was answered with 200.",
+                                 registry=self.registry)
+        batches = Histogram("ppgfl_batch_images", "Images per batch.", buckets=range(1, max_batch + 1),
+                            registry=self.registry)
+        Gauge("ppgfl_images_in_flight", "Images being read, waiting or computed.",
+              registry=self.registry).set_function(lambda: self.in_flight)
+        self.batcher = Batcher(runner.detect, max_batch=max_batch, max_wait=max_wait, observe=batches.observe)
+        self.decoders = ThreadPoolExecutor(runner.threads, thread_name_prefix="decoder")
+
+    def app(self):
+        routes = [Route("/", self.show_page), Route("/predict", self.predict, methods=["POST"]),
+                  Route("/health", self.health), Route("/metrics", self.metrics)]
+        return Starlette(routes=routes, lifespan=self.lifespan,
+                         exception_handlers={HTTPException: self.refuse, Exception: self.fail})
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, app):
+        yield
+        await asyncio.to_thread(self.batcher.stop)
+        self.decoders.shutdown()
+
+    # --- routes
+
+    async def show_page(self, request):
+        policy = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src blob: data:; " \
+                 "connect-src 'self'"
+        return HTMLResponse(self.page, headers={"Content-Security-Policy": policy})
+
+    async def health(self, request):
+        alive = self.batcher.thread.is_alive()
+        return JSONResponse({"status": "ok" if alive else "failed", "model": self.runner.description,
+                             "classes": len(self.runner.class_names)}, status_code=200 if alive else 503)
+
+    async def metrics(self, request):
+        return Response(generate_latest(self.registry), media_type="text/plain; version=0.0.4")
+
+    async def predict(self, request):
+        start, loop = time.perf_counter(), asyncio.get_running_loop()
+        places = self.enter(1)
+        try:
+            files, threshold = await self.read(request)
+            places += self.enter(len(files) - 1)
+            ready = [await loop.run_in_executor(self.decoders, self.prepare, data, number)
+                     for number, data in enumerate(files)]
+            found = await asyncio.gather(*[
+                asyncio.wrap_future(self.batcher.submit(arrays)) for _, arrays in ready])
+        finally:
+            self.in_flight -= places
+        seconds = time.perf_counter() - start
+        self.answers.labels("200").inc()
+        self.images.inc(len(files))
+        self.seconds.observe(seconds)
+        return JSONResponse({
+            "milliseconds": round(1000 * seconds, 1),
+            "results": [self.describe(shape, rows[rows[:, 1] >= threshold])
+                        for (shape, _), rows in zip(ready, found)]})
+
+    def enter(self, places):
+        """Take places in the queue, or refuse. Returns their number."""
+        if self.in_flight + places > self.max_queue:
+            raise HTTPException(503, f"{self.in_flight} images are being worked on; try again in a second",
+                                {"Retry-After": "1"})
+        self.in_flight += places
+        return places
+
+    def prepare(self, data, number):
+        """Bytes -> ((height, width), prepared arrays); the image itself is dropped, since it may be large."""
+        image = self.decode(data, number)
+        return image.shape[:2], self.runner.prepare([image])
+
+    def describe(self, shape, rows):
+        return {"width": shape[1], "height": shape[0], "detections": [
+            {"label": int(row[0]), "name": self.runner.class_names[int(row[0])], "score": round(float(row[1]), 5),
+             "box": [round(float(n), 2) for n in row[2:]]} for row in rows]}
+
+    # --- requests from strangers
+
+    async def read(self, request):
+        """(the bytes of each file, threshold) of a request; a 4xx for all that is not right about it."""
+        if request.headers.get("content-length", "0").isdecimal():
+            self.check_size(int(request.headers.get("content-length", "0")))
+        limited = Request(request.scope, self.counted(request.receive))
+        try:
+            files, threshold = await asyncio.wait_for(self.read_body(limited), BODY_SECONDS)
+        except asyncio.TimeoutError:
+            raise HTTPException(408, f"the request did not arrive within {BODY_SECONDS:.0f} seconds") from None
+        try:
+            threshold = float(threshold)
+        except (TypeError, ValueError):
+            threshold = -1.0
+        if not 0 <= threshold <= 1:
+            raise HTTPException(422, "threshold: it is a number from 0 to 1")
+        if not files:
+            raise HTTPException(400, "no image: send a multipart form with one or several `images`, or an image as the "
+                                     "body")
+        return files, threshold
+
+    async def read_body(self, request):
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "multipart/form-data":
+            body = await request.body()
+            return [body] if body else [], request.query_params.get("threshold", "0.5")
+        async with request.form(max_files=self.max_images, max_fields=16) as form:
+            files = [await value.read() for name, value in form.multi_items()
+                     if name == "images" and isinstance(value, UploadFile)]
+            return files, form.get("threshold", request.query_params.get("threshold", "0.5"))
+
+    def counted(self, receive):
+        """The same messages, with a 413 as soon as they exceed the limit, whatever the headers promised."""
+        total = 0
+
+        async def counted_receive():
+            nonlocal total
+            message = await receive()
+            total += len(message.get("body", b""))
+            self.check_size(total)
+            return message
+
+        return counted_receive
+
+    def check_size(self, size):
+        if size > self.max_bytes:
+            raise HTTPException(413, f"the request is larger than {self.max_bytes} bytes")
+
+    def decode(self, data, number):
+        """Bytes -> [H, W, 3] uint8 BGR; the size is read from the header before anything is unpacked."""
+        try:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as header:
+                width, height = header.size
+        except Exception as error:  # Pillow raises many kinds, also for a decompression bomb
+            raise HTTPException(415, f"image {number}: not a {', '.join(FORMATS)} image that can be read") from error
+        if width * height > self.max_pixels:
+            raise HTTPException(413, f"image {number}: {width} x {height} pixels; at most {self.max_pixels} are taken")
+        try:
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        except cv2.error:
+            image = None
+        if image is None:
+            raise HTTPException(415, f"image {number}: damaged, it cannot be decoded")
+        return image
+
+    async def refuse(self, request, error):
+        if request.url.path == "/predict":
+            self.answers.labels(str(error.status_code)).inc()
+        # What was not read of the request would be taken for the next one.
+        headers = {**(error.headers or {}), "Connection": "close"}
+        return JSONResponse({"error": error.detail}, status_code=error.status_code, headers=headers)
+
+    async def fail(self, request, error):
+        self.answers.labels("500").inc()
+        return JSONResponse({"error": "the detector failed; the log of the service says why"}, status_code=500)
+
+
+def main():
+    parser = argparse.ArgumentParser(formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__)
+    parser.add_argument("--model_dir", required=True, help="the exported folder")
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 serves other machines too (127.0.0.1)")
+    parser.add_argument("--port", type=int, default=8866, help="0: any free one (8866)")
+    parser.add_argument("--device", type=str.upper, default="CPU", choices=("CPU", "GPU"))
+    parser.add_argument("--run_mode", default="paddle", choices=infer.RUN_MODES)
+    parser.add_argument("--engine", default="auto", choices=infer.ENGINES)
+    parser.add_argument("--cpu_threads", type=int, help="default: the physical cores")
+    parser.add_argument("--max_batch", type=int, default=8, help="images of one size computed together (8)")
+    parser.add_argument("--max_wait_ms", type=float, default=5.0, help="how long an image waits for others (5)")
+    parser.add_argument("--max_queue", type=int, default=64, help="images at a time; more get a 503 (64)")
+    parser.add_argument("--max_images", type=int, default=16, help="per request (16)")
+    parser.add_argument("--max_megabytes", type=float, default=20.0, help="per request (20)")
+    parser.add_argument("--max_megapixels", type=float, default=50.0, help="per image (50)")
+    args = parser.parse_args()
+    try:
+        runner = infer.Runner(args.model_dir, args.device, args.run_mode, args.cpu_threads, args.engine)
+        runner([np.zeros((64, 64, 3), np.uint8)])  # an export without NMS is refused here, not at the first request
+    except infer.RunnerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    service = Service(
+        runner, max_batch=args.max_batch, max_wait=args.max_wait_ms / 1000, max_queue=args.max_queue,
+        max_images=args.max_images, max_bytes=int(args.max_megabytes * 2**20),
+        max_pixels=int(args.max_megapixels * 1e6))
+    print(f"running {runner.description}", flush=True)
+    uvicorn.run(service.app(), host=args.host, port=args.port, access_log=False, timeout_keep_alive=10,
+                limit_concurrency=4 * args.max_queue, timeout_graceful_shutdown=30)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
