@@ -35,12 +35,12 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from starlette.applications import Starlette  # noqa: E402
 from starlette.datastructures import UploadFile  # noqa: E402
 from starlette.exceptions import HTTPException  # noqa: E402
-from starlette.requests import Request  # noqa: E402
 from starlette.responses import HTMLResponse, JSONResponse, Response  # noqa: E402
 from starlette.routing import Route  # noqa: E402
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 BODY_SECONDS = 30.0  # a client that sends slower is cut off
+DRAIN_SECONDS = 2.0  # how long the rest of a refused request is read
 
 
 class Service:
@@ -77,8 +77,8 @@ class Service:
     def app(self):
         routes = [Route("/", self.show_page), Route("/predict", self.predict, methods=["POST"]),
                   Route("/health", self.health), Route("/metrics", self.metrics)]
-        return Starlette(routes=routes, lifespan=self.lifespan,
-                         exception_handlers={HTTPException: self.refuse, Exception: self.fail})
+        return self.guarded(Starlette(routes=routes, lifespan=self.lifespan,
+                                      exception_handlers={HTTPException: self.refuse, Exception: self.fail}))
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app):
@@ -146,9 +146,8 @@ class Service:
         """(the bytes of each file, threshold) of a request; a 4xx for all that is not right about it."""
         if request.headers.get("content-length", "0").isdecimal():
             self.check_size(int(request.headers.get("content-length", "0")))
-        limited = Request(request.scope, self.counted(request.receive))
         try:
-            files, threshold = await asyncio.wait_for(self.read_body(limited), BODY_SECONDS)
+            files, threshold = await asyncio.wait_for(self.read_body(request), BODY_SECONDS)
         except asyncio.TimeoutError:
             raise HTTPException(408, f"the request did not arrive within {BODY_SECONDS:.0f} seconds") from None
         try:
@@ -172,18 +171,37 @@ class Service:
                      if name == "images" and isinstance(value, UploadFile)]
             return files, form.get("threshold", request.query_params.get("threshold", "0.5"))
 
-    def counted(self, receive):
-        """The same messages, with a 413 as soon as they exceed the limit, whatever the headers promised."""
-        total = 0
+    def guarded(self, app):
+        """The app behind a guard: a body is cut off with a 413 where it exceeds the limit, whatever its headers
+        promised; and what is left of a refused one is read for a while, since a connection that is closed on unread
+        bytes takes the answer with it."""
+        async def guard(scope, receive, send):
+            total, ended = 0, scope["type"] != "http"
 
-        async def counted_receive():
-            nonlocal total
-            message = await receive()
-            total += len(message.get("body", b""))
-            self.check_size(total)
-            return message
+            async def counted():
+                nonlocal total, ended
+                message = await receive()
+                ended = not message.get("more_body", False)
+                total += len(message.get("body", b""))
+                self.check_size(total)
+                return message
 
-        return counted_receive
+            async def drain():
+                nonlocal total, ended
+                while not ended and total < 8 * self.max_bytes:
+                    message = await receive()
+                    ended = not message.get("more_body", False)
+                    total += len(message.get("body", b""))
+
+            async def answer(message):
+                if message["type"] == "http.response.start" and message["status"] >= 400:
+                    with contextlib.suppress(asyncio.TimeoutError):
+                        await asyncio.wait_for(drain(), DRAIN_SECONDS)
+                await send(message)
+
+            await app(scope, counted if scope["type"] == "http" else receive, answer)
+
+        return guard
 
     def check_size(self, size):
         if size > self.max_bytes:
@@ -209,7 +227,7 @@ class Service:
     async def refuse(self, request, error):
         if request.url.path == "/predict":
             self.answers.labels(str(error.status_code)).inc()
-        # What was not read of the request would be taken for the next one.
+        # What was not read of the request must not be taken for the next one.
         headers = {**(error.headers or {}), "Connection": "close"}
         return JSONResponse({"error": error.detail}, status_code=error.status_code, headers=headers)
 
