@@ -374,12 +374,13 @@ def test_the_page_shows_the_boxes(service, browser, small_coco, photos, tmp_path
 
     blank = cv2.imdecode(np.frombuffer(photos[0][0], np.uint8), cv2.IMREAD_COLOR)
     size = browser.execute_script("const c = document.getElementById('canvas'); return [c.height, c.width]")
-    assert tuple(size) == blank.shape[:2]
+    assert max(size) == 1000  # enlarged, in the same proportions
+    assert abs(size[0] / size[1] - blank.shape[0] / blank.shape[1]) < 0.01
     drawn = browser.execute_script("const c = document.getElementById('canvas');"
                                    "return Array.from(c.getContext('2d').getImageData(0, 0, c.width, c.height).data)")
-    drawn = np.array(drawn, np.uint8).reshape(*blank.shape[:2], 4)[..., 2::-1]
-    changed = np.abs(drawn.astype(int) - blank).max(axis=2) > 60
-    assert 0.01 < changed.mean() < 0.9  # boxes were drawn, and the image is below them
+    drawn = np.array(drawn, np.uint8).reshape(*size, 4)[..., 2::-1]
+    changed = np.abs(drawn.astype(int) - cv2.resize(blank, size[::-1])).max(axis=2) > 100
+    assert 0.005 < changed.mean() < 0.5  # boxes were drawn, and the image is below them
 
     (tmp_path / "note.jpg").write_text("not an image")
     browser.find_element("id", "file").send_keys(str(tmp_path / "note.jpg"))
