@@ -8,8 +8,11 @@ HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "ppgfl/__init__.py").read_text(encoding="utf-8")).group(1)
 # Folders that travel inside the package, as ppgfl/configs/gfl and ppgfl/deploy/python.
 FOLDERS = [folder for folder in sorted(HERE.glob("configs/**")) if any(folder.glob("*.yml"))]
-FOLDERS += [HERE / "deploy/python", HERE / "deploy/onnxruntime"]
+FOLDERS += [HERE / "deploy" / name for name in ("python", "onnxruntime", "serving")]
 INSIDE = {"ppgfl." + ".".join(folder.relative_to(HERE).parts): str(folder.relative_to(HERE)) for folder in FOLDERS}
+
+ONNX = ["onnx", "onnxruntime"]
+SERVE = ["starlette", "uvicorn", "python-multipart", "prometheus-client", "pillow"]
 
 setup(
     name="ppgfl",
@@ -21,12 +24,13 @@ setup(
     python_requires=">=3.9",
     packages=find_packages(include=["ppgfl", "ppgfl.*"]) + list(INSIDE),
     package_dir={"ppgfl": "ppgfl", **INSIDE},
-    package_data={name: ["*.yml"] for name in INSIDE},
+    package_data={name: ["*.yml", "*.html"] for name in INSIDE},
     install_requires=["numpy", "pyyaml", "opencv-python", "pycocotools", "visualdl", "tqdm"],
     extras_require={
         "cpu": ["paddlepaddle"],
         "gpu": ["paddlepaddle-gpu"],
-        "onnx": ["onnx", "onnxruntime"],
-        "dev": ["pytest", "ruff", "onnx", "onnxruntime"],
+        "onnx": ONNX,
+        "serve": SERVE,
+        "dev": ["pytest", "ruff", "httpx", "selenium", *ONNX, *SERVE],
     },
 )

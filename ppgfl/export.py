@@ -166,7 +166,7 @@ def describe(cfg, image_shape):
             preprocess.append({"type": name, **(args or {})})
     return {
         "mode": "paddle", "draw_threshold": 0.5, "metric": cfg.get("metric", "COCO"),
-        "use_dynamic_shape": None in image_shape[2:], "arch": "GFL", "min_subgraph_size": 3, "Preprocess": preprocess,
+        "use_dynamic_shape": None in image_shape[2:], "arch": "GFL", "min_subgraph_size": 16, "Preprocess": preprocess,
         "label_list": build_dataset(cfg, "TestDataset").class_names,
     }
 

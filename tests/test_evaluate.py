@@ -1,11 +1,22 @@
 import json
+import shutil
 
 import numpy as np
 import paddle
 import pytest
-from conftest import COCO_MINI, recorded, run_tool, tiny_config
+from conftest import COCO_MINI, match, recorded, run_tool, tiny_config
 
-from ppgfl import CheckpointError, ConfigError, DataError, build, build_model, evaluate, load_config, load_weights
+from ppgfl import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    ExportError,
+    build,
+    build_model,
+    evaluate,
+    load_config,
+    load_weights,
+)
 from ppgfl.data.loader import iterate
 from ppgfl.detections import coco_records, split_batch
 from ppgfl.evaluate import METRICS, coco_metrics
@@ -200,4 +211,41 @@ def test_a_truncated_photograph_is_one_line_and_exit_code_2(workers, small_coco,
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "bild_3é.jpg: the image is truncated" in done.stderr
+    assert not (tmp_path / "bbox.json").exists()
+
+
+# --- what is deployed
+
+
+@pytest.mark.parametrize("name", ["", "model.pdmodel", "model.onnx"])
+def test_an_exported_model_finds_the_same(small_coco, exported, r18vd_weights, tmp_path, name):
+    cfg = small_eval(small_coco, "EvalReader.batch_size=1")
+    evaluate(cfg, weights=r18vd_weights, output_dir=tmp_path / "weights")
+    evaluate(cfg, exported=exported[0] / name, output_dir=tmp_path / "exported")
+    a, b = (json.loads((tmp_path / kind / "bbox.json").read_text()) for kind in ("weights", "exported"))
+    assert len(a) == len(b)
+    for image_id in {r["image_id"] for r in a}:
+        match(*(np.array([[r["category_id"], r["score"], *r["bbox"]] for r in results if r["image_id"] == image_id])
+                for results in (b, a)))
+
+
+def test_a_run_mode_is_passed_on(small_coco, exported, tmp_path):
+    done = run_tool("eval", "-c", "gfl_r18vd_1x_coco", "-o", f"EvalDataset.dataset_dir={small_coco}", "use_gpu=false",
+                    "--exported", exported[0], "--run_mode", "int8", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "holds no quantisation" in done.stderr
+    assert not (tmp_path / "bbox.json").exists()
+
+
+def test_exported_models_that_do_not_fit(small_coco, exported, tmp_path):
+    cfg = small_eval(small_coco)
+    with pytest.raises(ExportError, match="its runner has no setting 'run_mode'; it has threads, providers"):
+        evaluate(cfg, exported=exported[0] / "model.onnx", runner={"run_mode": "bf16"}, output_dir=tmp_path)
+    with pytest.raises(ExportError, match="no such folder"):
+        evaluate(cfg, exported=tmp_path / "none", output_dir=tmp_path)
+    folder = shutil.copytree(exported[0], tmp_path / "other")
+    settings = folder / "infer_cfg.yml"
+    settings.write_text(settings.read_text(encoding="utf-8").replace("- bicycle", "- velocipede"), encoding="utf-8")
+    with pytest.raises(ConfigError, match="they differ: 'velocipede' and 'bicycle' have the same place"):
+        evaluate(cfg, exported=folder, output_dir=tmp_path)
     assert not (tmp_path / "bbox.json").exists()

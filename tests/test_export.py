@@ -6,10 +6,11 @@ import numpy as np
 import paddle
 import pytest
 import yaml
-from conftest import COCO_MINI, ZOO, run_tool, tiny_config
+from conftest import COCO_MINI, ROOT, ZOO, run_tool, tiny_config
 
 from ppgfl import ConfigError, ExportError, build_model, export, load_config, load_weights
 from ppgfl import export as export_function
+from ppgfl.export import describe
 from ppgfl.predictor import load_runner
 
 SMALL = "TestReader.sample_transforms.1.Resize.target_size=[64, 96]"
@@ -40,6 +41,12 @@ def test_the_folder_is_laid_out_as_paddledetections(exported):
     assert len(settings["label_list"]) == 80
     for name in MODELS:
         assert load_runner().Runner(folder / name).inputs == ["image", "scale_factor"]
+
+
+def test_infer_cfg_is_paddledetections():
+    """Its C++, Lite and Serving programs read these keys; tests/golden/infer_cfg.yml is what paddledet 2.6.0 wrote."""
+    wanted = yaml.safe_load((ROOT / "tests" / "golden" / "infer_cfg.yml").read_text(encoding="utf-8"))
+    assert describe(load_config("gfl_r18vd_1x_coco"), [None, 3, None, None]) == wanted
 
 
 @pytest.mark.parametrize(("options", "outputs"), [

@@ -73,7 +73,7 @@ class Runner:
             raise RunnerError(f"--run_mode int8: {self.model_file} holds no quantisation (PaddleSlim adds it before "
                               "the export); use --run_mode bf16 or paddle")
         if device == "GPU":
-            notes = _use_gpu(config, run_mode)
+            notes = _use_gpu(config, run_mode, self.settings.get("min_subgraph_size", 3))
         else:
             notes = self._use_cpu(config, run_mode, engine)
         description = f"{self.model_file.name} on {device}, {notes}"
@@ -275,7 +275,7 @@ def physical_cores():
     return len(cores)
 
 
-def _use_gpu(config, run_mode):
+def _use_gpu(config, run_mode, min_subgraph_size):
     import paddle
     from paddle import inference
 
@@ -294,7 +294,8 @@ def _use_gpu(config, run_mode):
         config.collect_shape_range_info(shapes)
         return "float32, collecting the shapes for TensorRT; run again to use it"
     kind = inference.PrecisionType.Half if half else inference.PrecisionType.Float32
-    config.enable_tensorrt_engine(workspace_size=1 << 30, max_batch_size=8, min_subgraph_size=3, precision_mode=kind)
+    config.enable_tensorrt_engine(workspace_size=1 << 30, max_batch_size=8, min_subgraph_size=min_subgraph_size,
+                                  precision_mode=kind)
     config.enable_tuned_tensorrt_dynamic_shape(shapes, True)
     return f"TensorRT {'float16' if half else 'float32'}"
 
