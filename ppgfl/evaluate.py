@@ -3,7 +3,6 @@ import contextlib
 import copy
 import io
 import json
-from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -96,13 +95,17 @@ def run(model, cfg, dataset):
 
 
 def run_exported(runner, dataset):
-    """The same through a `Runner` of deploy/*/infer.py, one image at a time. Raises ConfigError for other classes."""
-    if runner.class_names != dataset.class_names:
-        pairs = zip_longest(runner.class_names, dataset.class_names)
-        exported, listed = next(pair for pair in pairs if pair[0] != pair[1])
-        raise ConfigError(f"the exported model has {len(runner.class_names)} classes, {dataset.anno_path} lists "
-                          f"{len(dataset.class_names)}, and they differ: {exported!r} and {listed!r} have the same "
-                          "place; evaluate it on the data it was made for")
+    """The same through a `Runner` of deploy/*/infer.py, one image at a time. Raises ConfigError for another
+    number of classes."""
+    names, listed = runner.class_names, dataset.class_names
+    if len(names) != len(listed):
+        raise ConfigError(f"the exported model has {len(names)} classes ({', '.join(names[:3])}, ...), "
+                          f"{dataset.anno_path} lists {len(listed)} ({', '.join(listed[:3])}, ...); evaluate it on the "
+                          "data it was made for")
+    if names != listed:
+        a, b = next(pair for pair in zip(names, listed) if pair[0] != pair[1])
+        logger.warning("the classes have other names: %r in the model, %r in %s, and they count as the same", a, b,
+                       dataset.anno_path)
     logger.info("running %s", runner.description)
     results = []
     share = dataset.records[dist.rank()::dist.world_size()]
