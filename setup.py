@@ -25,7 +25,8 @@ setup(
     packages=find_packages(include=["ppgfl", "ppgfl.*"]) + list(INSIDE),
     package_dir={"ppgfl": "ppgfl", **INSIDE},
     package_data={name: ["*.yml", "*.html"] for name in INSIDE},
-    install_requires=["numpy", "pyyaml", "opencv-python", "pycocotools", "visualdl", "tqdm"],
+    install_requires=["numpy", "pyyaml", "opencv-python", "pycocotools", "visualdl", "tqdm", "pooch",
+                      "requests", "filelock"],
     extras_require={
         "cpu": ["paddlepaddle"],
         "gpu": ["paddlepaddle-gpu"],

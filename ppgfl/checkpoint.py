@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import safe_pickle
+from . import download, safe_pickle, zoo
 from .errors import CheckpointError
 from .log import logger
 
@@ -44,16 +44,19 @@ class Report:
 
 
 def find(path):
-    """The file of a checkpoint: as given, or with .pdparams added. Raises CheckpointError."""
+    """The file of a checkpoint: a path, with or without .pdparams; an address; or the name of a released model or
+    backbone (see `zoo`), which are downloaded once. Raises CheckpointError."""
     text = os.path.expanduser(str(path))
-    if text.startswith(("http://", "https://")):
-        raise CheckpointError(f"{text}: is an address, and nothing is downloaded from here; fetch the file and set "
-                              "weights= or pretrain_weights= to its path (pretrain_weights=null starts from scratch)")
+    if download.is_address(text):
+        return download.fetch(text, verify=safe_pickle.load)
     for candidate in (Path(text), Path(text + ".pdparams")):
         if candidate.is_file():
             return candidate
+    if zoo.address(text):
+        return download.fetch(zoo.address(text), verify=safe_pickle.load)
     raise CheckpointError(f"{text}: no such weights file (looked for {Path(text).absolute()} and for the same "
-                          "with .pdparams added); set weights=PATH")
+                          "with .pdparams added), and no released model of that name "
+                          f"({', '.join(zoo.MODELS)}); set weights=PATH")
 
 
 def read(path):

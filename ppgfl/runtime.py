@@ -37,6 +37,14 @@ def cpu_threads():
     return int(os.environ.get("OMP_NUM_THREADS", "1"))
 
 
+def cache_folder():
+    """Where downloads are kept: PPGFL_HOME, or `ppgfl` in the user's cache folder."""
+    home = os.environ.get("PPGFL_HOME")
+    if home:
+        return Path(home).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ppgfl"
+
+
 def physical_cores():
     """Physical cores this process may use: its affinity and its container's quota are respected."""
     try:

@@ -8,8 +8,9 @@ from conftest import ROOT
 
 # Every room with its floor: a file imports only files of lower floors.
 FLOORS = [
-    ["errors", "log", "dist", "operators"],
+    ["errors", "log", "dist", "operators", "zoo"],
     ["runtime", "config", "boxes", "safe_pickle", "data.coco_classes", "predictor"],
+    ["download"],
     ["data.image", "checkpoint", "losses", "decode", "targets", "draw", "model.layers"],
     ["data.transforms", "data.batch", "data.dataset", "model.resnet", "model.fpn", "model.head", "model.gfl",
      "data.shapes", "detections", "resume", "meter", "optim"],

@@ -209,11 +209,6 @@ def test_files_that_are_no_weights(tmp_path, content, found):
         read(tmp_path / "w.pdparams")
 
 
-def test_an_address_is_not_fetched():
-    with pytest.raises(CheckpointError, match="pretrain_weights=null starts from scratch"):
-        read("https://example.com/w.pdparams")
-
-
 def test_a_missing_file_names_where_it_was_looked_for(tmp_path):
     with pytest.raises(CheckpointError, match=r"set weights=PATH"):
         read(tmp_path / "none")
