@@ -27,6 +27,7 @@ setup(
     package_data={name: ["*.yml", "*.html"] for name in INSIDE},
     install_requires=["numpy", "pyyaml", "opencv-python", "pycocotools", "visualdl", "tqdm", "pooch",
                       "requests", "filelock"],
+    entry_points={"console_scripts": ["ppgfl = ppgfl.cli:entry"]},
     extras_require={
         "cpu": ["paddlepaddle"],
         "gpu": ["paddlepaddle-gpu"],

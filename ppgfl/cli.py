@@ -9,20 +9,21 @@ from .errors import DataError, UserError
 from .log import logger, set_up
 
 
-def main(command, arguments=None):
-    """Run a command with a list of arguments. Returns the exit code: 0, or 2 after one line on stderr."""
-    parser = argparse.ArgumentParser(prog=f"{command}.py", formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     description=COMMANDS[command].__doc__)
-    parser.add_argument("-c", "--config", required=True, metavar="FILE",
-                        help="config file, or the name of a shipped one (gfl_r50_fpn_1x_coco)")
-    parser.add_argument("-o", "--opt", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
-                        help="overrides of the config, as in -o weights=W.pdparams TestReader.batch_size=4")
-    ADD_ARGUMENTS[command](parser)
+def main(command, arguments=None, prog=None):
+    """Run a command with a list of arguments.
+
+    Returns: the exit code: 0; 1 when the command's own answer is no; 2 after one line on stderr.
+    """
+    run, add_arguments = COMMANDS[command]
+    parser = argparse.ArgumentParser(prog=prog or f"{command}.py", description=run.__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser)
     args = parser.parse_args(arguments)
     set_up(logging.INFO if dist.is_main() else logging.WARNING)
     try:
-        runtime.import_paddle()
-        COMMANDS[command](args)
+        if command != "doctor":  # which says itself what is wrong with Paddle
+            runtime.import_paddle()
+        code = run(args)
     except UserError as error:
         report = getattr(error, "report", None)
         if report is not None:
@@ -32,7 +33,29 @@ def main(command, arguments=None):
     except KeyboardInterrupt:
         print("stopped by the user", file=sys.stderr)
         return 130
-    return 0
+    return code or 0
+
+
+def entry(arguments=None):
+    """The command `ppgfl`: its first argument names the command, the others are those of `tools/COMMAND.py`."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    command = WORDS.get(arguments[0]) if arguments else None
+    if command is None:
+        listed = "\n".join(f"  {word:<8} {COMMANDS[name][0].__doc__.splitlines()[0]}" for word, name in WORDS.items())
+        print(f"usage: ppgfl COMMAND ...\n\n{listed}\n\nppgfl COMMAND --help lists its arguments.")
+        return 0 if arguments[:1] in ([], ["--help"], ["-h"]) else 2
+    return main(command, arguments[1:], prog=f"ppgfl {arguments[0]}")
+
+
+def _config_arguments(parser):
+    parser.add_argument("-c", "--config", required=True, metavar="FILE",
+                        help="config file, or the name of a shipped one (gfl_r50_fpn_1x_coco)")
+    _override_arguments(parser)
+
+
+def _override_arguments(parser):
+    parser.add_argument("-o", "--opt", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
+                        help="overrides of the config, as in -o weights=W.pdparams TestReader.batch_size=4")
 
 
 def _load(args):
@@ -56,6 +79,7 @@ def evaluate(args):
 
 
 def _evaluate_arguments(parser):
+    _config_arguments(parser)
     parser.add_argument("--output_eval", default=".", metavar="DIR", help="where bbox.json is written (default: here)")
     parser.add_argument("--exported", metavar="PATH",
                         help="evaluate an exported folder or a model.onnx with its runner, instead of weights")
@@ -78,6 +102,7 @@ def infer(args):
 
 
 def _infer_arguments(parser):
+    _config_arguments(parser)
     parser.add_argument("--infer_img", metavar="FILE", help="one image")
     parser.add_argument("--infer_dir", metavar="DIR", help="a folder of images, searched recursively")
     parser.add_argument("--infer_list", metavar="FILE",
@@ -120,6 +145,7 @@ def train(args):
 
 
 def _train_arguments(parser):
+    _config_arguments(parser)
     parser.add_argument("--eval", action="store_true", help="evaluate after each snapshot_epoch, keep the best model")
     parser.add_argument("-r", "--resume", nargs="?", const="", metavar="PATH",
                         help="go on from this checkpoint; without PATH from the newest of this run")
@@ -149,6 +175,7 @@ def export(args):
 
 
 def _export_arguments(parser):
+    _config_arguments(parser)
     parser.add_argument("--output_dir", default="output_inference", metavar="DIR",
                         help="the export goes to a folder of the config's name below it (output_inference)")
     parser.add_argument("--format", choices=("json", "pdmodel", "both"),
@@ -167,6 +194,58 @@ def _boolean(text):
     raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
 
 
-COMMANDS = {"eval": evaluate, "infer": infer, "train": train, "export_model": export}
-ADD_ARGUMENTS = {"eval": _evaluate_arguments, "infer": _infer_arguments, "train": _train_arguments,
-                 "export_model": _export_arguments}
+def model_zoo(args):
+    """Reproduce the table of the model zoo: fetch the released weights, evaluate, measure, compare.
+
+    python tools/model_zoo.py --dataset_dir /data/coco
+    python tools/model_zoo.py gfl_r18vd_1x_coco gfl_r34vd_1x_coco --dataset_dir /data/coco
+
+    COCO itself is not downloaded. Finished rows are kept, so a stopped run goes on. The exit code is 1 when a model
+    misses its released AP by more than 0.1.
+    """
+    from .zoo_table import failed, reproduce
+
+    overrides = ([f"EvalDataset.dataset_dir={args.dataset_dir}"] if args.dataset_dir else []) + args.opt
+    rows = reproduce(args.names, overrides=overrides, output_dir=args.output_dir, mirror=args.mirror,
+                     fps_images=args.fps_images)
+    return 1 if failed(rows) else 0
+
+
+def _model_zoo_arguments(parser):
+    parser.add_argument("names", nargs="*", metavar="NAME", help="of the models (default: all five)")
+    parser.add_argument("--dataset_dir", metavar="DIR", help="COCO 2017: annotations/ and val2017/")
+    parser.add_argument("--output_dir", default="output/model_zoo", metavar="DIR", help="(output/model_zoo)")
+    parser.add_argument("--mirror", metavar="ADDRESS", help="where the same weights are, instead of PaddleDetection's")
+    parser.add_argument("--fps_images", type=int, default=20, metavar="N", help="images that speed is measured on (20)")
+    _override_arguments(parser)
+
+
+def doctor(args):
+    """Look at this machine: versions, device, threads, fast paths, folders, and a self-test of seconds.
+
+    ppgfl doctor
+    """
+    from .doctor import examine
+
+    return 0 if examine() else 1
+
+
+def demo(args):
+    """Train from start to end without any input: draw a data set, train on it, evaluate, detect. About four minutes.
+
+    ppgfl demo
+    """
+    from .demo import run
+
+    return run(main)
+
+
+def _no_arguments(parser):
+    pass
+
+
+COMMANDS = {"train": (train, _train_arguments), "eval": (evaluate, _evaluate_arguments),
+            "infer": (infer, _infer_arguments), "export_model": (export, _export_arguments),
+            "model_zoo": (model_zoo, _model_zoo_arguments), "demo": (demo, _no_arguments),
+            "doctor": (doctor, _no_arguments)}
+WORDS = {{"export_model": "export", "model_zoo": "zoo"}.get(name, name): name for name in COMMANDS}

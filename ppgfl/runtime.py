@@ -32,6 +32,11 @@ def prepare_for_paddle():
     warnings.filterwarnings("ignore", message="When training, we now always track global mean")
 
 
+def mkl_is_slow():
+    """Whether MKL takes its slowest path, because the user has set it so."""
+    return is_amd() and os.environ.get("MKL_DEBUG_CPU_TYPE") != "5"
+
+
 def cpu_threads():
     """The number of CPU threads paddle was told to use."""
     return int(os.environ.get("OMP_NUM_THREADS", "1"))

@@ -17,9 +17,9 @@ FLOORS = [
     ["data.loader", "dashboard"],
     ["build"],
     ["onnx_graph", "export_check"],
-    ["evaluate", "predict", "export"],
-    ["run_folder"],
-    ["train"],
+    ["evaluate", "predict", "export", "doctor"],
+    ["run_folder", "zoo_table"],
+    ["train", "demo"],
     ["cli"],
 ]
 FLOOR = {name: i for i, floor in enumerate(FLOORS) for name in floor}

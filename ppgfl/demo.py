@@ -1,0 +1,49 @@
+"""Training from start to end without any input, as a user would do it command by command."""
+import sys
+import time
+from pathlib import Path
+
+from .data.shapes import make_shapes
+from .run_folder import read_metrics
+
+CONFIG = "shapes_gfl"
+LEAST_AP = 0.5
+
+
+def run(main):
+    """Draw a data set below ./output, train, evaluate, detect; print each command as a user would type it.
+
+    Args:
+        main: `cli.main`.
+
+    Returns: the exit code: 0; 1 when the AP is below what this demo reaches; that of a command that failed.
+    """
+    start = time.time()
+    data = make_shapes("output/shapes", train=240, val=60)
+    print(f"300 drawn pictures in {data}; training takes about three minutes on two CPU cores")
+    output = next_free(Path("output/demo"))
+    weights = f"weights={output}/shapes_gfl/best_model"
+    for command, *arguments in (
+            ("train", "-c", CONFIG, "--eval", "--use_vdl", "-o", f"save_dir={output}"),
+            ("eval", "-c", CONFIG, "-o", weights, "--output_eval", str(output)),
+            ("infer", "-c", CONFIG, "-o", weights, "--infer_dir", f"{data}/val2017", "--output_dir",
+             f"{output}/pictures", "--draw_threshold", "0.4", "--save_results", "json")):
+        print(f"\n$ ppgfl {command} {' '.join(arguments)}", flush=True)
+        code = main(command, arguments, prog=f"ppgfl {command}")
+        if code:
+            return code
+    best = read_metrics(output / "shapes_gfl")["best"]
+    print(f"\nAP {best:.3f} after {time.time() - start:.0f} s. Have a look at:\n"
+          f"  {output}/pictures                  detections on 60 pictures\n"
+          f"  {output}/shapes_gfl/curves.png     losses and AP over the epochs\n"
+          f"  visualdl --logdir {output}/shapes_gfl/vdl --language en --disable-telemetry")
+    if best < LEAST_AP:
+        print(f"AP is below the {LEAST_AP} that this demo reaches: something is wrong", file=sys.stderr)
+        return 1
+    return 0
+
+
+def next_free(folder):
+    """The folder itself, or with a number after it: an earlier demo is kept."""
+    candidates = [folder, *(folder.with_name(f"{folder.name}_{i}") for i in range(2, 1000))]
+    return next(path for path in candidates if not path.exists())
