@@ -240,12 +240,34 @@ def demo(args):
     return run(main)
 
 
+def data(args):
+    """Look through the data sets of a config before hours are spent on them.
+
+    ppgfl data check my_config.yml -o TrainDataset.dataset_dir=/data/mine
+
+    Counts, images without a box, bad boxes, files that are missing or cannot be decoded, classes that differ between
+    training and validation, and a picture of classes and box sizes. The exit code is 1 when something is wrong.
+    """
+    from .config import load_config
+    from .data_check import check
+
+    return 0 if check(load_config(args.config, args.opt), output_dir=args.output_dir, decode=not args.no_decode) else 1
+
+
+def _data_arguments(parser):
+    parser.add_argument("action", choices=("check",))
+    parser.add_argument("config", help="config file, or the name of a shipped one")
+    _override_arguments(parser)
+    parser.add_argument("--output_dir", default="output/data_check", metavar="DIR", help="(output/data_check)")
+    parser.add_argument("--no_decode", action="store_true", help="do not decode the images: seconds instead of minutes")
+
+
 def _no_arguments(parser):
     pass
 
 
 COMMANDS = {"train": (train, _train_arguments), "eval": (evaluate, _evaluate_arguments),
             "infer": (infer, _infer_arguments), "export_model": (export, _export_arguments),
-            "model_zoo": (model_zoo, _model_zoo_arguments), "demo": (demo, _no_arguments),
-            "doctor": (doctor, _no_arguments)}
+            "model_zoo": (model_zoo, _model_zoo_arguments), "data": (data, _data_arguments),
+            "demo": (demo, _no_arguments), "doctor": (doctor, _no_arguments)}
 WORDS = {{"export_model": "export", "model_zoo": "zoo"}.get(name, name): name for name in COMMANDS}

@@ -17,7 +17,7 @@ FLOORS = [
     ["data.loader", "dashboard"],
     ["build"],
     ["onnx_graph", "export_check"],
-    ["evaluate", "predict", "export", "doctor"],
+    ["evaluate", "predict", "export", "doctor", "data_check"],
     ["run_folder", "zoo_table"],
     ["train", "demo"],
     ["cli"],

@@ -82,7 +82,7 @@ class COCODataSet:
     def _read_boxes(self, annotations, class_of, rejected):
         boxes, classes, crowd = [], [], []
         for annotation in annotations:
-            reason = self._reason_to_reject(annotation)
+            reason = reason_to_reject(annotation, load_crowd=self.load_crowd)
             if reason:
                 rejected[reason] += 1
                 continue
@@ -97,19 +97,6 @@ class COCODataSet:
         return {"gt_bbox": np.array(boxes, np.float32).reshape(-1, 4), "gt_class": np.array(classes, np.int64),
                 "is_crowd": np.array(crowd, np.int64)}
 
-    def _reason_to_reject(self, annotation):
-        if annotation.get("iscrowd") and not self.load_crowd:
-            return "crowd"
-        if annotation.get("ignore"):
-            return "marked ignore"
-        box = annotation.get("bbox")
-        if not isinstance(box, list) or len(box) != 4:
-            return "without a bbox"
-        numbers = all(isinstance(n, (int, float)) and np.isfinite(n) for n in box)
-        if not numbers or box[2] <= 1e-5 or box[3] <= 1e-5 or annotation.get("area", 1) <= 0:
-            return "without a size"
-        return None
-
     def _check_images_exist(self, records):
         missing = [record["im_file"] for record in records if not os.path.isfile(record["im_file"])]
         if missing:
@@ -117,6 +104,21 @@ class COCODataSet:
                 f"{os.path.abspath(missing[0])}: no such image ({len(missing)} of the {len(records)} that "
                 f"{self.anno_path} lists are missing); set {self.section}.dataset_dir and "
                 f"{self.section}.image_dir, or restore the files")
+
+
+def reason_to_reject(annotation, *, load_crowd=False):
+    """Why a COCO annotation is no box to train on, in a few words, or None."""
+    if annotation.get("iscrowd") and not load_crowd:
+        return "crowd"
+    if annotation.get("ignore"):
+        return "marked ignore"
+    box = annotation.get("bbox")
+    if not isinstance(box, list) or len(box) != 4:
+        return "without a bbox"
+    numbers = all(isinstance(n, (int, float)) and np.isfinite(n) for n in box)
+    if not numbers or box[2] <= 1e-5 or box[3] <= 1e-5 or annotation.get("area", 1) <= 0:
+        return "without a size"
+    return None
 
 
 def read_annotations(path, section):
