@@ -25,8 +25,8 @@ setup(
     packages=find_packages(include=["ppgfl", "ppgfl.*"]) + list(INSIDE),
     package_dir={"ppgfl": "ppgfl", **INSIDE},
     package_data={name: ["*.yml", "*.html"] for name in INSIDE},
-    install_requires=["numpy", "pyyaml", "opencv-python", "pycocotools", "visualdl", "tqdm", "pooch",
-                      "requests", "filelock"],
+    install_requires=["numpy", "pyyaml", "opencv-python", "pycocotools", "visualdl", "tqdm", "matplotlib",
+                      "pooch", "requests", "filelock"],
     entry_points={"console_scripts": ["ppgfl = ppgfl.cli:entry"]},
     extras_require={
         "cpu": ["paddlepaddle"],

@@ -75,7 +75,8 @@ def evaluate(args):
 
     runner = {"run_mode": args.run_mode} if args.run_mode else None
     evaluate(_load(args), exported=args.exported, runner=runner, output_dir=args.output_eval,
-             json_eval=args.json_eval, classwise=args.classwise, save_prediction_only=args.save_prediction_only)
+             json_eval=args.json_eval, classwise=args.classwise, save_prediction_only=args.save_prediction_only,
+             report_dir=None if args.no_report else Path(args.output_eval) / "report")
 
 
 def _evaluate_arguments(parser):
@@ -86,6 +87,7 @@ def _evaluate_arguments(parser):
     parser.add_argument("--run_mode", help="of --exported, as bf16 (see deploy/python/infer.py)")
     parser.add_argument("--json_eval", action="store_true", help="evaluate the bbox.json that is in DIR already")
     parser.add_argument("--classwise", action="store_true", help="also print the AP of each class")
+    parser.add_argument("--no_report", action="store_true", help="leave DIR/report/report.html out")
     parser.add_argument("--save_prediction_only", action="store_true", help="write bbox.json and stop")
 
 

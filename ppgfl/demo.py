@@ -35,6 +35,7 @@ def run(main):
     best = read_metrics(output / "shapes_gfl")["best"]
     print(f"\nAP {best:.3f} after {time.time() - start:.0f} s. Have a look at:\n"
           f"  {output}/pictures                  detections on 60 pictures\n"
+          f"  {output}/shapes_gfl/report/report.html   curves, confusion, worst and best images on one page\n"
           f"  {output}/shapes_gfl/curves.png     losses and AP over the epochs\n"
           f"  visualdl --logdir {output}/shapes_gfl/vdl --language en --disable-telemetry")
     if best < LEAST_AP:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import paddle
 
-from . import dist
+from . import dist, report
 from .build import build_dataset, build_loader, load_model
 from .data.image import read_image
 from .data.loader import iterate
@@ -21,7 +21,7 @@ METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "A
 
 
 def evaluate(cfg, *, weights=None, model=None, exported=None, runner=None, output_dir=".", json_eval=False,
-             classwise=False, save_prediction_only=False):
+             classwise=False, save_prediction_only=False, report_dir=None):
     """Evaluate a model on the config's `EvalDataset`.
 
     Args:
@@ -34,6 +34,7 @@ def evaluate(cfg, *, weights=None, model=None, exported=None, runner=None, outpu
         json_eval: evaluate the `bbox.json` that is there already; the model is not run.
         classwise: also the AP of each class.
         save_prediction_only: write `bbox.json` and stop; for data sets without annotations.
+        report_dir: where to write report.html with its CSV files (see `report`); None: nowhere.
 
     Returns:
         {"AP": ..., "AP50", "AP75", "APs", "APm", "APl", "AR1", ...}, 0 to 1, -1 where there is nothing to find;
@@ -58,7 +59,10 @@ def evaluate(cfg, *, weights=None, model=None, exported=None, runner=None, outpu
             logger.info("%d detections written to %s", len(results), result_file.resolve())
     if save_prediction_only:
         return {}
-    metrics = coco_metrics(dataset, results, classwise=classwise)
+    evaluator = coco_evaluator(dataset, results)
+    metrics = summarize(evaluator, dataset, classwise=classwise)
+    if report_dir and dist.is_main():
+        report.write(report_dir, evaluator, dataset, metrics, title=f"{dataset.anno_path.stem}, AP {metrics['AP']:.3f}")
     for name, ap in metrics.get("per_class", {}).items():
         logger.info("AP %6.3f  %s", ap, name)
     return metrics
@@ -133,6 +137,11 @@ def read_results(path, dataset):
 
 def coco_metrics(dataset, results, *, classwise=False):
     """The twelve COCO numbers of results (see `coco_records`) over the images of a `COCODataSet`."""
+    return summarize(coco_evaluator(dataset, results), dataset, classwise=classwise)
+
+
+def coco_evaluator(dataset, results):
+    """pycocotools' `COCOeval` of results over the images of a `COCODataSet`, accumulated."""
     from pycocotools.cocoeval import COCOeval
 
     truth = _truth(dataset)
@@ -141,6 +150,11 @@ def coco_metrics(dataset, results, *, classwise=False):
         evaluator.params.imgIds = sorted({record["im_id"] for record in dataset.records})
         evaluator.evaluate()
         evaluator.accumulate()
+    return evaluator
+
+
+def summarize(evaluator, dataset, *, classwise=False):
+    """The twelve COCO numbers of an accumulated `COCOeval`, also logged."""
     table = io.StringIO()
     with contextlib.redirect_stdout(table):
         evaluator.summarize()

@@ -11,7 +11,8 @@ import numpy as np
 import paddle
 import yaml
 
-from . import dist
+from . import dist, report
+from .data.image import write_image
 from .detections import write_json, write_text
 from .errors import ConfigError
 from .evaluate import METRICS
@@ -67,7 +68,7 @@ class RunFolder:
         if dist.is_main():
             write_json(self.path / "metrics.json", {"epoch": progress.epoch, "best": progress.best,
                                                     "best_epoch": progress.best_epoch, **metrics})
-            draw_curves(progress.rows, self.path / "curves.png")
+            write_image(str(self.path / "curves.png"), report.draw_training(progress.rows))
         logger.info("finished: weights, results.csv and curves.png in %s", self.path.absolute())
 
     def _write_rows(self, rows):
@@ -86,27 +87,3 @@ class RunFolder:
 def read_metrics(folder):
     """The content of a finished run's metrics.json."""
     return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-
-
-def draw_curves(rows, path):
-    """Losses and AP over the epochs, as a picture."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:  # VisualDL brings it, but this is no reason to fail
-        logger.info("no curves.png: matplotlib is not installed")
-        return
-    figure = Figure(figsize=(9, 3.5), layout="constrained")
-    losses, scores = figure.subplots(1, 2)
-    for axes, names in ((losses, ("loss", "loss_qfl", "loss_bbox", "loss_dfl")), (scores, ("AP", "AP50", "AP75"))):
-        for name in names:
-            points = [(row["epoch"], row[name]) for row in rows if row[name] is not None and row[name] >= 0]
-            if points:
-                axes.plot(*zip(*points), marker="o", markersize=3, label=name)
-        axes.set_xlabel("epoch")
-        axes.set_ylim(bottom=0)
-        axes.grid(alpha=0.3)
-        if axes.lines:
-            axes.legend()
-    losses.set_title("training loss")
-    scores.set_title("validation")
-    figure.savefig(path, dpi=100)

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import paddle
 
-from . import dist, resume, runtime
+from . import dist, report, resume, runtime
 from .build import build_dataset, build_ema, build_loader, build_model, build_optimizer
 from .checkpoint import load_pretrained
 from .dashboard import Dashboard, prediction_pictures, training_pictures
 from .data.loader import iterate
 from .errors import ConfigError
-from .evaluate import METRICS, check_classes, coco_metrics, run
+from .evaluate import METRICS, check_classes, coco_evaluator, run, summarize
 from .log import logger, training_bar
 from .meter import Meter
 from .run_folder import RunFolder
@@ -124,11 +124,13 @@ def _train(cfg, options, folder):
         optimizer.clear_grad()
 
         due = progress.epoch == epochs or progress.epoch % every == 0
-        metrics = _evaluate(cfg, model, step, eval_set, board, progress) if eval_set and due else {}
+        metrics, evaluator = _evaluate(cfg, model, step, eval_set, board, progress) if eval_set and due else ({}, None)
         better = bool(metrics) and metrics[options.best_metric] > progress.best
         if better:
             progress.best, progress.best_epoch = metrics[options.best_metric], progress.epoch
         folder.add_row(progress, optimizer.get_lr(), meter.means(), metrics)
+        if better and dist.is_main():
+            _report(folder, evaluator, eval_set, metrics, board, progress)
         last = progress.epoch == epochs or _out_of_patience(options, progress, metrics)
         save = {"best_model": better, "model_final": last, str(epoch): due and not last}
         if dist.is_main():
@@ -257,19 +259,28 @@ def _train_epoch(loader, step, meter, progress, board, class_names):
 
 
 def _evaluate(cfg, model, step, eval_set, board, progress):
-    """The COCO numbers of the model, or of its moving average; the model comes back as it was, in training mode."""
+    """The COCO numbers of the model, or of its moving average, and the `COCOeval` they come from; the model comes back
+    as it was, in training mode."""
     own = {name: value.clone() for name, value in model.state_dict().items()} if step.ema is not None else {}
     _set_state(model, {} if step.ema is None else step.ema.weights())
     with paddle.amp.auto_cast(**step.amp):
         results = run(model, cfg, eval_set)
     _set_state(model, own)
     model.train()
-    metrics = coco_metrics(eval_set, results, classwise=True)
+    evaluator = coco_evaluator(eval_set, results)
+    metrics = summarize(evaluator, eval_set, classwise=True)
     per_class = metrics.pop("per_class")
     board.scalars({**{f"eval/{name}": value for name, value in metrics.items()},
                    **{f"eval_class/{name}": value for name, value in per_class.items() if value >= 0}}, progress.step)
     board.images("eval/image", prediction_pictures(eval_set, results), progress.step)
-    return metrics
+    return metrics, evaluator
+
+
+def _report(folder, evaluator, eval_set, metrics, board, progress):
+    """The page of the best model so far, its pictures also on the dashboard."""
+    pictures = report.write(folder.path / "report", evaluator, eval_set, metrics, training=progress.rows,
+                            title=f"{folder.path.name}, epoch {progress.epoch}, AP {metrics['AP']:.3f}")
+    board.images("report", pictures.items(), progress.step)
 
 
 def _out_of_patience(options, progress, metrics):

@@ -1,0 +1,131 @@
+"""What a COCO evaluation knows beyond its twelve numbers: curves, the best threshold, confusion, images. Numbers only.
+
+Everything here is read from a `COCOeval` that has been accumulated; "hit" means matched at the IoU asked for.
+"""
+from dataclasses import dataclass
+
+import numpy as np
+
+BACKGROUND = "background"
+
+
+@dataclass
+class Ranking:
+    """The detections of one class over all images, best score first.
+
+    Attributes:
+        scores: [M].
+        hits: [M] bool.
+        positives: number of boxes to be found; crowd regions are not counted, nor are detections on them.
+    """
+
+    scores: np.ndarray
+    hits: np.ndarray
+    positives: int
+
+    def at(self, thresholds):
+        """precision, recall, F1, each [T], when what scores at least a threshold counts; precision of nothing is 1."""
+        count = np.searchsorted(-self.scores, -np.asarray(thresholds, float), side="right")
+        hits = np.concatenate([[0], np.cumsum(self.hits)])[count]
+        precision = np.where(count > 0, hits / np.maximum(count, 1), 1.0)
+        recall = hits / max(self.positives, 1)
+        return precision, recall, 2 * hits / np.maximum(count + self.positives, 1)
+
+
+def rankings(evaluator, iou=0.5):
+    """One `Ranking` per class, in the order of the categories."""
+    per_image = _per_image(evaluator)
+    level = _level(evaluator, iou)
+    found = []
+    for entries in per_image:
+        scores = np.concatenate([np.asarray(e["dtScores"], float) for e in entries] or [np.zeros(0)])
+        hits = np.concatenate([e["dtMatches"][level] > 0 for e in entries] or [np.zeros(0, bool)])
+        ignored = np.concatenate([e["dtIgnore"][level].astype(bool) for e in entries] or [np.zeros(0, bool)])
+        positives = sum(int((np.asarray(e["gtIgnore"]) == 0).sum()) for e in entries)
+        order = np.argsort(-scores[~ignored], kind="mergesort")
+        found.append(Ranking(scores[~ignored][order], hits[~ignored][order], positives))
+    return found
+
+
+def pool(parts):
+    """The `Ranking` of several classes together."""
+    scores, hits = (np.concatenate([getattr(part, name) for part in parts] or [np.zeros(0)])
+                    for name in ("scores", "hits"))
+    order = np.argsort(-scores, kind="mergesort")
+    return Ranking(scores[order], hits[order].astype(bool), sum(part.positives for part in parts))
+
+
+def best_threshold(ranking):
+    """(threshold, F1): the score from which on detections should be kept; (1.0, 0.0) when nothing is right."""
+    thresholds = np.unique(ranking.scores)
+    if not len(thresholds) or not ranking.hits.any():
+        return 1.0, 0.0
+    f1 = ranking.at(thresholds)[2]
+    best = int(f1.argmax())
+    return float(thresholds[best]), float(f1[best])
+
+
+def precision_recall(evaluator, iou=None):
+    """(recall [R], precision [K, R] per class) over all areas, -1 for a class without a box: pycocotools' own array at
+    one IoU, or its mean over all of them."""
+    precision = evaluator.eval["precision"][:, :, :, 0, -1]  # [IoU, recall, class]
+    chosen = precision.mean(axis=0) if iou is None else precision[_level(evaluator, iou)]
+    return evaluator.params.recThrs, chosen.T
+
+
+def confusion(evaluator, threshold, iou=0.5):
+    """[C + 1, C + 1] counts: rows are what is there, columns what was found; the last of either is background.
+
+    Image by image the detections that score at least `threshold`, best first, take the box of any class that they
+    overlap most, at least by `iou`. What is left found nothing, or was not found. Crowd regions, and detections
+    without a box that lie on one, are left out.
+    """
+    from pycocotools import mask
+
+    class_of = {category: i for i, category in enumerate(evaluator.params.catIds)}
+    size = len(class_of)
+    matrix = np.zeros((size + 1, size + 1), np.int64)
+    for image_id in evaluator.params.imgIds:
+        truth = evaluator.cocoGt.imgToAnns[image_id]
+        found = [d for d in evaluator.cocoDt.imgToAnns[image_id] if d["score"] >= threshold]
+        found.sort(key=lambda d: -d["score"])
+        crowd = np.array([bool(t.get("iscrowd")) for t in truth], bool)
+        overlaps = (np.asarray(mask.iou([d["bbox"] for d in found], [t["bbox"] for t in truth], crowd.astype("uint8")))
+                    if found and truth else np.zeros((len(found), len(truth))))
+        free = ~crowd
+        for d, overlap in zip(found, overlaps.reshape(len(found), len(truth))):
+            candidates = np.where(free, overlap, -1.0)
+            best = int(candidates.argmax()) if len(truth) else -1
+            if best >= 0 and candidates[best] >= iou:
+                free[best] = False
+                matrix[class_of[truth[best]["category_id"]], class_of[d["category_id"]]] += 1
+            elif not (overlap[crowd] >= iou).any():
+                matrix[size, class_of[d["category_id"]]] += 1
+        for t in (t for t, is_free in zip(truth, free) if is_free):
+            matrix[class_of[t["category_id"]], size] += 1
+    return matrix
+
+
+def image_scores(evaluator, threshold, iou=0.5):
+    """{image id: (F1, boxes to be found, false detections, missed boxes)} with what scores at least `threshold`."""
+    level = _level(evaluator, iou)
+    counts = {image_id: np.zeros(3, int) for image_id in evaluator.params.imgIds}  # hits, kept, positives
+    for entries in _per_image(evaluator):
+        for e in entries:
+            kept = (np.asarray(e["dtScores"]) >= threshold) & ~e["dtIgnore"][level].astype(bool)
+            counts[e["image_id"]] += [int((e["dtMatches"][level][kept] > 0).sum()), int(kept.sum()),
+                                      int((np.asarray(e["gtIgnore"]) == 0).sum())]
+    return {image_id: (2 * hits / max(kept + positives, 1), int(positives), int(kept - hits), int(positives - hits))
+            for image_id, (hits, kept, positives) in counts.items()}
+
+
+def _per_image(evaluator):
+    """Per class the entries of `evalImgs` over all areas, one for each image that has something of that class."""
+    images = len(evaluator.params.imgIds)
+    areas = len(evaluator.params.areaRng)
+    return [[e for e in evaluator.evalImgs[k * areas * images:k * areas * images + images] if e is not None]
+            for k in range(len(evaluator.params.catIds))]
+
+
+def _level(evaluator, iou):
+    return int(np.flatnonzero(np.isclose(evaluator.params.iouThrs, iou))[0])
