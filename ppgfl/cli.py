@@ -74,7 +74,7 @@ def evaluate(args):
     from .evaluate import evaluate
 
     runner = {"run_mode": args.run_mode} if args.run_mode else None
-    evaluate(_load(args), exported=args.exported, runner=runner, output_dir=args.output_eval,
+    evaluate(_load(args), exported=args.exported, runner=runner, slicing=_slicing(args), output_dir=args.output_eval,
              json_eval=args.json_eval, classwise=args.classwise, save_prediction_only=args.save_prediction_only,
              report_dir=None if args.no_report else Path(args.output_eval) / "report")
 
@@ -85,6 +85,7 @@ def _evaluate_arguments(parser):
     parser.add_argument("--exported", metavar="PATH",
                         help="evaluate an exported folder or a model.onnx with its runner, instead of weights")
     parser.add_argument("--run_mode", help="of --exported, as bf16 (see deploy/python/infer.py)")
+    _slicing_arguments(parser)
     parser.add_argument("--json_eval", action="store_true", help="evaluate the bbox.json that is in DIR already")
     parser.add_argument("--classwise", action="store_true", help="also print the AP of each class")
     parser.add_argument("--no_report", action="store_true", help="leave DIR/report/report.html out")
@@ -100,7 +101,7 @@ def infer(args):
     from .predict import infer
 
     infer(_load(args), _images(args), output_dir=args.output_dir, draw_threshold=args.draw_threshold,
-          save_results=args.save_results, save_threshold=args.save_threshold)
+          save_results=args.save_results, save_threshold=args.save_threshold, slicing=_slicing(args))
 
 
 def _infer_arguments(parser):
@@ -114,6 +115,28 @@ def _infer_arguments(parser):
     parser.add_argument("--save_results", nargs="?", const="json", choices=("json", "csv", "coco"),
                         help="also write results.json, results.csv or COCO's bbox.json to the output folder")
     parser.add_argument("--save_threshold", type=float, default=0.0, metavar="S", help="least score saved (0)")
+    _slicing_arguments(parser)
+
+
+def _slicing_arguments(parser):
+    parser.add_argument("--slice_infer", action="store_true", help="look at images slice by slice, for small objects")
+    parser.add_argument("--slice_size", nargs="+", type=int, default=[640, 640], metavar="N",
+                        help="height width (640 640)")
+    parser.add_argument("--overlap_ratio", nargs="+", type=float, default=[0.25, 0.25], metavar="R",
+                        help="share that neighbours have in common, down and across (0.25 0.25)")
+    parser.add_argument("--combine_method", default="nms", choices=("nms", "nmm", "concat"),
+                        help="of what overlaps: keep the best, merge, keep all (nms)")
+    parser.add_argument("--match_threshold", type=float, default=0.6, metavar="T",
+                        help="from which overlap on they are one object (0.6)")
+    parser.add_argument("--match_metric", default="ios", choices=("iou", "ios"),
+                        help="intersection over union, or over the smaller box (ios)")
+
+
+def _slicing(args):
+    from .slicing import Slicing
+
+    names = ("slice_size", "overlap_ratio", "combine_method", "match_threshold", "match_metric")
+    return Slicing(**{name: getattr(args, name) for name in names}) if args.slice_infer else None
 
 
 def _images(args):

@@ -15,13 +15,15 @@ from .data.loader import iterate
 from .detections import coco_records, split_batch, write_json
 from .errors import ConfigError, DataError
 from .log import logger, progress
+from .predict import detection_function
 from .predictor import make_runner
+from .slicing import detect as detect_sliced
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
 
-def evaluate(cfg, *, weights=None, model=None, exported=None, runner=None, output_dir=".", json_eval=False,
-             classwise=False, save_prediction_only=False, report_dir=None):
+def evaluate(cfg, *, weights=None, model=None, exported=None, runner=None, slicing=None, output_dir=".",
+             json_eval=False, classwise=False, save_prediction_only=False, report_dir=None):
     """Evaluate a model on the config's `EvalDataset`.
 
     Args:
@@ -30,6 +32,7 @@ def evaluate(cfg, *, weights=None, model=None, exported=None, runner=None, outpu
         model: a model that has its weights already; it comes back in evaluation mode.
         exported: an exported model (its folder, or a model.onnx) instead: what is deployed, prepared as it does there.
         runner: with `exported`: arguments of its `Runner`, as {"run_mode": "bf16"}.
+        slicing: a `slicing.Slicing`, to look at images slice by slice.
         output_dir: where `bbox.json` is written (COCO results: image_id, category_id, bbox x y w h, score).
         json_eval: evaluate the `bbox.json` that is there already; the model is not run.
         classwise: also the AP of each class.
@@ -49,10 +52,14 @@ def evaluate(cfg, *, weights=None, model=None, exported=None, runner=None, outpu
     if json_eval:
         results = read_results(result_file, dataset)
     else:
-        if exported is None:
-            results = run(model or load_model(cfg, weights), cfg, dataset)
+        if exported is not None:
+            detect = _runner(make_runner(exported, **(runner or {})), dataset)
+            results = run_images(detect, dataset, slicing)
+        elif slicing is not None:
+            detect = detection_function(cfg, model or load_model(cfg, weights), "EvalReader")
+            results = run_images(detect, dataset, slicing)
         else:
-            results = run_exported(make_runner(exported, **(runner or {})), dataset)
+            results = run(model or load_model(cfg, weights), cfg, dataset)
         if dist.is_main():
             result_file.parent.mkdir(parents=True, exist_ok=True)
             write_json(result_file, results)
@@ -98,9 +105,8 @@ def run(model, cfg, dataset):
     return dist.gather(results)
 
 
-def run_exported(runner, dataset):
-    """The same through a `Runner` of deploy/*/infer.py, one image at a time. Raises ConfigError for another
-    number of classes."""
+def _runner(runner, dataset):
+    """The runner of an exported model. Raises ConfigError when it has another number of classes than the data set."""
     names, listed = runner.class_names, dataset.class_names
     if len(names) != len(listed):
         raise ConfigError(f"the exported model has {len(names)} classes ({', '.join(names[:3])}, ...), "
@@ -111,11 +117,17 @@ def run_exported(runner, dataset):
         logger.warning("the classes have other names: %r in the model, %r in %s, and they count as the same", a, b,
                        dataset.anno_path)
     logger.info("running %s", runner.description)
+    return runner
+
+
+def run_images(detect, dataset, slicing=None):
+    """As `run`, one image at a time, through a function: images [H, W, 3] uint8 BGR -> their detections."""
     results = []
     share = dataset.records[dist.rank()::dist.world_size()]
     for record in progress(share, total=len(share), what="evaluate", size=lambda record: 1):
         image = read_image(record["im_file"])[..., ::-1]
-        results += coco_records(runner([image])[0], record["im_id"], dataset.category_ids)
+        rows = detect([image])[0] if slicing is None else detect_sliced(detect, image, slicing)
+        results += coco_records(rows, record["im_id"], dataset.category_ids)
     return dist.gather(results)
 
 

@@ -10,13 +10,13 @@ from .build import build_dataset, build_loader, build_transforms, load_model
 from .config import load_config
 from .data import transforms
 from .data.batch import collate
-from .data.image import write_image
+from .data.image import read_image, write_image
 from .data.loader import iterate
-from .data.transforms import Decode
 from .detections import Detections, coco_records, split_batch, write_csv, write_json
 from .errors import DataError
 from .log import logger, progress
 from .predictor import is_exported, make_runner
+from .slicing import detect as detect_sliced
 
 
 class Detector:
@@ -30,20 +30,20 @@ class Detector:
         weights: a .pdparams file; without it the config's `weights`.
         overrides: as in `load_config`.
         runner: of an exported model: arguments of `Runner` in deploy/*/infer.py, as {"run_mode": "bf16"}.
+        slicing: a `slicing.Slicing`, to look at images slice by slice.
 
     Raises: ConfigError, CheckpointError, ExportError.
     """
 
-    def __init__(self, config, weights=None, overrides=(), runner=None):
-        self.runner = None
+    def __init__(self, config, weights=None, overrides=(), runner=None, slicing=None):
+        self.slicing = slicing
         if is_exported(config):
-            self.runner = make_runner(config, **(runner or {}))
-            self.class_names, self.batch_size = self.runner.class_names, 1
+            self.detect = make_runner(config, **(runner or {}))
+            self.class_names, self.batch_size = self.detect.class_names, 1
             return
         cfg = load_config(config, overrides)
         runtime.select_device(cfg.get("use_gpu", False))
-        self.model = load_model(cfg, weights)
-        self.sample_transforms, self.batch_transforms = build_transforms(cfg, "TestReader")
+        self.detect = detection_function(cfg, load_model(cfg, weights), "TestReader")
         self.batch_size = cfg["TestReader"].get("batch_size", 1)
         self.class_names = build_dataset(cfg, "TestDataset").class_names
 
@@ -61,37 +61,49 @@ class Detector:
         return found
 
     def _detect(self, images):
-        samples = [_as_sample(image) for image in images]
-        if self.runner is not None:
-            all_rows = self.runner([transforms.apply([Decode()], s)["image"][..., ::-1] for s in samples])
+        arrays = [_as_array(image) for image in images]
+        if self.slicing is None:
+            all_rows = self.detect(arrays)
         else:
-            all_rows = self._run_model([transforms.apply(self.sample_transforms, sample) for sample in samples])
+            all_rows = [detect_sliced(self.detect, array, self.slicing, self.batch_size) for array in arrays]
         return [Detections.from_rows(rows, self.class_names, image=image) if isinstance(image, np.ndarray)
                 else Detections.from_rows(rows, self.class_names, path=str(image))
                 for image, rows in zip(images, all_rows)]
 
-    def _run_model(self, samples):
-        for transform in self.batch_transforms:
+
+def detection_function(cfg, model, reader):
+    """A function: a list of images [H, W, 3] uint8 BGR -> a list of detections [M, 6] (class, score, x1, y1, x2, y2),
+    prepared as `reader` ("TestReader", "EvalReader") says. The model is put into evaluation mode."""
+    sample_transforms, batch_transforms = build_transforms(cfg, reader)
+    model.eval()
+
+    def detect(images):
+        samples = [transforms.apply(sample_transforms, {"im_id": 0, "image": np.ascontiguousarray(image[..., ::-1])})
+                   for image in images]
+        for transform in batch_transforms:
             samples = transform(samples)
         batch = {key: paddle.to_tensor(value) for key, value in collate(samples).items()}
         with paddle.no_grad():
-            return split_batch(self.model(batch))
+            return split_batch(model(batch))
+
+    return detect
 
 
-def _as_sample(image):
+def _as_array(image):
+    """[H, W, 3] uint8 BGR of what `Detector` is called with. Raises DataError."""
     if isinstance(image, (str, os.PathLike)):
-        return {"im_id": 0, "im_file": str(image)}
+        return read_image(str(image))[..., ::-1]
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim not in (2, 3) or not image.size:
         kind = f"{image.dtype} array of shape {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
         raise DataError(f"cannot detect on a {kind}; give a path or a uint8 array [H, W, 3], BGR")
     image = np.stack([image] * 3, -1) if image.ndim == 2 else image
     if image.shape[2] != 3:
         raise DataError(f"cannot detect on an array of shape {image.shape}; give [H, W, 3] uint8, BGR")
-    return {"im_id": 0, "image": np.ascontiguousarray(image[..., ::-1])}
+    return image
 
 
 def infer(cfg, images, *, weights=None, output_dir="output", draw_threshold=0.5, save_results=None,
-          save_threshold=0.0):
+          save_threshold=0.0, slicing=None):
     """Detect on files, save drawn pictures and, if asked, the numbers.
 
     Args:
@@ -102,6 +114,7 @@ def infer(cfg, images, *, weights=None, output_dir="output", draw_threshold=0.5,
         draw_threshold: boxes that score at least this much are drawn.
         save_results: None, or "json", "csv", "coco": `results.json`, `results.csv`, `bbox.json` in `output_dir`.
         save_threshold: least score of a saved result.
+        slicing: a `slicing.Slicing`, to look at images slice by slice.
 
     Returns: a list of `Detections`, one per image.
     Raises: ConfigError, DataError, CheckpointError.
@@ -112,20 +125,29 @@ def infer(cfg, images, *, weights=None, output_dir="output", draw_threshold=0.5,
     pictures = _picture_paths(files, Path(output_dir))
     model = load_model(cfg, weights)
     found, coco = [], []
-    batches = progress(iterate(build_loader(cfg, "TestReader", dataset)), total=len(files), what="infer",
-                       size=lambda batch: len(batch["im_id"]))
-    with paddle.no_grad():
-        for batch in batches:
-            for index, rows in zip(batch["im_id"].numpy().tolist(), split_batch(model(batch))):
-                one = Detections.from_rows(rows, dataset.class_names, path=files[index])
-                pictures[index].parent.mkdir(parents=True, exist_ok=True)
-                write_image(str(pictures[index]), one.draw(draw_threshold))
-                found.append(one.above(save_threshold))
-                coco += coco_records(rows[rows[:, 1] >= save_threshold], index, dataset.category_ids)
+    for index, rows in progress(_all_rows(cfg, model, dataset, slicing), total=len(files), what="infer",
+                                size=lambda _: 1):
+        one = Detections.from_rows(rows, dataset.class_names, path=files[index])
+        pictures[index].parent.mkdir(parents=True, exist_ok=True)
+        write_image(str(pictures[index]), one.draw(draw_threshold))
+        found.append(one.above(save_threshold))
+        coco += coco_records(rows[rows[:, 1] >= save_threshold], index, dataset.category_ids)
     logger.info("%d pictures in %s", len(files), Path(output_dir).resolve())
     if save_results:
         _save(save_results, Path(output_dir), found, coco)
     return found
+
+
+def _all_rows(cfg, model, dataset, slicing):
+    """Yield (place of the image, its detections)."""
+    if slicing is not None:
+        detect, batch_size = detection_function(cfg, model, "TestReader"), cfg["TestReader"].get("batch_size", 1)
+        for record in dataset.records:
+            yield record["im_id"], detect_sliced(detect, read_image(record["im_file"])[..., ::-1], slicing, batch_size)
+        return
+    with paddle.no_grad():
+        for batch in iterate(build_loader(cfg, "TestReader", dataset)):
+            yield from zip(batch["im_id"].numpy().tolist(), split_batch(model(batch)))
 
 
 def _save(kind, folder, found, coco):
