@@ -266,13 +266,19 @@ def demo(args):
 
 
 def data(args):
-    """Look through the data sets of a config before hours are spent on them.
+    """Look through the data sets of a config, or convert annotations to COCO.
 
     ppgfl data check my_config.yml -o TrainDataset.dataset_dir=/data/mine
+    ppgfl data convert --from voc /data/VOC2007 annotations.json
 
-    Counts, images without a box, bad boxes, files that are missing or cannot be decoded, classes that differ between
-    training and validation, and a picture of classes and box sizes. The exit code is 1 when something is wrong.
+    check: counts, images without a box, bad boxes, files that are missing or cannot be decoded, classes that differ
+    between training and validation, and a picture of classes and box sizes. Its exit code is 1 when something is wrong.
     """
+    if args.action == "convert":
+        from .data_convert import convert
+
+        convert(args.kind, args.source, args.output, classes=args.classes)
+        return 0
     from .config import load_config
     from .data_check import check
 
@@ -280,11 +286,17 @@ def data(args):
 
 
 def _data_arguments(parser):
-    parser.add_argument("action", choices=("check",))
-    parser.add_argument("config", help="config file, or the name of a shipped one")
-    _override_arguments(parser)
-    parser.add_argument("--output_dir", default="output/data_check", metavar="DIR", help="(output/data_check)")
-    parser.add_argument("--no_decode", action="store_true", help="do not decode the images: seconds instead of minutes")
+    actions = parser.add_subparsers(dest="action", required=True)
+    check = actions.add_parser("check", help="look through the data sets of a config")
+    check.add_argument("config", help="config file, or the name of a shipped one")
+    _override_arguments(check)
+    check.add_argument("--output_dir", default="output/data_check", metavar="DIR", help="(output/data_check)")
+    check.add_argument("--no_decode", action="store_true", help="do not decode the images: seconds instead of minutes")
+    convert = actions.add_parser("convert", help="make a COCO annotation file")
+    convert.add_argument("--from", dest="kind", required=True, choices=("voc", "yolo", "labelme"))
+    convert.add_argument("source", help="the data set's folder; it is the image_dir of what is made")
+    convert.add_argument("output", help="the JSON file to write")
+    convert.add_argument("--classes", metavar="FILE", help="one class name per line, in the order of the categories")
 
 
 def _no_arguments(parser):

@@ -18,7 +18,7 @@ FLOORS = [
     ["data.loader", "dashboard", "report"],
     ["build"],
     ["onnx_graph", "export_check"],
-    ["predict", "export", "doctor", "data_check"],
+    ["predict", "export", "doctor", "data_check", "data_convert"],
     ["evaluate"],
     ["run_folder", "zoo_table"],
     ["train", "demo"],
