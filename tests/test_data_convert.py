@@ -71,7 +71,8 @@ def test_yolo(root, tmp_path):
     image(root / "images" / "train" / "c.JPG".lower())
     text(root / "data.yaml", "names: {1: cat, 0: dog}\nnc: 2\n")
     text(root / "labels" / "train" / "a.txt",
-         "0 0.5 0.5 0.2 0.4\n1 0.1 0.2 0.4 0.2 0.4 0.6 0.1 0.6\n\n7 0.5 0.5 0.1 0.1\n0 0.5 0.5\nzero 1 1 1 1\n0 nan 0.5 0.1 0.1\n0 0.98 0.5 0.2 0.2\n")
+         "0 0.5 0.5 0.2 0.4\n1 0.1 0.2 0.4 0.2 0.4 0.6 0.1 0.6\n\n7 0.5 0.5 0.1 0.1\n"
+         "0 0.5 0.5\nzero 1 1 1 1\n0 nan 0.5 0.1 0.1\n0 0.98 0.5 0.2 0.2\n")
     text(root / "labels" / "train" / "b.txt", "")
     content, rejected = convert("yolo", root, tmp_path / "a.json")
     assert boxes(content) == [("images/train/a.jpg", "cat", 10, 10, 30, 20),
