@@ -280,7 +280,7 @@ def _report(folder, evaluator, eval_set, metrics, board, progress):
     """The page of the best model so far, its pictures also on the dashboard."""
     pictures = report.write(folder.path / "report", evaluator, eval_set, metrics, training=progress.rows,
                             title=f"{folder.path.name}, epoch {progress.epoch}, AP {metrics['AP']:.3f}")
-    board.images("report", pictures.items(), progress.step)
+    board.images("report/best", pictures.items(), progress.step)
 
 
 def _out_of_patience(options, progress, metrics):

@@ -118,3 +118,25 @@ def match(found, wanted, *, pixels=1e-2, score=1e-4):
         assert found[best, 0] == row[0]
         np.testing.assert_allclose(found[best, 1], row[1], atol=score)
         np.testing.assert_allclose(found[best, 2:], row[2:], atol=pixels)
+
+
+@pytest.fixture
+def browser(tmp_path):
+    """Headless Chromium."""
+    import os
+    import shutil
+
+    webdriver = pytest.importorskip("selenium.webdriver")
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not chromium or not driver:
+        pytest.skip("needs chromium and chromedriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
+                     "--disable-background-networking", "--disable-component-update", "--disable-sync",
+                     "--window-size=1100,900", f"--user-data-dir={tmp_path / 'profile'}"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    service = webdriver.ChromeService(driver, env={**os.environ, "SE_OFFLINE": "true"})
+    with webdriver.Chrome(options=options, service=service) as chrome:
+        yield chrome

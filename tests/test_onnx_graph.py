@@ -136,3 +136,13 @@ def test_without_the_package(monkeypatch, r18vd_weights, tmp_path):
     with pytest.raises(ConfigError, match="pip install onnx onnxruntime"):
         export(tiny_config(), weights=r18vd_weights, output_dir=tmp_path / "new", onnx=True)
     assert not (tmp_path / "new").exists()
+
+
+def test_without_onnx_runtime_the_file_is_written_and_not_checked(monkeypatch, r18vd_weights, tmp_path, caplog):
+    module = sys.modules["ppgfl.export_check"]
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    with caplog.at_level("INFO"):
+        result = export(tiny_config(), weights=r18vd_weights, output_dir=tmp_path, format="pdmodel", onnx=True)
+    assert set(result) == {"model.pdmodel"}
+    assert (tmp_path / "model.onnx").is_file()
+    assert "model.onnx was not run: pip install onnxruntime" in caplog.text

@@ -6,7 +6,6 @@ import re
 import numpy as np
 import pytest
 from conftest import run_tool, tiny_config
-from test_serving import browser  # noqa: F401
 
 from ppgfl import build, report
 from ppgfl.evaluate import coco_evaluator, summarize
@@ -72,7 +71,7 @@ def test_the_page_needs_no_network_and_escapes_names(written):
     assert page.count("<img") == len(pictures) + 4  # four images have boxes
 
 
-def test_the_page_in_a_browser(written, browser):  # noqa: F811
+def test_the_page_in_a_browser(written, browser):
     folder, pictures, _, _ = written()
     browser.get(f"file://{folder}/report.html")
     sizes = browser.execute_script("return Array.from(document.images).map(i => i.naturalWidth)")

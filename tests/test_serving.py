@@ -2,8 +2,6 @@
 import asyncio
 import importlib.util
 import json
-import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -327,24 +325,6 @@ def test_a_folder_that_cannot_be_served_is_one_line(tmp_path):
 
 
 # --- the page
-
-
-@pytest.fixture
-def browser(tmp_path):
-    webdriver = pytest.importorskip("selenium.webdriver")
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not chromium or not driver:
-        pytest.skip("needs chromium and chromedriver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
-                     "--disable-background-networking", "--disable-component-update", "--disable-sync",
-                     "--window-size=1100,900", f"--user-data-dir={tmp_path / 'profile'}"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    service = webdriver.ChromeService(driver, env={**os.environ, "SE_OFFLINE": "true"})
-    with webdriver.Chrome(options=options, service=service) as chrome:
-        yield chrome
 
 
 def wait_for(browser, words):
