@@ -101,7 +101,8 @@ def infer(args):
     from .predict import infer
 
     infer(_load(args), _images(args), output_dir=args.output_dir, draw_threshold=args.draw_threshold,
-          save_results=args.save_results, save_threshold=args.save_threshold, slicing=_slicing(args))
+          save_results=args.save_results, save_threshold=args.save_threshold, slicing=_slicing(args),
+          pictures=not args.no_pictures, resume=args.resume)
 
 
 def _infer_arguments(parser):
@@ -112,8 +113,11 @@ def _infer_arguments(parser):
                         help="a text file with one image per line, relative to --infer_dir or to the current folder")
     parser.add_argument("--output_dir", default="output", metavar="DIR", help="where pictures go (default: output)")
     parser.add_argument("--draw_threshold", type=float, default=0.5, metavar="S", help="least score drawn (0.5)")
-    parser.add_argument("--save_results", nargs="?", const="json", choices=("json", "csv", "coco"),
-                        help="also write results.json, results.csv or COCO's bbox.json to the output folder")
+    parser.add_argument("--save_results", nargs="?", const="json", choices=("json", "csv", "coco", "jsonl"),
+                        help="also write results.json, results.csv, COCO's bbox.json, or JSON lines in shards, which "
+                             "need no memory however many images there are")
+    parser.add_argument("--resume", action="store_true", help="with jsonl: leave out what an earlier run has done")
+    parser.add_argument("--no_pictures", action="store_true", help="draw none")
     parser.add_argument("--save_threshold", type=float, default=0.0, metavar="S", help="least score saved (0)")
     _slicing_arguments(parser)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import paddle
 
-from . import runtime
+from . import dist, runtime
 from .build import build_dataset, build_loader, build_transforms, load_model
 from .config import load_config
 from .data import transforms
@@ -13,7 +13,8 @@ from .data.batch import collate
 from .data.image import read_image, write_image
 from .data.loader import iterate
 from .detections import Detections, coco_records, split_batch, write_csv, write_json
-from .errors import DataError
+from .errors import ConfigError, DataError
+from .json_lines import JsonLines
 from .log import logger, progress
 from .predictor import is_exported, make_runner
 from .slicing import detect as detect_sliced
@@ -103,7 +104,7 @@ def _as_array(image):
 
 
 def infer(cfg, images, *, weights=None, output_dir="output", draw_threshold=0.5, save_results=None,
-          save_threshold=0.0, slicing=None):
+          save_threshold=0.0, slicing=None, pictures=True, resume=False):
     """Detect on files, save drawn pictures and, if asked, the numbers.
 
     Args:
@@ -112,30 +113,54 @@ def infer(cfg, images, *, weights=None, output_dir="output", draw_threshold=0.5,
         weights: a .pdparams file; without it the config's `weights`.
         output_dir: pictures keep their names below it, and their sub-folders where the images come from several.
         draw_threshold: boxes that score at least this much are drawn.
-        save_results: None, or "json", "csv", "coco": `results.json`, `results.csv`, `bbox.json` in `output_dir`.
+        save_results: None, or "json", "csv", "coco": `results.json`, `results.csv`, `bbox.json` in `output_dir`; or
+            "jsonl": shards of one line per image, written as they come, for folders that do not fit into memory.
         save_threshold: least score of a saved result.
         slicing: a `slicing.Slicing`, to look at images slice by slice.
+        pictures: whether to draw any.
+        resume: with "jsonl": leave out what an earlier run has done.
 
-    Returns: a list of `Detections`, one per image.
+    Returns: a list of `Detections`, one per image; with "jsonl" an empty one.
     Raises: ConfigError, DataError, CheckpointError.
     """
+    if resume and save_results != "jsonl":
+        raise ConfigError("--resume goes with --save_results jsonl, whose shards say what is done")
+    dist.start()
     cfg = {**cfg, "TestDataset": {**cfg.get("TestDataset", {"name": "ImageFolder"}), "image_dir": images}}
     dataset = build_dataset(cfg, "TestDataset")
     files = [record["im_file"] for record in dataset.records]
-    pictures = _picture_paths(files, Path(output_dir))
+    folder = Path(output_dir)
+    paths = _picture_paths(files, folder) if pictures else None
+    lines = JsonLines(folder, resume=resume) if save_results == "jsonl" else None
+    dataset.records = _share(dataset.records, lines)
     model = load_model(cfg, weights)
     found, coco = [], []
-    for index, rows in progress(_all_rows(cfg, model, dataset, slicing), total=len(files), what="infer",
+    for index, rows in progress(_all_rows(cfg, model, dataset, slicing), total=len(dataset.records), what="infer",
                                 size=lambda _: 1):
         one = Detections.from_rows(rows, dataset.class_names, path=files[index])
-        pictures[index].parent.mkdir(parents=True, exist_ok=True)
-        write_image(str(pictures[index]), one.draw(draw_threshold))
+        if pictures:
+            paths[index].parent.mkdir(parents=True, exist_ok=True)
+            write_image(str(paths[index]), one.draw(draw_threshold))
+        if lines:
+            lines.write(one.above(save_threshold).to_dict())
+            continue
         found.append(one.above(save_threshold))
         coco += coco_records(rows[rows[:, 1] >= save_threshold], index, dataset.category_ids)
-    logger.info("%d pictures in %s", len(files), Path(output_dir).resolve())
-    if save_results:
-        _save(save_results, Path(output_dir), found, coco)
+    what = f"{len(dataset.records)} {'pictures' if pictures else 'images'}"
+    logger.info("%s in %s%s", what, folder.resolve(), ", results-*.jsonl beside them" if lines and pictures else "")
+    if lines:
+        lines.close()
+    elif save_results:
+        _save(save_results, folder, found, coco)
     return found
+
+
+def _share(records, lines):
+    """Of the images those that this process has to do: its share of what an earlier run has not done."""
+    left = records if lines is None else [record for record in records if record["im_file"] not in lines.done]
+    if len(left) < len(records):
+        logger.info("%d of %d images were done by an earlier run", len(records) - len(left), len(records))
+    return left if lines is None else left[dist.rank()::dist.world_size()]
 
 
 def _all_rows(cfg, model, dataset, slicing):
@@ -145,8 +170,9 @@ def _all_rows(cfg, model, dataset, slicing):
         for record in dataset.records:
             yield record["im_id"], detect_sliced(detect, read_image(record["im_file"])[..., ::-1], slicing, batch_size)
         return
+    loader = build_loader(cfg, "TestReader", dataset) if dataset.records else ()
     with paddle.no_grad():
-        for batch in iterate(build_loader(cfg, "TestReader", dataset)):
+        for batch in iterate(loader):
             yield from zip(batch["im_id"].numpy().tolist(), split_batch(model(batch)))
 
 

@@ -15,7 +15,7 @@ FLOORS = [
     ["data.image", "checkpoint", "losses", "decode", "targets", "draw", "model.layers"],
     ["data.transforms", "data.batch", "data.dataset", "model.resnet", "model.fpn", "model.head", "model.gfl",
      "data.shapes", "detections", "resume", "meter", "optim", "curves"],
-    ["data.loader", "dashboard", "report"],
+    ["data.loader", "dashboard", "report", "json_lines"],
     ["build"],
     ["onnx_graph", "export_check"],
     ["predict", "export", "doctor", "data_check", "data_convert"],
