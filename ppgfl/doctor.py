@@ -129,8 +129,8 @@ def shared_memory():
         return
     free = shutil.disk_usage("/dev/shm").free
     if free < GIB:
-        yield WARN, "/dev/shm", (f"{free / 2**20:.0f} MiB free, and each loader worker wants some 200: start the "
-                                 "container with --shm-size=2g, or set worker_num: 0")
+        yield WARN, "/dev/shm", (f"{free / 2**20:.0f} MiB free: loader workers send their batches through pipes, which "
+                                 "is slower; start the container with --shm-size=2g")
     else:
         yield OK, "/dev/shm", f"{free / GIB:.1f} GiB free"
 

@@ -54,7 +54,7 @@ def test_little_room(monkeypatch):
         (level, _, text), = doctor.shared_memory()
         assert level == "warn"
         assert "64 MiB free" in text
-        assert "worker_num: 0" in text
+        assert "--shm-size=2g" in text
     assert all(row[0] == "warn" for row in doctor.folders())
 
 
