@@ -57,13 +57,15 @@ def main():
     parser.add_argument("--image_dir", required=True)
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--max_batch", help="of the service (its default)")
     parser.add_argument("--images", type=int, default=20, help="of the folder that are asked about (20)")
     args = parser.parse_args()
 
     files = infer.find_images(args.image_dir)[:args.images]
     runner = infer.Runner(args.model_dir)
     photos = [(path.read_bytes(), runner([infer.read_image(path)])[0]) for path in files]
-    process, address = start(["--model_dir", args.model_dir])
+    options = ["--max_batch", args.max_batch] if args.max_batch else []
+    process, address = start(["--model_dir", args.model_dir, *options])
     memory, latencies, errors, differences = [], [], [], []
     end = time.monotonic() + args.seconds
 

@@ -59,6 +59,16 @@ def test_only_images_of_one_size_share_a_batch():
     batcher.stop()
 
 
+def test_large_images_are_not_batched():
+    gate, batches = threading.Event(), []
+    batcher = load("batching").Batcher(gate_detect(gate, batches), max_batch=8, max_pixels=2 * 64 * 64, max_wait=0.05)
+    futures = [batcher.submit(image_of(i, size)) for i, size in enumerate([64, 64, 64, 96, 96, 32, 32, 32])]
+    gate.set()
+    assert [future.result(10)[0, 0] for future in futures] == list(range(8))
+    assert [(shape[0], shape[2]) for shape in batches] == [(2, 64), (1, 64), (1, 96), (1, 96), (3, 32)]
+    batcher.stop()
+
+
 def test_an_image_does_not_wait_for_others_longer_than_asked():
     gate, batches = threading.Event(), []
     gate.set()

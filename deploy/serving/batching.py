@@ -15,12 +15,14 @@ class Batcher:
     Args:
         detect: the arrays of a batch -> list of detections, one per image (`Runner.detect`).
         max_batch: images at a time.
+        max_pixels: of a batch of several, since large images gain nothing by it on a CPU and need the memory.
         max_wait: seconds that an image waits for others of its size.
         observe: called with the size of every batch.
     """
 
-    def __init__(self, detect, *, max_batch=8, max_wait=0.005, observe=lambda size: None):
-        self.detect, self.max_batch, self.max_wait, self.observe = detect, max_batch, max_wait, observe
+    def __init__(self, detect, *, max_batch=8, max_pixels=10**9, max_wait=0.005, observe=lambda size: None):
+        self.detect, self.max_batch, self.max_pixels = detect, max_batch, max_pixels
+        self.max_wait, self.observe = max_wait, observe
         self.waiting = []  # of (shape, arrays, future, time of arrival), oldest first
         self.changed = threading.Condition()
         self.stopping = False
@@ -69,9 +71,10 @@ class Batcher:
                 self.changed.wait()
             while self.waiting:
                 shape, _, _, arrival = self.waiting[0]
-                same = [item for item in self.waiting if item[0] == shape][:self.max_batch]
+                room = max(1, min(self.max_batch, self.max_pixels // (shape[1] * shape[2])))
+                same = [item for item in self.waiting if item[0] == shape][:room]
                 left = arrival + self.max_wait - time.monotonic()
-                if len(same) == self.max_batch or left <= 0 or self.stopping:
+                if len(same) == room or left <= 0 or self.stopping:
                     taken = {id(item) for item in same}
                     self.waiting = [item for item in self.waiting if id(item) not in taken]
                     return [(arrays, future) for _, arrays, future, _ in same]

@@ -48,14 +48,14 @@ class Service:
 
     Args:
         runner: an `infer.Runner`.
-        max_batch, max_wait: see `Batcher`.
+        max_batch, max_batch_pixels, max_wait: see `Batcher`.
         max_queue: images that are read, waiting or computed at a time; more get a 503.
         max_images: per request.
         max_bytes: of a request.
         max_pixels: of an image.
     """
 
-    def __init__(self, runner, *, max_batch=8, max_wait=0.005, max_queue=64, max_images=16,
+    def __init__(self, runner, *, max_batch=8, max_batch_pixels=1_000_000, max_wait=0.005, max_queue=64, max_images=16,
                  max_bytes=20 * 2**20, max_pixels=50_000_000):
         self.runner = runner
         self.max_queue, self.max_images = max_queue, max_images
@@ -71,7 +71,8 @@ class Service:
                             registry=self.registry)
         Gauge("ppgfl_images_in_flight", "Images being read, waiting or computed.",
               registry=self.registry).set_function(lambda: self.in_flight)
-        self.batcher = Batcher(runner.detect, max_batch=max_batch, max_wait=max_wait, observe=batches.observe)
+        self.batcher = Batcher(runner.detect, max_batch=max_batch, max_pixels=max_batch_pixels, max_wait=max_wait,
+                               observe=batches.observe)
         self.decoders = ThreadPoolExecutor(runner.threads, thread_name_prefix="decoder")
 
     def app(self):
@@ -246,6 +247,8 @@ def main():
     parser.add_argument("--engine", default="auto", choices=infer.ENGINES)
     parser.add_argument("--cpu_threads", type=int, help="default: the physical cores")
     parser.add_argument("--max_batch", type=int, default=8, help="images of one size computed together (8)")
+    parser.add_argument("--max_batch_megapixels", type=float,
+                        help="of a batch of several; larger ones gain nothing on a CPU (1; 100 on a GPU)")
     parser.add_argument("--max_wait_ms", type=float, default=5.0, help="how long an image waits for others (5)")
     parser.add_argument("--max_queue", type=int, default=64, help="images at a time; more get a 503 (64)")
     parser.add_argument("--max_images", type=int, default=16, help="per request (16)")
@@ -258,9 +261,10 @@ def main():
     except infer.RunnerError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    megapixels = args.max_batch_megapixels or {"CPU": 1, "GPU": 100}[args.device]
     service = Service(
-        runner, max_batch=args.max_batch, max_wait=args.max_wait_ms / 1000, max_queue=args.max_queue,
-        max_images=args.max_images, max_bytes=int(args.max_megabytes * 2**20),
+        runner, max_batch=args.max_batch, max_batch_pixels=int(megapixels * 1e6), max_wait=args.max_wait_ms / 1000,
+        max_queue=args.max_queue, max_images=args.max_images, max_bytes=int(args.max_megabytes * 2**20),
         max_pixels=int(args.max_megapixels * 1e6))
     print(f"running {runner.description}", flush=True)
     uvicorn.run(service.app(), host=args.host, port=args.port, access_log=False, timeout_keep_alive=10,
