@@ -50,7 +50,7 @@ def image_of(value, size):
 
 def test_only_images_of_one_size_share_a_batch():
     gate, batches = threading.Event(), []
-    batcher = load("batching").Batcher(gate_detect(gate, batches), max_batch=3, max_wait=0.05)
+    batcher = load("batching").Batcher(gate_detect(gate, batches), max_batch=3, max_wait=1.0)
     sizes = [32, 64, 32, 32, 64, 32, 32]
     futures = [batcher.submit(image_of(i, size)) for i, size in enumerate(sizes)]
     gate.set()
@@ -61,7 +61,7 @@ def test_only_images_of_one_size_share_a_batch():
 
 def test_large_images_are_not_batched():
     gate, batches = threading.Event(), []
-    batcher = load("batching").Batcher(gate_detect(gate, batches), max_batch=8, max_pixels=2 * 64 * 64, max_wait=0.05)
+    batcher = load("batching").Batcher(gate_detect(gate, batches), max_batch=8, max_pixels=2 * 64 * 64, max_wait=1.0)
     futures = [batcher.submit(image_of(i, size)) for i, size in enumerate([64, 64, 64, 96, 96, 32, 32, 32])]
     gate.set()
     assert [future.result(10)[0, 0] for future in futures] == list(range(8))
@@ -136,7 +136,7 @@ PNG = cv2.imencode(".png", np.zeros((8, 9, 3), np.uint8))[1].tobytes()
 
 def test_more_than_the_queue_holds_is_told_to_come_back():
     _, service, gate = cardboard(max_queue=3)
-    threading.Timer(0.5, gate.set).start()
+    threading.Timer(1.5, gate.set).start()
     codes = sorted(code for code, _ in post(service, *[PNG] * 8))
     assert codes == [200] * 3 + [503] * 5
     assert service.in_flight == 0
