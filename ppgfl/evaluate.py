@@ -17,7 +17,7 @@ from .errors import ConfigError, DataError
 from .log import logger, progress
 from .predict import detection_function
 from .predictor import make_runner
-from .slicing import detect as detect_sliced
+from .slicing import sliced
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
@@ -54,10 +54,10 @@ def evaluate(cfg, *, weights=None, model=None, exported=None, runner=None, slici
     else:
         if exported is not None:
             detect = _runner(make_runner(exported, **(runner or {})), dataset)
-            results = run_images(detect, dataset, slicing)
+            results = run_images(sliced(detect, slicing), dataset)
         elif slicing is not None:
             detect = detection_function(cfg, model or load_model(cfg, weights), "EvalReader")
-            results = run_images(detect, dataset, slicing)
+            results = run_images(sliced(detect, slicing), dataset)
         else:
             results = run(model or load_model(cfg, weights), cfg, dataset)
         if dist.is_main():
@@ -120,14 +120,13 @@ def _runner(runner, dataset):
     return runner
 
 
-def run_images(detect, dataset, slicing=None):
+def run_images(detect, dataset):
     """As `run`, one image at a time, through a function: images [H, W, 3] uint8 BGR -> their detections."""
     results = []
     share = dataset.records[dist.rank()::dist.world_size()]
     for record in progress(share, total=len(share), what="evaluate", size=lambda record: 1):
         image = read_image(record["im_file"])[..., ::-1]
-        rows = detect([image])[0] if slicing is None else detect_sliced(detect, image, slicing)
-        results += coco_records(rows, record["im_id"], dataset.category_ids)
+        results += coco_records(detect([image])[0], record["im_id"], dataset.category_ids)
     return dist.gather(results)
 
 

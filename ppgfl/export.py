@@ -112,7 +112,7 @@ def _formats(wanted):
         can = {"json": paddle.pir_utils.DygraphPirGuard, "pdmodel": paddle.pir_utils.DygraphOldIrGuard}
     else:
         can = {"pdmodel": nullcontext}
-    if wanted in (None, "both") and (wanted is None or len(can) == 2):
+    if wanted is None or (wanted == "both" and len(can) == 2):
         return can
     if wanted not in can:
         raise ConfigError(f"--format {wanted}: Paddle {paddle.__version__} writes pdmodel only, which every Paddle "

@@ -17,7 +17,7 @@ from .errors import ConfigError, DataError
 from .json_lines import JsonLines
 from .log import logger, progress
 from .predictor import is_exported, make_runner
-from .slicing import detect as detect_sliced
+from .slicing import sliced
 
 
 class Detector:
@@ -37,15 +37,15 @@ class Detector:
     """
 
     def __init__(self, config, weights=None, overrides=(), runner=None, slicing=None):
-        self.slicing = slicing
         if is_exported(config):
-            self.detect = make_runner(config, **(runner or {}))
-            self.class_names, self.batch_size = self.detect.class_names, 1
+            exported = make_runner(config, **(runner or {}))
+            self.detect = sliced(exported, slicing)
+            self.class_names, self.batch_size = exported.class_names, 1
             return
         cfg = load_config(config, overrides)
         runtime.select_device(cfg.get("use_gpu", False))
-        self.detect = detection_function(cfg, load_model(cfg, weights), "TestReader")
         self.batch_size = cfg["TestReader"].get("batch_size", 1)
+        self.detect = sliced(detection_function(cfg, load_model(cfg, weights), "TestReader"), slicing, self.batch_size)
         self.class_names = build_dataset(cfg, "TestDataset").class_names
 
     def __call__(self, images):
@@ -62,11 +62,7 @@ class Detector:
         return found
 
     def _detect(self, images):
-        arrays = [_as_array(image) for image in images]
-        if self.slicing is None:
-            all_rows = self.detect(arrays)
-        else:
-            all_rows = [detect_sliced(self.detect, array, self.slicing, self.batch_size) for array in arrays]
+        all_rows = self.detect([_as_array(image) for image in images])
         return [Detections.from_rows(rows, self.class_names, image=image) if isinstance(image, np.ndarray)
                 else Detections.from_rows(rows, self.class_names, path=str(image))
                 for image, rows in zip(images, all_rows)]
@@ -166,9 +162,9 @@ def _share(records, lines):
 def _all_rows(cfg, model, dataset, slicing):
     """Yield (place of the image, its detections)."""
     if slicing is not None:
-        detect, batch_size = detection_function(cfg, model, "TestReader"), cfg["TestReader"].get("batch_size", 1)
+        detect = sliced(detection_function(cfg, model, "TestReader"), slicing, cfg["TestReader"].get("batch_size", 1))
         for record in dataset.records:
-            yield record["im_id"], detect_sliced(detect, read_image(record["im_file"])[..., ::-1], slicing, batch_size)
+            yield record["im_id"], detect([read_image(record["im_file"])[..., ::-1]])[0]
         return
     loader = build_loader(cfg, "TestReader", dataset) if dataset.records else ()
     with paddle.no_grad():

@@ -82,6 +82,13 @@ def detect(run, image, slicing, batch_size=1):
     return combine(np.concatenate(parts), slicing)
 
 
+def sliced(run, slicing, batch_size=1):
+    """`run` itself when `slicing` is None, else the same function that looks at every image slice by slice."""
+    if slicing is None:
+        return run
+    return lambda images: [detect(run, image, slicing, batch_size) for image in images]
+
+
 def combine(rows, slicing):
     """Join what several slices found of one object: rows [M, 6] -> [K, 6], best score first."""
     rows = rows[np.argsort(-rows[:, 1], kind="stable")]

@@ -18,7 +18,7 @@ from .errors import ConfigError, UserError, nearest
 from .evaluate import evaluate
 from .export import Graph, export
 from .log import logger
-from .predict import Detector
+from .predict import detection_function
 from .predictor import make_runner
 
 TOLERANCE = 0.1  # AP, in percent
@@ -84,10 +84,10 @@ def _row(model, overrides, folder, mirror, fps_images, finished):
     parameters = sum(int(np.prod(p.shape)) for p in detector.parameters()) / 1e6
     operations = gflops(detector)
     ap = 100 * evaluate(cfg, model=detector, output_dir=folder / model.name)["AP"]
-    del detector
     images = [read_image(record["im_file"])[..., ::-1] for record in dataset.records[:fps_images]]
     logger.info("%s: measuring speed on %d images", model.name, len(images))
-    speed = fps(Detector(model.name, weights, overrides), images)
+    detect = detection_function(cfg, detector, "TestReader")
+    speed = fps(lambda image: detect([image]), images)
     export(cfg, weights=weights, output_dir=folder / model.name / "exported", verify=())
     runner = make_runner(folder / model.name / "exported", device="GPU" if device.startswith("gpu") else "CPU")
     exported = fps(lambda image: runner([image]), images)

@@ -104,6 +104,7 @@ def test_the_engine(wanted, run_mode, suffix, has_openvino, any_size, engine, wo
 def test_every_engine_finds_the_same(exported, picture, engine):
     module, image = load_runner(), read(picture)
     wanted, = module.Runner(exported[0])([image])
+    assert len(wanted) == 100
     found, = module.Runner(exported[0] / "model.pdmodel", engine=engine)([image])
     match(found, wanted)
 
