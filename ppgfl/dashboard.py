@@ -5,12 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from .data.transforms import NormalizeImage
 from .detections import Detections
 from .log import logger
 
 FILE_NAME = "vdlrecords.ppgfl.log"  # a fixed name: VisualDL shows one file per folder, and a resumed run goes on in it
-PICTURES = 4  # images of the first batch, and of the validation set
+PICTURES = 4  # images of the validation set
 
 
 def _never_fails(method):
@@ -92,16 +91,6 @@ class Dashboard:
 
     def _flush(self):
         self.writer._get_file_writer().flush()
-
-
-def training_pictures(batch, loader, class_names):
-    """Yield (place, picture) of the first images of a batch as the network sees them, with their targets' boxes."""
-    normalize = next(t for t in loader.dataset.transforms if isinstance(t, NormalizeImage))
-    for i in range(min(PICTURES, len(batch["image"]))):
-        image = normalize.undo(batch["image"][i].numpy().transpose(1, 2, 0))[..., ::-1]
-        labels, boxes = batch["labels"][i].numpy(), batch["bbox_targets"][i].numpy()
-        rows = np.column_stack([labels, np.ones(len(labels)), boxes])[labels < len(class_names)]
-        yield i, Detections.from_rows(np.unique(rows, axis=0), class_names, image=image).draw()
 
 
 def prediction_pictures(dataset, results, threshold=0.3):

@@ -10,17 +10,19 @@ import numpy as np
 
 from . import curves
 from .data.image import read_image
+from .data.transforms import NormalizeImage
 from .detections import Detections, write_text
 from .log import logger
 
 IOU = 0.5  # of the threshold, the confusion and the images
 SHOWN_CLASSES = 12  # lines in a picture
 SHOWN_IMAGES = 6
+SHOWN_OF_A_BATCH = 4
 NUMBERED_CLASSES = 20  # above it the confusion has colours only
 PHOTO_SIDE = 480
 
 
-def write(folder, evaluator, dataset, metrics, *, title, training=()):
+def write(folder, evaluator, dataset, metrics, *, title, training=(), batches=()):
     """Write report.html, per_class.csv and confusion.csv.
 
     Args:
@@ -30,6 +32,7 @@ def write(folder, evaluator, dataset, metrics, *, title, training=()):
         metrics: the twelve COCO numbers.
         title: of the page.
         training: rows of results.csv, for the curves of losses and AP.
+        batches: pictures of `draw_batch`.
 
     Returns: {name: picture [H, W, 3] uint8 BGR}, those of the page, for a dashboard.
     """
@@ -51,7 +54,7 @@ def write(folder, evaluator, dataset, metrics, *, title, training=()):
     worst, best = extremes(curves.image_scores(evaluator, threshold, IOU))
     photos = {kind: list(_photos(evaluator, dataset, chosen, threshold)) for kind, chosen in
               (("Worst images", worst), ("Best images", best))}
-    write_text(folder / "report.html", _page(title, metrics, threshold, f1, rows, pictures, photos))
+    write_text(folder / "report.html", _page(title, metrics, threshold, f1, rows, pictures, photos, batches))
     logger.info("report: %s", (folder / "report.html").resolve())
     return pictures
 
@@ -164,6 +167,20 @@ def draw_training(rows):
     return _picture(figure)
 
 
+def draw_batch(batch, sample_transforms, class_names):
+    """The first images of a training batch side by side, as the network sees them: flipped, resized and padded, with
+    the boxes that cells have as their targets. -> [H, W, 3] uint8 BGR."""
+    normalize = next(t for t in sample_transforms if isinstance(t, NormalizeImage))
+    seen = []
+    for image, labels, boxes in list(zip(batch["image"], batch["labels"], batch["bbox_targets"]))[:SHOWN_OF_A_BATCH]:
+        image = normalize.undo(image.numpy().transpose(1, 2, 0))[..., ::-1]
+        image, scale = _shrink(image)
+        rows = np.column_stack([labels.numpy(), np.ones(len(labels)), boxes.numpy() * scale])
+        rows = np.unique(rows[rows[:, 0] < len(class_names)], axis=0)  # one of the many cells of a box
+        seen.append(Detections.from_rows(rows, class_names, image=image).draw())
+    return _side_by_side(seen)
+
+
 def _figure(count, size=(11, 4)):
     from matplotlib.figure import Figure
 
@@ -191,9 +208,7 @@ def _photos(evaluator, dataset, image_ids, threshold):
     class_of = {category: i for i, category in enumerate(dataset.category_ids)}
     for image_id in image_ids:
         image = read_image(files[image_id])[..., ::-1]
-        scale = PHOTO_SIDE / max(image.shape[:2])
-        image = cv2.resize(np.ascontiguousarray(image), None, fx=scale, fy=scale,
-                           interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST)
+        image, scale = _shrink(image)
         halves = []
         for annotations in (evaluator.cocoGt.imgToAnns[image_id], evaluator.cocoDt.imgToAnns[image_id]):
             rows = np.array([[class_of[a["category_id"]], a.get("score", 1.0), *a["bbox"]] for a in annotations
@@ -201,8 +216,20 @@ def _photos(evaluator, dataset, image_ids, threshold):
             rows[:, 4:] += rows[:, 2:4]  # width and height -> the other corner
             rows[:, 2:] *= scale
             halves.append(Detections.from_rows(rows, dataset.class_names, image=image).draw())
-        gap = np.full((len(image), 6, 3), 255, np.uint8)
-        yield Path(files[image_id]).name, np.hstack([halves[0], gap, halves[1]])
+        yield Path(files[image_id]).name, _side_by_side(halves)
+
+
+def _shrink(image):
+    """An image [H, W, 3] with its longer side as `PHOTO_SIDE`, and the factor."""
+    scale = PHOTO_SIDE / max(image.shape[:2])
+    return cv2.resize(np.ascontiguousarray(image), None, fx=scale, fy=scale,
+                      interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST), scale
+
+
+def _side_by_side(images):
+    """Images of one height in a row, a white line between them."""
+    gap = np.full((len(images[0]), 6, 3), 255, np.uint8)
+    return np.hstack([part for image in images for part in (gap, image)][1:])
 
 
 # --- files
@@ -216,7 +243,7 @@ def _write_csv(path, header, rows):
     write_text(path, text.getvalue())
 
 
-def _page(title, metrics, threshold, f1, rows, pictures, photos):
+def _page(title, metrics, threshold, f1, rows, pictures, photos, batches):
     captions = {"precision_recall": "Precision over recall", "f1_over_score": "F1 over score", "training": "Training",
                 "confusion": f"Confusion (score ≥ {threshold:.2f}, IoU ≥ {IOU})", "ap_by_size": "AP by size"}
     numbers = "".join(f"<div><b>{value:.3f}</b>{name}</div>" for name, value in metrics.items()
@@ -228,6 +255,8 @@ def _page(title, metrics, threshold, f1, rows, pictures, photos):
                      f"{threshold:.2f}.</p><div class='photos'>" + "".join(
                          f"<figure>{_embed(picture, '.jpg')}<figcaption>{html.escape(name)}</figcaption></figure>"
                          for name, picture in group) + "</div>" for kind, group in photos.items() if group)
+    seen = ("<h2>First training batches</h2><p>As the network sees them, with the boxes that are its targets.</p>"
+            + "".join(f"<p>{_embed(picture, '.jpg')}</p>" for picture in batches) if batches else "")
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title><style>
 body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 1150px; margin: 0 auto; padding: 24px; }}
@@ -240,7 +269,8 @@ td:first-child, th:first-child {{ text-align: left; }}
 </style></head><body><h1>{html.escape(title)}</h1><div id="numbers">{numbers}</div>
 <p>Keep detections that score at least <b id="threshold">{threshold:.3f}</b>: the best F1 over all classes, {f1:.3f} at
 IoU {IOU}.</p>{figures}
-<h2>Classes</h2><table><tr>{"".join(f"<th>{html.escape(key)}</th>" for key in rows[0])}</tr>{table}</table>{images}
+<h2>Classes</h2><table><tr>{"".join(f"<th>{html.escape(key)}</th>" for key in rows[0])}</tr>{table}</table>
+{images}{seen}
 </body></html>
 """
 

@@ -12,7 +12,7 @@ import paddle
 import yaml
 
 from . import dist, report
-from .data.image import write_image
+from .data.image import read_image, write_image
 from .detections import write_json, write_text
 from .errors import ConfigError
 from .evaluate import METRICS
@@ -23,7 +23,7 @@ COLUMNS = ("epoch", "step", "lr", "loss", "loss_qfl", "loss_bbox", "loss_dfl", *
 
 class RunFolder:
     """`config.yml` (resolved), `run.json` (each start: command, versions), `results.csv` (a row per epoch),
-    `metrics.json` (the last numbers), `curves.png`. Only process 0 writes.
+    `metrics.json` (the last numbers), `curves.png`, `batches/` (pictures of the first ones). Only process 0 writes.
 
     Args:
         resume: None, "" for the newest checkpoint of this folder, or the path of one that may lie elsewhere.
@@ -62,6 +62,15 @@ class RunFolder:
         progress.rows.append({key: float(row[key]) if key in row else None for key in COLUMNS})
         if dist.is_main():
             self._write_rows(progress.rows)
+
+    def add_batch(self, step, picture):
+        """Keep a picture [H, W, 3] uint8 BGR of what was trained on in a step."""
+        (self.path / "batches").mkdir(exist_ok=True)
+        write_image(str(self.path / "batches" / f"{step}.jpg"), picture)
+
+    def batches(self):
+        """The pictures of `add_batch`, also those from before a resume."""
+        return [read_image(str(path))[..., ::-1] for path in sorted((self.path / "batches").glob("*.jpg"))]
 
     def finish(self, progress, metrics):
         """Write metrics.json and say where the results are."""

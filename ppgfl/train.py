@@ -7,7 +7,7 @@ import paddle
 from . import dist, report, resume, runtime
 from .build import build_dataset, build_ema, build_loader, build_model, build_optimizer
 from .checkpoint import load_pretrained
-from .dashboard import Dashboard, prediction_pictures, training_pictures
+from .dashboard import Dashboard, prediction_pictures
 from .data.loader import iterate
 from .errors import ConfigError
 from .evaluate import METRICS, check_classes, coco_evaluator, run, summarize
@@ -16,6 +16,7 @@ from .meter import Meter
 from .run_folder import RunFolder
 
 HISTOGRAMS_EVERY = 5  # epochs
+SHOWN_BATCHES = 3  # the first ones of a run, as the network sees them
 
 
 @dataclass
@@ -117,7 +118,7 @@ def _train(cfg, options, folder):
         loader.batch_sampler.epoch = epoch
         meter = Meter(epoch=epoch, epochs=epochs, steps=steps, images_per_step=images_per_step,
                       log_iter=cfg.get("log_iter", 20))
-        _train_epoch(loader, step, meter, progress, board, train_set.class_names)
+        _train_epoch(loader, step, meter, progress, folder, board, train_set.class_names)
         progress.epoch = epoch + 1
         if epoch % HISTOGRAMS_EVERY == 0:
             board.histograms(model, progress.step)
@@ -238,15 +239,17 @@ class Step:
         return total
 
 
-def _train_epoch(loader, step, meter, progress, board, class_names):
+def _train_epoch(loader, step, meter, progress, folder, board, class_names):
     """One round through the training set."""
     batches = iterate(loader)
     with training_bar(meter.steps, f"epoch {meter.epoch + 1}") as bar:
         for _ in range(meter.steps):
             group = [next(batches) for _ in range(step.accumulate)]
             meter.data_arrived()
-            if progress.step == 0:
-                board.images("train/first_batch", training_pictures(group[0], loader, class_names), 0)
+            if progress.step < SHOWN_BATCHES and dist.is_main():
+                picture = report.draw_batch(group[0], loader.dataset.transforms, class_names)
+                folder.add_batch(progress.step, picture)
+                board.images("train/batch", [(progress.step, picture)], progress.step)
             lr = step.optimizer.get_lr()
             losses = step(group)
             progress.step += 1
@@ -279,6 +282,7 @@ def _evaluate(cfg, model, step, eval_set, board, progress):
 def _report(folder, evaluator, eval_set, metrics, board, progress):
     """The page of the best model so far, its pictures also on the dashboard."""
     pictures = report.write(folder.path / "report", evaluator, eval_set, metrics, training=progress.rows,
+                            batches=folder.batches(),
                             title=f"{folder.path.name}, epoch {progress.epoch}, AP {metrics['AP']:.3f}")
     board.images("report/best", pictures.items(), progress.step)
 

@@ -4,10 +4,12 @@ import json
 import re
 
 import numpy as np
+import paddle
 import pytest
 from conftest import run_tool, tiny_config
 
 from ppgfl import build, report
+from ppgfl.data.transforms import NormalizeImage
 from ppgfl.evaluate import coco_evaluator, summarize
 
 
@@ -80,6 +82,25 @@ def test_the_page_in_a_browser(written, browser):
     assert browser.find_element("id", "threshold").text == "0.900"
     assert len(browser.find_elements("css selector", "table tr")) == 81
     assert browser.get_log("browser") == []
+
+
+def test_a_batch_as_the_network_sees_it():
+    """Two images of 48 x 96, white and black; one cell of the first has the box 24 12 72 36 as its target."""
+    normalize = NormalizeImage(mean=[0.5, 0.5, 0.5], std=[0.25, 0.25, 0.25])
+    image = np.stack([np.full((3, 48, 96), 2.0), np.full((3, 48, 96), -2.0)]).astype(np.float32)
+    labels = np.array([[2, 0, 2], [2, 2, 2]])  # 2: background
+    boxes = np.zeros((2, 3, 4), np.float32)
+    boxes[0, 1] = 24, 12, 72, 36
+    batch = {key: paddle.to_tensor(value) for key, value in
+             {"image": image, "labels": labels, "bbox_targets": boxes}.items()}
+    picture = report.draw_batch(batch, [normalize], ["a", "b"])
+    assert picture.shape == (240, 480 + 6 + 480, 3)  # the longer side is 480
+    white, gap, black = np.split(picture, [480, 486], axis=1)
+    assert (gap == 255).all()
+    assert (black == 0).all()
+    changed = np.argwhere((white != 255).any(axis=2))
+    assert abs(changed[:, 0].max() - 36 * 5) <= 2  # the box, five times as large; its label is above
+    assert (abs(changed[:, 1].min() - 24 * 5) <= 2, abs(changed[:, 1].max() - 72 * 5) <= 2) == (True, True)
 
 
 def test_worst_and_best():

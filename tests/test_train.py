@@ -129,9 +129,16 @@ def test_visualdl_reads_the_log_back(finished):
         assert tag in tags["scalar"], tag
     assert any(tag.startswith("eval_class/") for tag in tags["scalar"])
     assert [value.id for value in reader.get_data("scalar", "train/loss")] == [2, 4, 6, 8]
-    assert {"train/first_batch_0", "train/first_batch_1", "eval/image_1"} <= set(tags["image"])
+    assert {"train/batch_0", "train/batch_2", "eval/image_1"} <= set(tags["image"])
     assert any(tag.startswith("weights/head") for tag in tags["histogram"])
     assert any(tag.startswith("gradients/head") for tag in tags["histogram"])
+
+
+def test_the_first_batches_can_be_looked_at(finished):
+    run = finished[0] / "run"
+    assert sorted(path.name for path in (run / "batches").iterdir()) == ["0.jpg", "1.jpg", "2.jpg"]
+    page = (run / "report" / "report.html").read_text(encoding="utf-8")
+    assert page.split("First training batches")[1].count("<img") == 3
 
 
 def test_a_new_run_never_overwrites_an_old_one(finished, shapes):
