@@ -10,6 +10,7 @@ import functools
 import inspect
 
 from .checkpoint import load_weights
+from .config_keys import OTHER_KEYS, SECTIONS, TOP_LEVEL
 from .data.batch import PadBatch
 from .data.dataset import COCODataSet, ImageFolder
 from .data.loader import Batches, Samples, make_loader
@@ -226,34 +227,7 @@ def _parameters(cls):
 CLASSES = {**BACKBONES, **NECKS, **HEADS, **TOWERS, **QUALITY_PREDICTORS, **LOSSES, **NMS, **SAMPLE_TRANSFORMS,
            **BATCH_TRANSFORMS, **DATASETS, **DECAYS, **WARMUPS}
 
-# Keys of a section that its class does not take: build_* above reads them, or PaddleDetection's files have them.
-OTHER_KEYS = {
-    "GFLHead": ["loss_class", "loss_qfl", "loss_dfl", "loss_bbox", "nms", "nms_pre", "cell_offset", "upstream_scores"],
-    "MultiClassNMS": ["return_index", "return_rois_num", "trt"],
-    "QualityFocalLoss": ["reduction"],
-    "DistributionFocalLoss": ["reduction"],
-    "GIoULoss": ["reduction"],
-    "COCODataSet": ["use_default_label"],
-    "ImageFolder": ["data_fields", "use_default_label"],
-}
-OTHER_KEYS["LDGFLHead"] = [*OTHER_KEYS["GFLHead"], "loss_ld", "loss_ld_vlr", "loss_kd"]
-
-READER_KEYS = ["sample_transforms", "batch_transforms", "batch_size", "shuffle", "drop_last", "drop_empty",
-               "use_shared_memory", "collate_batch", "inputs_def", "num_classes"]
-SECTIONS = {
-    "GFL": ["backbone", "neck", "head"],
-    "TrainReader": READER_KEYS, "EvalReader": READER_KEYS, "TestReader": READER_KEYS,
-    "LearningRate": ["base_lr", "schedulers", "total_batch_size"],
-    "OptimizerBuilder": ["optimizer", "regularizer", "clip_grad_by_norm", "clip_grad_by_value"],
-    "export": ["post_process", "nms", "benchmark", "fuse_conv_bn"],
-}
 DATASET_SECTIONS = ["TrainDataset", "EvalDataset", "TestDataset"]
-TOP_LEVEL = [
-    "architecture", "pretrain_weights", "weights", "num_classes", "metric", "norm_type", "upstream_scores", "epoch",
-    "use_ema", "ema_decay", "ema_decay_type", "ema_filter_no_grad", "find_unused_parameters", "worker_num", "use_gpu",
-    "use_xpu", "use_npu", "use_mlu", "log_iter", "save_dir", "snapshot_epoch", "print_flops", "print_params", "amp",
-    "amp_level", "use_vdl", "vdl_log_dir", "output_eval",
-]
 
 
 def check_config(cfg):
@@ -303,7 +277,7 @@ def _valid_keys(name):
     """The keys of a section, None for a class nobody knows (`_spec` says so when it is built)."""
     if name not in CLASSES:
         return None
-    return [key for key in _parameters(CLASSES[name]) if key != "section"] + OTHER_KEYS.get(name, [])
+    return [key for key in _parameters(CLASSES[name]) if key != "section"] + list(OTHER_KEYS.get(name, ()))
 
 
 @functools.cache

@@ -41,7 +41,7 @@ def entry(arguments=None):
     arguments = sys.argv[1:] if arguments is None else arguments
     command = WORDS.get(arguments[0]) if arguments else None
     if command is None:
-        listed = "\n".join(f"  {word:<8} {COMMANDS[name][0].__doc__.splitlines()[0]}" for word, name in WORDS.items())
+        listed = "\n".join(f"  {word:<9} {COMMANDS[name][0].__doc__.splitlines()[0]}" for word, name in WORDS.items())
         print(f"usage: ppgfl COMMAND ...\n\n{listed}\n\nppgfl COMMAND --help lists its arguments.")
         return 0 if arguments[:1] in ([], ["--help"], ["-h"]) else 2
     return main(command, arguments[1:], prog=f"ppgfl {arguments[0]}")
@@ -113,7 +113,7 @@ def _infer_arguments(parser):
                         help="a text file with one image per line, relative to --infer_dir or to the current folder")
     parser.add_argument("--output_dir", default="output", metavar="DIR", help="where pictures go (default: output)")
     parser.add_argument("--draw_threshold", type=float, default=0.5, metavar="S", help="least score drawn (0.5)")
-    parser.add_argument("--save_results", nargs="?", const="json", choices=("json", "csv", "coco", "jsonl"),
+    parser.add_argument("--save_results", nargs="?", const="json", type=_saved_kind, metavar="json|csv|coco|jsonl",
                         help="also write results.json, results.csv, COCO's bbox.json, or JSON lines in shards, which "
                              "need no memory however many images there are")
     parser.add_argument("--resume", action="store_true", help="with jsonl: leave out what an earlier run has done")
@@ -259,6 +259,27 @@ def doctor(args):
     return 0 if examine() else 1
 
 
+def benchmark(args):
+    """Measure the speed of an exported model on this machine's CPU, in every way that it can run here.
+
+    ppgfl benchmark --model_dir output_inference/gfl_r18vd_1x_coco
+    """
+    from .benchmark import benchmark
+
+    benchmark(args.model_dir, against=args.against, size=args.size, batch_size=args.batch_size, threads=args.threads,
+              rounds=args.rounds)
+
+
+def _benchmark_arguments(parser):
+    parser.add_argument("--model_dir", required=True, metavar="DIR",
+                        help="an exported folder; with a model.onnx in it, ONNX Runtime and OpenVINO take part")
+    parser.add_argument("--against", metavar="DIR", help="another one, as PaddleDetection's export of the same model")
+    parser.add_argument("--size", type=int, nargs=2, default=(800, 1088), metavar="N", help="height width (800 1088)")
+    parser.add_argument("--batch_size", type=int, default=1, metavar="N", help="(1)")
+    parser.add_argument("--threads", type=int, metavar="N", help="(the physical cores)")
+    parser.add_argument("--rounds", type=int, default=10, metavar="N", help="of all subjects, taking turns (10)")
+
+
 def demo(args):
     """Train from start to end without any input: draw a data set, train on it, evaluate, detect. About four minutes.
 
@@ -303,6 +324,14 @@ def _data_arguments(parser):
     convert.add_argument("--classes", metavar="FILE", help="one class name per line, in the order of the categories")
 
 
+def _saved_kind(text):
+    """PaddleDetection's `--save_results=True` writes COCO's bbox.json."""
+    kinds = {**{kind: kind for kind in ("json", "csv", "coco", "jsonl")}, "true": "coco", "false": None}
+    if text.lower() not in kinds:
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed: {', '.join(kinds)}")
+    return kinds[text.lower()]
+
+
 def _no_arguments(parser):
     pass
 
@@ -310,5 +339,6 @@ def _no_arguments(parser):
 COMMANDS = {"train": (train, _train_arguments), "eval": (evaluate, _evaluate_arguments),
             "infer": (infer, _infer_arguments), "export_model": (export, _export_arguments),
             "model_zoo": (model_zoo, _model_zoo_arguments), "data": (data, _data_arguments),
-            "demo": (demo, _no_arguments), "doctor": (doctor, _no_arguments)}
+            "demo": (demo, _no_arguments), "doctor": (doctor, _no_arguments),
+            "benchmark": (benchmark, _benchmark_arguments)}
 WORDS = {{"export_model": "export", "model_zoo": "zoo"}.get(name, name): name for name in COMMANDS}

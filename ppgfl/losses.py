@@ -41,7 +41,11 @@ class QualityFocalLoss:
 
 @dataclass(eq=False)
 class DistributionFocalLoss:
-    """Cross entropy towards the two bins around a distance, weighted by nearness (GFL, equation 6)."""
+    """Cross entropy towards the two bins around a distance, weighted by nearness (GFL, equation 6).
+
+    Attributes:
+        loss_weight: factor of the result.
+    """
 
     loss_weight: float = 1.0
 
@@ -55,7 +59,12 @@ class DistributionFocalLoss:
 
 @dataclass(eq=False)
 class GIoULoss:
-    """1 - GIoU."""
+    """1 - GIoU (Rezatofighi et al., Generalized Intersection over Union, equation 4).
+
+    Attributes:
+        loss_weight: factor of the result.
+        eps: added to divisors.
+    """
 
     loss_weight: float = 1.0
     eps: float = 1e-10

@@ -15,6 +15,7 @@ class PiecewiseDecay:
         gamma: factors of the base rate, one per milestone; PaddleDetection: one number g means g, g/10, g/100, ...
         milestones: epochs.
         values: the rates themselves, one more than milestones, instead of `gamma`.
+        use_warmup: let the warm-up come first.
     """
 
     gamma: object = (0.1, 0.01)
@@ -48,7 +49,7 @@ class CosineDecay:
         max_epochs: where it ends.
         min_lr_ratio: what is left of the base rate at the end.
         last_plateau_epochs: the last epochs stay at that.
-        use_warmup: the cosine starts where the warm-up ends, else at step 0.
+        use_warmup: let the warm-up come first; the cosine starts where it ends.
     """
 
     max_epochs: int = 1000
@@ -65,7 +66,14 @@ class CosineDecay:
 
 @dataclass(frozen=True)
 class LinearWarmup:
-    """From `start_factor` times the base rate to the base rate, in `steps` steps or in `epochs` epochs."""
+    """From `start_factor` times the base rate to the base rate, in a straight line.
+
+    Attributes:
+        steps: how long it takes.
+        start_factor: where it starts.
+        epochs: how long it takes, instead of `steps`.
+        epochs_first: false: `steps` is meant, also where `epochs` is given.
+    """
 
     steps: int = 500
     start_factor: float = 1 / 3
@@ -81,7 +89,13 @@ class LinearWarmup:
 
 @dataclass(frozen=True)
 class ExpWarmup:
-    """From 0 to the base rate along done ** `power`, in `steps` steps or in `epochs` epochs."""
+    """From 0 to the base rate along done ** `power`.
+
+    Attributes:
+        steps: how long it takes.
+        epochs: how long it takes, instead of `steps`.
+        power: of the share of it that is done.
+    """
 
     steps: int = 1000
     epochs: int = None

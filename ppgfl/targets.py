@@ -17,7 +17,8 @@ class Gt2GFLTarget:
         num_classes: C; also the label of background.
         downsample_ratios: the levels' strides.
         grid_cell_scale: side of the square that stands for a cell, in strides.
-        cell_offset: see `boxes.cell_centers`.
+        cell_offset: the cell at column i sits at (i + cell_offset) * stride.
+        compute_vlr_region: of distillation; refused.
     """
 
     def __init__(self, num_classes=80, downsample_ratios=(8, 16, 32, 64, 128), grid_cell_scale=4, cell_offset=0,

@@ -1,5 +1,5 @@
 """Training, in the order in which things happen."""
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import paddle
@@ -81,11 +81,18 @@ def train(cfg, **options):
     Returns: {"folder": the run's folder, "epoch": finished epochs, "best": best metric or -1, and the last metrics}.
     Raises: ConfigError, DataError, CheckpointError; TrainingError when a loss is not finite.
     """
-    options = Options(**options)
+    options = _with_keys_of_config(cfg, Options(**options))
     dist.start()
     folder = RunFolder(Path(cfg.get("save_dir", "output")) / options.run_name, resume=options.resume)
     with dist.failing_aloud():
         return _train(cfg, options, folder)
+
+
+def _with_keys_of_config(cfg, options):
+    """Options that a config can also ask for."""
+    return replace(options, amp=options.amp or (cfg.get("amp_level", "O1") if cfg.get("amp") else None),
+                   use_vdl=options.use_vdl or bool(cfg.get("use_vdl")),
+                   vdl_log_dir=options.vdl_log_dir or cfg.get("vdl_log_dir"))
 
 
 def _train(cfg, options, folder):

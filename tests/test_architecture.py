@@ -8,7 +8,7 @@ from conftest import ROOT
 
 # Every room with its floor: a file imports only files of lower floors.
 FLOORS = [
-    ["errors", "log", "dist", "operators", "zoo"],
+    ["errors", "log", "dist", "operators", "zoo", "config_keys"],
     ["slicing"],
     ["runtime", "config", "boxes", "safe_pickle", "data.coco_classes", "predictor"],
     ["download"],
@@ -18,7 +18,7 @@ FLOORS = [
     ["data.loader", "dashboard", "report", "json_lines"],
     ["build"],
     ["onnx_graph", "export_check"],
-    ["predict", "export", "doctor", "data_check", "data_convert"],
+    ["predict", "export", "doctor", "benchmark", "data_check", "data_convert"],
     ["evaluate"],
     ["run_folder", "zoo_table"],
     ["train", "demo"],

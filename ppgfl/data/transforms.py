@@ -75,6 +75,7 @@ class RandomResize:
         target_size: the sizes to draw from; with `random_range` two sizes [[short, long], [short, long]] between
             which the short side is drawn.
         keep_ratio, interp: as in `Resize`.
+        random_range: draw the short side between two sizes.
         random_size: draw one of `target_size`; else `target_size` is the one size.
         random_interp: draw the interpolation as well.
     """
@@ -106,7 +107,11 @@ class RandomResize:
 
 
 class RandomFlip:
-    """Mirror image and boxes left to right with probability `prob`."""
+    """Mirror image and boxes left to right.
+
+    Args:
+        prob: of an image to be mirrored.
+    """
 
     def __init__(self, prob=0.5):
         if not 0 <= prob <= 1:

@@ -1,0 +1,94 @@
+"""Write docs/configs.md from the code: signatures and docstrings of the classes, and the tables of config_keys.
+
+    python docs/make_configs.py
+"""
+import inspect
+import re
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+from ppgfl import build, config_keys  # noqa: E402
+
+HEAD = """# Configs, key by key
+
+Written by `python docs/make_configs.py` from the code; a test compares.
+
+A config is YAML in PaddleDetection's format. Files listed under `_BASE_` are merged in order, then the file itself:
+mappings key by key, everything else is replaced. `-o section.key=value` changes one key on the command line; a number
+steps into a list (`-o TrainReader.sample_transforms.1.RandomFlip.prob=0`). `!Name {a: 1}` is `{name: Name, a: 1}`.
+A key that is not listed here stops the program with the nearest one that is. A part of the model is named in its
+parent's section and takes its keys from there, else from the section of its own name, else from the top level
+(`num_classes`, `norm_type`), else the default below.
+"""
+GROUPS = (
+    ("The model", (build.BACKBONES, build.NECKS, build.HEADS, build.TOWERS, build.QUALITY_PREDICTORS)),
+    ("Losses", (build.LOSSES,)),
+    ("Detections", (build.NMS,)),
+    ("Data sets: `TrainDataset`, `EvalDataset`, `TestDataset`", (build.DATASETS,)),
+    ("Transforms of an image: `sample_transforms`", (build.SAMPLE_TRANSFORMS,)),
+    ("Transforms of a batch: `batch_transforms`", (build.BATCH_TRANSFORMS,)),
+    ("Learning rate: `LearningRate.schedulers`", (build.DECAYS, build.WARMUPS)),
+)
+# Arguments that are no keys: the program knows them.
+FACTS = {"FPN": ["in_channels"], "COCODataSet": ["section"], "ImageFolder": ["section"]}
+
+
+def page():
+    """The text of docs/configs.md."""
+    parts = [HEAD, "## Top level\n", _table(["key", "meaning"], config_keys.TOP_LEVEL.items())]
+    readers = ["TrainReader", "EvalReader", "TestReader"]
+    for names in ([["GFL"], readers, ["LearningRate"], ["OptimizerBuilder"], ["export"]]):
+        parts += [f"## {', '.join(f'`{name}`' for name in names)}\n",
+                  _table(["key", "meaning"], config_keys.SECTIONS[names[0]].items())]
+    for title, tables in GROUPS:
+        parts.append(f"## {title}\n")
+        for name, cls in ((name, cls) for table in tables for name, cls in table.items()):
+            parts.append(_of_class(name, cls))
+    return "\n".join(parts)
+
+
+def _of_class(name, cls):
+    summary, meanings = describe(cls)
+    rows = []
+    for key, parameter in inspect.signature(cls).parameters.items():
+        if key not in FACTS.get(name, ()):
+            default = "" if parameter.default is parameter.empty else f"`{_yaml(parameter.default)}`"
+            rows.append((key, default, meanings[key]))
+    rows += [(key, "", meaning) for key, meaning in config_keys.OTHER_KEYS.get(name, {}).items()
+             if key not in dict.fromkeys(row[0] for row in rows)]
+    table = _table(["key", "default", "meaning"], rows) if rows else "No keys.\n"
+    return f"### {name}\n\n{summary}\n\n{table}"
+
+
+def describe(cls):
+    """A class's docstring -> its first paragraph, and {argument: meaning} of its Args or Attributes."""
+    text = inspect.getdoc(cls)
+    summary = " ".join(text.split("\n\n")[0].split())
+    meanings = {}
+    for section in re.findall(r"^(?:Args|Attributes):\n((?:    .+\n?)+)", text, re.MULTILINE):
+        for entry in re.split(r"^    (?=\S)", section, flags=re.MULTILINE)[1:]:
+            names, _, meaning = entry.partition(": ")
+            for name in names.split(", "):
+                meanings.setdefault(name, re.sub(r"(?<!\.)\.$", "", " ".join(meaning.split())))
+    return summary, meanings
+
+
+def _yaml(value):
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"[{', '.join(map(_yaml, value))}]" if isinstance(value, (tuple, list)) else (
+        f"{value:.4g}" if isinstance(value, float) else str(value) or "''")
+
+
+def _table(header, rows):
+    lines = [f"| {' | '.join(header)} |", f"|{' --- |' * len(header)}"]
+    lines += ["| " + " | ".join([f"`{key}`", *(cell.replace("|", "\\|") for cell in cells)]) + " |"
+              for key, *cells in rows]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    (HERE / "configs.md").write_text(page(), encoding="utf-8")
+    print(f"written: {HERE / 'configs.md'}")
