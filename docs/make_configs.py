@@ -15,9 +15,10 @@ HEAD = """# Configs, key by key
 
 Written by `python docs/make_configs.py` from the code; a test compares.
 
-A config is YAML in PaddleDetection's format. Files listed under `_BASE_` are merged in order, then the file itself:
-mappings key by key, everything else is replaced. `-o section.key=value` changes one key on the command line; a number
-steps into a list (`-o TrainReader.sample_transforms.1.RandomFlip.prob=0`). `!Name {a: 1}` is `{name: Name, a: 1}`.
+A config is YAML in PaddleDetection's format. What `_BASE_` lists, files or shipped configs by
+name, is merged in order, then the file itself: mappings key by key, everything else is replaced.
+`-o section.key=value` changes one key on the command line; a number steps into a list
+(`-o TrainReader.sample_transforms.1.RandomFlip.prob=0`). `!Name {a: 1}` is `{name: Name, a: 1}`.
 A key that is not listed here stops the program with the nearest one that is. A part of the model is named in its
 parent's section and takes its keys from there, else from the section of its own name, else from the top level
 (`num_classes`, `norm_type`), else the default below.

@@ -16,8 +16,8 @@ def load_config(path, overrides=()):
         overrides: strings "a.b.c=value"; the value is read as YAML, siblings are kept. A number steps into a list.
 
     Returns:
-        A plain dict. Files named under `_BASE_` are merged in order, then the file itself: dicts merge deeply,
-        everything else is replaced. `!Name {a: 1}` reads as `{name: Name, a: 1}`.
+        A plain dict. Files (or shipped configs) named under `_BASE_` are merged in order, then the file itself: dicts
+        merge deeply, everything else is replaced. `!Name {a: 1}` reads as `{name: Name, a: 1}`.
 
     Raises:
         ConfigError: a missing file, bad YAML, a duplicate key, a loop of `_BASE_`, an override that fits nowhere.
@@ -33,14 +33,18 @@ def find_config(path):
     path = Path(os.path.expanduser(str(path)))
     if path.is_file():
         return path.resolve()
-    for folder in shipped_configs():
-        named = sorted(folder.rglob(f"{path.name}.yml"))
-        if path.parent == Path(".") and named:
-            return named[0]
+    if _shipped(path):
+        return _shipped(path)
     if path.is_dir():
         raise ConfigError(f"{path}: is a folder, not a config; give a .yml file")
     known = sorted({p.stem for folder in shipped_configs() for p in (folder / "gfl").glob("*.yml")})
     raise ConfigError(f"{path}: no such config (looked at {path.absolute()}); shipped ones: {', '.join(known)}")
+
+
+def _shipped(name):
+    """The shipped config of a bare name, or None."""
+    found = [path for folder in shipped_configs() for path in sorted(folder.rglob("*.yml")) if path.stem == str(name)]
+    return found[0] if found else None
 
 
 def shipped_configs():
@@ -62,8 +66,10 @@ def _load_with_bases(path, chain):
     cfg = {}
     for base in bases:
         base_path = (path.parent / os.path.expanduser(base)).resolve()
-        if not base_path.is_file():
-            raise ConfigError(f"{path}: _BASE_ names {base}, but there is no {base_path}")
+        base_path = base_path if base_path.is_file() else _shipped(base)
+        if base_path is None:
+            raise ConfigError(f"{path}: _BASE_ names {base}, but there is no {path.parent / base}, and no shipped "
+                              "config of that name")
         merge(cfg, _load_with_bases(base_path, (*chain, path)))
     return merge(cfg, own)
 

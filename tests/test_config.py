@@ -90,3 +90,10 @@ def test_shipped_configs_load_by_name_and_say_what_they_are(name):
                 "gfl_r18vd_1x_coco": "36.6", "gflv2_r50_fpn_1x_coco": "41.2"}[name]
     assert f"AP {expected}" in head
     assert f"python tools/eval.py -c configs/gfl/{name}.yml" in head
+
+
+def test_a_base_may_be_a_shipped_config_by_name(tmp_path):
+    write(tmp_path, mine="_BASE_: [gfl_r18vd_1x_coco]\nnum_classes: 3")
+    assert load_config(tmp_path / "mine.yml") == {**load_config("gfl_r18vd_1x_coco"), "num_classes": 3}
+    write(tmp_path, gfl_r18vd_1x_coco="num_classes: 7", near="_BASE_: gfl_r18vd_1x_coco.yml")
+    assert load_config(tmp_path / "near.yml") == {"num_classes": 7}

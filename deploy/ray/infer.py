@@ -1,0 +1,68 @@
+"""Detect on a folder with Ray Data: a pool of workers, each with the exported model in its own runner.
+
+    pip install "ray[data]"
+    python deploy/ray/infer.py --model_dir output_inference/gfl_r18vd_1x_coco --image_dir photos --workers 2
+
+On a cluster `--model_dir` and `--image_dir` are folders that all machines see; `ray.init` finds the cluster by itself.
+An image that cannot be read has an `error` in its line, and no boxes.
+"""
+import argparse
+import sys
+import time
+from pathlib import Path
+
+RUNNER = Path(__file__).resolve().parent.parent / "python"
+
+
+class Detect:
+    """A worker: {"file"} -> a line of the result."""
+
+    def __init__(self, model_dir, threshold, threads):
+        self.infer = load_infer()
+        self.runner = self.infer.Runner(model_dir, cpu_threads=threads)
+        self.threshold = threshold
+
+    def __call__(self, row):
+        try:
+            found = self.runner([self.infer.read_image(Path(row["file"]))])[0]
+        except self.infer.RunnerError as error:
+            return {**row, "labels": [], "scores": [], "boxes": [], "error": str(error)}
+        found = found[found[:, 1] >= self.threshold]
+        return {**row, "labels": [self.runner.class_names[int(label)] for label in found[:, 0]],
+                "scores": found[:, 1].tolist(), "boxes": found[:, 2:].tolist(), "error": ""}
+
+
+def load_infer():
+    """The module deploy/python/infer.py."""
+    sys.path.insert(0, str(RUNNER))
+    import infer
+
+    return infer
+
+
+def main():
+    parser = argparse.ArgumentParser(formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__)
+    parser.add_argument("--model_dir", required=True, help="an exported folder")
+    parser.add_argument("--image_dir", required=True, help="searched recursively")
+    parser.add_argument("--output_dir", default="found", help="gets JSON lines, one shard per block (found)")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of each worker (1)")
+    parser.add_argument("--threshold", type=float, default=0.05, help="least score written (0.05)")
+    args = parser.parse_args()
+
+    import ray
+
+    files = [{"file": str(path.resolve())} for path in load_infer().find_images(Path(args.image_dir))]
+    output = Path(args.output_dir).resolve()
+    if any(output.glob("*.json")):
+        parser.error(f"{output} holds results already, and Ray would add to them; give another --output_dir")
+    print(f"{len(files)} images, {args.workers} workers")
+    start = time.time()
+    ray.data.from_items(files).map(
+        Detect, fn_constructor_args=[str(Path(args.model_dir).resolve()), args.threshold, args.threads],
+        concurrency=args.workers, num_cpus=args.threads).write_json(str(output))
+    print(f"{len(files)} images in {time.time() - start:.0f} s, in {output}")
+
+
+if __name__ == "__main__":
+    main()
