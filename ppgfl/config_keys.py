@@ -10,6 +10,8 @@ TOP_LEVEL = {
     "pretrain_weights": "what training starts from: a file, an address, the name of a released model or of a backbone",
     "weights": "what eval, infer and export load: a file (with or without `.pdparams`), an address, the name of a "
                "released model",
+    "engine": "of eval and infer: dygraph; static, a graph kept in the cache, several times as fast on a CPU; auto: "
+              "static on a CPU for more than a few images (auto)",
     "num_classes": "C; null: as many as the annotation file of TrainDataset lists",
     "metric": "COCO",
     "norm_type": "of the backbone: bn or sync_bn (statistics shared between processes)",

@@ -69,9 +69,9 @@ def name_of(label, class_names):
 
 
 def split_batch(output):
-    """The model's {"bbox", "bbox_num"} -> one array [M, 6] per image."""
-    rows = output["bbox"].numpy().reshape(-1, 6)
-    return np.split(rows, np.cumsum(output["bbox_num"].numpy())[:-1])
+    """The model's {"bbox", "bbox_num"}, tensors or arrays -> one array [M, 6] per image."""
+    rows = np.asarray(output["bbox"]).reshape(-1, 6)
+    return np.split(rows, np.cumsum(np.asarray(output["bbox_num"]))[:-1])
 
 
 def coco_records(rows, image_id, category_ids):

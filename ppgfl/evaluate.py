@@ -9,10 +9,11 @@ import numpy as np
 import paddle
 
 from . import dist, report
-from .build import build_dataset, build_loader, load_model
+from .build import build_dataset, build_loader
 from .data.image import read_image
 from .data.loader import iterate
 from .detections import coco_records, split_batch, write_json
+from .engine import load_detector
 from .errors import ConfigError, DataError
 from .log import logger, progress
 from .predict import detection_function
@@ -56,10 +57,12 @@ def evaluate(cfg, *, weights=None, model=None, exported=None, runner=None, slici
             detect = _runner(make_runner(exported, **(runner or {})), dataset)
             results = run_images(sliced(detect, slicing), dataset)
         elif slicing is not None:
-            detect = detection_function(cfg, model or load_model(cfg, weights), "EvalReader")
+            model = model or load_detector(cfg, weights)
+            detect = detection_function(cfg, model, "EvalReader")
             results = run_images(sliced(detect, slicing), dataset)
         else:
-            results = run(model or load_model(cfg, weights), cfg, dataset)
+            model = model or load_detector(cfg, weights, images=len(dataset.records) // dist.world_size())
+            results = run(model, cfg, dataset)
         if dist.is_main():
             result_file.parent.mkdir(parents=True, exist_ok=True)
             write_json(result_file, results)

@@ -1,5 +1,6 @@
 """From weights to a static graph that Paddle Inference or an ONNX runtime runs."""
 import hashlib
+import inspect
 import os
 import tempfile
 import warnings
@@ -11,6 +12,7 @@ import yaml
 from paddle.static import InputSpec
 
 from .build import build_dataset, load_model
+from .data.transforms import NormalizeImage
 from .detections import write_text
 from .errors import ConfigError, ExportError
 from .export_check import check
@@ -162,6 +164,12 @@ def describe(cfg, image_shape):
         (name, args), = entry.items()
         if name == "PadBatch":
             preprocess.append({"type": "PadStride", "stride": args["pad_to_stride"]})
+        elif name == "NormalizeImage":  # the runners know no defaults
+            known = inspect.signature(NormalizeImage).parameters
+            defaults = {key: known[key].default for key in ("is_scale", "mean", "std")}
+            values = {**defaults, **(args or {})}
+            preprocess.append({"type": name, **{key: list(value) if isinstance(value, tuple) else value
+                                                for key, value in values.items()}})
         elif name != "Decode":
             preprocess.append({"type": name, **(args or {})})
     return {

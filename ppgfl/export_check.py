@@ -29,7 +29,9 @@ def check(cfg, folder, graphs, images, image_shape):
     Raises: ExportError over the tolerance; DataError for images that the graphs do not take.
     """
     samples = _samples(cfg, images, image_shape)
-    logger.info("comparing %s with the model on %d images: up to a minute on a CPU", ", ".join(graphs), len(samples))
+    pixels = sum(sample["image"].size for sample in samples)
+    logger.info("comparing %s with the model on %d images%s", ", ".join(graphs), len(samples),
+                ": up to a minute on a CPU" if pixels > 3_000_000 else "")
     wanted = {graph: [_outputs(graph, sample) for sample in samples] for graph in set(graphs.values())}
     differences = {}
     for name, graph in graphs.items():

@@ -6,13 +6,14 @@ import numpy as np
 import paddle
 
 from . import dist, runtime
-from .build import build_dataset, build_loader, build_transforms, load_model
+from .build import build_dataset, build_loader, build_transforms
 from .config import load_config
 from .data import transforms
 from .data.batch import collate
 from .data.image import read_image, write_image
 from .data.loader import iterate
 from .detections import Detections, coco_records, split_batch, write_csv, write_json
+from .engine import load_detector
 from .errors import ConfigError, DataError
 from .json_lines import JsonLines
 from .log import logger, progress
@@ -45,7 +46,8 @@ class Detector:
         cfg = load_config(config, overrides)
         runtime.select_device(cfg.get("use_gpu", False))
         self.batch_size = cfg["TestReader"].get("batch_size", 1)
-        self.detect = sliced(detection_function(cfg, load_model(cfg, weights), "TestReader"), slicing, self.batch_size)
+        detect = detection_function(cfg, load_detector(cfg, weights), "TestReader")
+        self.detect = sliced(detect, slicing, self.batch_size)
         self.class_names = build_dataset(cfg, "TestDataset").class_names
 
     def __call__(self, images):
@@ -129,7 +131,7 @@ def infer(cfg, images, *, weights=None, output_dir="output", draw_threshold=0.5,
     paths = _picture_paths(files, folder) if pictures else None
     lines = JsonLines(folder, resume=resume) if save_results == "jsonl" else None
     dataset.records = _share(dataset.records, lines)
-    model = load_model(cfg, weights)
+    model = load_detector(cfg, weights, images=len(dataset.records))
     found, coco = [], []
     for index, rows in progress(_all_rows(cfg, model, dataset, slicing), total=len(dataset.records), what="infer",
                                 size=lambda _: 1):

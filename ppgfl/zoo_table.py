@@ -83,7 +83,7 @@ def _row(model, overrides, folder, mirror, fps_images, finished):
     detector.eval()
     parameters = sum(int(np.prod(p.shape)) for p in detector.parameters()) / 1e6
     operations = gflops(detector)
-    ap = 100 * evaluate(cfg, model=detector, output_dir=folder / model.name)["AP"]
+    ap = 100 * evaluate(cfg, weights=weights, output_dir=folder / model.name)["AP"]
     images = [read_image(record["im_file"])[..., ::-1] for record in dataset.records[:fps_images]]
     logger.info("%s: measuring speed on %d images", model.name, len(images))
     detect = detection_function(cfg, detector, "TestReader")

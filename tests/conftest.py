@@ -1,5 +1,7 @@
 """Shared by all tests: stand-in weights of the released names and format, and a small data set drawn from a seed."""
 import json
+import logging
+import os
 import pickle
 import sys
 from pathlib import Path
@@ -99,6 +101,21 @@ def exported(r18vd_weights, tmp_path_factory):
     return folder, ppgfl.export(tiny_config(), weights=r18vd_weights, output_dir=folder, onnx=True)
 
 
+@pytest.fixture(autouse=True)
+def quiet_logger():
+    """A command that ran in this process leaves no handler behind, which would write to a stream that is closed."""
+    logger = logging.getLogger("ppgfl")
+    before = list(logger.handlers), logger.level, logger.propagate
+    yield
+    logger.handlers, logger.level, logger.propagate = before
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+    """What is kept for the next time goes to a folder of this run."""
+    os.environ["PPGFL_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture
 def picture(small_coco):
     return sorted((small_coco / "val2017").iterdir())[1]
@@ -123,7 +140,6 @@ def match(found, wanted, *, pixels=1e-2, score=1e-4):
 @pytest.fixture
 def browser(tmp_path):
     """Headless Chromium."""
-    import os
     import shutil
 
     webdriver = pytest.importorskip("selenium.webdriver")
