@@ -109,7 +109,8 @@ def _onnx(path, arrays, threads):
 
         for precision in ("f32", "bf16"):
             settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": precision}
-            request = openvino.Core().compile_model(str(path), "CPU", settings).create_infer_request()
+            with load_runner().kept_signal_stack():
+                request = openvino.Core().compile_model(str(path), "CPU", settings).create_infer_request()
             name = f"OpenVINO {openvino.__version__.split('-')[0]}, {precision}, no NMS"
             subjects[name] = lambda request=request: request.infer(arrays)
     return subjects

@@ -6,12 +6,14 @@ and neither ppgfl nor PaddleDetection. It reads the exports of both.
     python infer.py --model_dir output_inference/gfl_r50_fpn_1x_coco --image_file photo.jpg --run_benchmark
 """
 import argparse
+import ctypes
 import hashlib
 import json
 import os
 import sys
 import tempfile
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2  # before paddle: Paddle 2.6 brings a zlib that breaks an OpenCV loaded after it
@@ -78,7 +80,7 @@ class Runner:
             notes = self._use_cpu(config, run_mode, engine)
         description = f"{self.model_file.name} on {device}, {notes}"
         try:
-            with tempfile.TemporaryDirectory() as folder:
+            with tempfile.TemporaryDirectory() as folder, kept_signal_stack():
                 config.set_optim_cache_dir(folder)  # OpenVINO leaves a compiled copy: not in the user's folder
                 return inference.create_predictor(config), description
         except Exception as error:  # Paddle raises many kinds
@@ -109,7 +111,8 @@ class Runner:
             if name not in arrays:
                 raise RunnerError(f"{self.model_file}: wants an input '{name}', which this runner does not make")
             self.predictor.get_input_handle(name).copy_from_cpu(np.ascontiguousarray(arrays[name]))
-        self.predictor.run()
+        with kept_signal_stack():
+            self.predictor.run()
         return [self.predictor.get_output_handle(name).copy_to_cpu() for name in self.predictor.get_output_names()]
 
     def __call__(self, images):
@@ -273,6 +276,27 @@ def physical_cores():
         except OSError:
             cores.add(cpu)
     return len(cores)
+
+
+@contextmanager
+def kept_signal_stack():
+    """Undo what OpenVINO does to the process: it moves the signal handlers of this thread to a stack of its own and
+    frees that with the model, after which the next signal (Ctrl-C, a child that ends) would crash."""
+    if sys.platform != "linux":
+        yield
+        return
+    libc, before = ctypes.CDLL(None), SignalStack()
+    libc.sigaltstack(None, ctypes.byref(before))
+    try:
+        yield
+    finally:
+        libc.sigaltstack(ctypes.byref(before), None)
+
+
+class SignalStack(ctypes.Structure):
+    """`stack_t` of <signal.h>."""
+
+    _fields_ = [("address", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
 
 
 def _use_gpu(config, run_mode, min_subgraph_size):
