@@ -18,7 +18,8 @@ def benchmark(model_dir, *, against=None, size=(800, 1088), batch_size=1, thread
     """Measure an exported model on this machine's CPU and print a table.
 
     Every engine of ppgfl's runner in float32 and bfloat16, decoding and NMS included; and, where they are installed
-    and the export has a model.onnx, ONNX Runtime and OpenVINO up to decoded boxes and scores, without NMS.
+    and the export has a model.onnx or model_int8.onnx, ONNX Runtime and OpenVINO up to decoded boxes and scores,
+    without NMS.
 
     Args:
         model_dir: an exported folder.
@@ -37,7 +38,8 @@ def benchmark(model_dir, *, against=None, size=(800, 1088), batch_size=1, thread
     subjects = {}
     for settings in ({}, {"engine": "onednn"}, {"run_mode": "bf16"}, {"run_mode": "bf16", "engine": "onednn"}):
         subjects.update(_runner(model_dir, arrays, cpu_threads=threads, **settings))
-    subjects.update(_onnx(Path(model_dir) / "model.onnx", arrays, threads))
+    for name, kinds in (("model.onnx", ("f32", "bf16")), ("model_int8.onnx", ("int8",))):
+        subjects.update(_onnx(Path(model_dir) / name, arrays, threads, kinds))
     if against:
         subjects.update(_runner(against, arrays, cpu_threads=threads, engine="onednn"))
     times = take_turns(subjects, rounds)
@@ -95,7 +97,8 @@ def _runner(model_dir, arrays, **settings):
     return {f"{Path(model_dir).name}: {runner.description}": lambda: runner.detect(arrays)}
 
 
-def _onnx(path, arrays, threads):
+def _onnx(path, arrays, threads, kinds):
+    """{description: function} of an ONNX file in ONNX Runtime, and in OpenVINO in each of the kinds."""
     subjects = {}
     if path.is_file() and importlib.util.find_spec("onnxruntime"):
         import onnxruntime
@@ -103,14 +106,14 @@ def _onnx(path, arrays, threads):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        subjects[f"ONNX Runtime {onnxruntime.__version__}, float32, no NMS"] = lambda: session.run(None, arrays)
+        subjects[f"ONNX Runtime {onnxruntime.__version__}, {kinds[0]}, no NMS"] = lambda: session.run(None, arrays)
     if path.is_file() and importlib.util.find_spec("openvino"):
         import openvino
 
-        for precision in ("f32", "bf16"):
-            settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": precision}
+        for kind in kinds:  # what is not quantised in an int8 file is computed in float32
+            settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": kind.replace("int8", "f32")}
             with load_runner().kept_signal_stack():
                 request = openvino.Core().compile_model(str(path), "CPU", settings).create_infer_request()
-            name = f"OpenVINO {openvino.__version__.split('-')[0]}, {precision}, no NMS"
+            name = f"OpenVINO {openvino.__version__.split('-')[0]}, {kind}, no NMS"
             subjects[name] = lambda request=request: request.infer(arrays)
     return subjects

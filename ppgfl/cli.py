@@ -200,7 +200,7 @@ def export(args):
     cfg = _load(args)
     verify = () if args.no_verify else args.verify_images
     export(cfg, output_dir=Path(args.output_dir) / Path(args.config).stem, format=args.format, onnx=args.onnx,
-           with_nms=args.with_nms, verify=verify)
+           with_nms=args.with_nms, int8=args.int8, verify=verify)
 
 
 def _export_arguments(parser):
@@ -211,6 +211,8 @@ def _export_arguments(parser):
                         help="file format (default: all that this Paddle can write)")
     parser.add_argument("--onnx", action="store_true", help="also write model.onnx: decoded boxes and scores")
     parser.add_argument("--with_nms", action="store_true", help="write model.onnx with the NMS inside")
+    parser.add_argument("--int8", metavar="DIR",
+                        help="also write model_int8.onnx, quantised with the photographs of this folder")
     parser.add_argument("--verify_images", nargs="+", metavar="FILE", help="check on these instead of drawn images")
     parser.add_argument("--no_verify", action="store_true", help="leave the check at the end out")
 

@@ -20,11 +20,12 @@ from .log import logger
 from .model.layers import fold_norm
 
 FORMATS = ("json", "pdmodel", "both")
-MODEL_FILES = ("model.json", "model.pdmodel", "model.pdiparams", "model.pdiparams.info", "model.onnx")
+MODEL_FILES = ("model.json", "model.pdmodel", "model.pdiparams", "model.pdiparams.info", "model.onnx",
+               "model_int8.onnx")
 
 
 def export(cfg, *, weights=None, output_dir="output_inference/model", format=None, onnx=False, with_nms=False,
-           verify=None):
+           int8=None, verify=None):
     """Write `model.pdmodel`, `model.json`, `model.pdiparams` and `infer_cfg.yml`, PaddleDetection's layout.
 
     The graph takes `image` [N, 3, H, W] and, unless only the bare network is exported, `scale_factor` [N, 2]; what
@@ -42,6 +43,7 @@ def export(cfg, *, weights=None, output_dir="output_inference/model", format=Non
         format: "pdmodel" for Paddle 2 and 3, "json" for Paddle 3, "both"; None: all that this Paddle can write.
         onnx: also write `model.onnx`, always with decoded boxes and scores (see `onnx_graph`).
         with_nms: put the NMS into `model.onnx`.
+        int8: photographs (a folder, or a list of files) to also write `model_int8.onnx` with (see `quantize`).
         verify: images to compare the exported graphs with the model on: paths; None: three drawn ones; (): none.
 
     Returns: {file name: {"largest_box_difference": pixels, "largest_score_difference"}}, or {} without a check.
@@ -50,7 +52,7 @@ def export(cfg, *, weights=None, output_dir="output_inference/model", format=Non
     folder = Path(output_dir)
     image_shape = _image_shape(cfg)
     formats = _formats(format)
-    write_onnx = _onnx_writer() if onnx or with_nms else None
+    write_onnx = _onnx_writer() if onnx or with_nms or int8 else None
     model = load_model(cfg, weights)
     options = {"post_process": True, "nms": True, "benchmark": False, "fuse_conv_bn": False, **cfg.get("export", {})}
     if options["fuse_conv_bn"]:
@@ -69,6 +71,8 @@ def export(cfg, *, weights=None, output_dir="output_inference/model", format=Non
         if write_onnx:
             write_onnx(unproven / "model.onnx", model, image_shape=image_shape, settings=settings, with_nms=with_nms)
             graphs["model.onnx"] = Graph(model, nms=with_nms)
+            if int8:
+                _quantize(unproven / "model.onnx", int8)
         differences = {} if verify == () else check(cfg, unproven, graphs, verify, image_shape)
         names = _move(unproven, folder)
     logger.info("exported to %s: %s", folder.resolve(), ", ".join(names))
@@ -129,6 +133,16 @@ def _onnx_writer():
     except ImportError as error:
         raise ConfigError(f"--onnx: {error}; pip install onnx onnxruntime (or ppgfl[onnx])") from error
     return onnx_graph.write
+
+
+def _quantize(path, images):
+    try:
+        from .quantize import quantize
+
+        quantize(path, path.with_name("model_int8.onnx"), images)
+    except ImportError as error:
+        raise ConfigError(f"--int8: {error}; pip install onnx onnxruntime (or ppgfl[onnx])") from error
+    logger.info("model_int8.onnx is an approximation: compare its AP with tools/eval.py --exported")
 
 
 def _save(graph, image_shape, folder, kind, writing):

@@ -17,7 +17,7 @@ FLOORS = [
      "data.shapes", "detections", "resume", "meter", "optim", "curves"],
     ["data.loader", "dashboard", "report", "json_lines"],
     ["build"],
-    ["onnx_graph", "export_check"],
+    ["onnx_graph", "export_check", "quantize"],
     ["export", "doctor", "benchmark", "data_check", "data_convert"],
     ["engine"],
     ["predict"],
