@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 VENV26 := .venv-paddle26
 
-.PHONY: test test-paddle26 check demo clean
+.PHONY: test test-paddle26 check demo bench clean
 
 test: $(VENV)/ready  ## the whole suite
 	$(VENV)/bin/python -m pytest
@@ -18,6 +18,9 @@ check: $(VENV)/ready  ## style and the fast tests
 demo: $(VENV)/ready  ## draw a data set, train, evaluate, detect: about four minutes on two cores
 	$(VENV)/bin/python tools/demo.py
 
+bench: $(VENV)/ready  ## speed against PaddleDetection, which gets an environment of its own: about fifteen minutes
+	$(VENV)/bin/python benchmarks/compare.py
+
 $(VENV)/ready: setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --upgrade "pip>=23" "setuptools>=61" wheel
@@ -31,4 +34,4 @@ $(VENV26)/ready: setup.py pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV26) build *.egg-info
+	rm -rf $(VENV) $(VENV26) benchmarks/.envs build *.egg-info

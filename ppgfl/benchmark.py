@@ -41,7 +41,8 @@ def benchmark(model_dir, *, against=None, size=(800, 1088), batch_size=1, thread
     for name, kinds in (("model.onnx", ("f32", "bf16")), ("model_int8.onnx", ("int8",))):
         subjects.update(_onnx(Path(model_dir) / name, arrays, threads, kinds))
     if against:
-        subjects.update(_runner(against, arrays, cpu_threads=threads, engine="onednn"))
+        for settings in ({}, {"engine": "onednn"}):
+            subjects.update(_runner(against, arrays, label="--against: ", cpu_threads=threads, **settings))
     times = take_turns(subjects, rounds)
     print(f"\n{Path(model_dir).name}, {batch_size} x {size[0]} x {size[1]}, {threads} threads, median of {rounds} "
           f"rounds taking turns\n{machine()}\n\n{table(times)}")
@@ -84,7 +85,7 @@ def machine():
             f"Python {platform.python_version()}")
 
 
-def _runner(model_dir, arrays, **settings):
+def _runner(model_dir, arrays, label="", **settings):
     """{description: function} of ppgfl's runner, none when it cannot run so and another has taken its place."""
     module = load_runner()
     try:
@@ -94,7 +95,7 @@ def _runner(model_dir, arrays, **settings):
             logger.info("left out: %s", error)
             return {}
         raise ExportError(str(error)) from error
-    return {f"{Path(model_dir).name}: {runner.description}": lambda: runner.detect(arrays)}
+    return {label + runner.description: lambda: runner.detect(arrays)}
 
 
 def _onnx(path, arrays, threads, kinds):

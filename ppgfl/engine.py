@@ -12,7 +12,7 @@ from .log import logger
 from .predictor import make_runner
 
 ENGINES = ("auto", "dygraph", "static")
-WORTH_IT = 8  # images from which on making a graph takes less time than it saves
+WORTH_IT = 3  # images from which on making a graph takes less time than it saves
 KEPT = 4  # graphs in the cache
 
 

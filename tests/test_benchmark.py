@@ -22,7 +22,7 @@ def test_the_command_on_a_real_export(exported, capsys):
     assert cli.main("benchmark", arguments) == 0
     out = capsys.readouterr().out
     assert f"{exported[0].name}, 1 x 64 x 96, 1 threads" in out
-    rows = [line for line in out.splitlines() if line.startswith("| gfl: ")]
+    rows = [line for line in out.splitlines() if line.startswith("| model.pdmodel on CPU")]
     assert rows
     assert rows[0].endswith("| 1.00 |")
     assert "| ONNX Runtime" in out

@@ -1,0 +1,54 @@
+"""The peers' own environments, below benchmarks/.envs: made once, never mixed with ppgfl's."""
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+PADDLEDETECTION = ("paddlepaddle==2.6.2", "paddledet==2.6.0", "scikit-learn", "setuptools<81")
+
+
+def python_of_paddledetection():
+    """The interpreter of an environment with paddledet 2.6.0, on the newest Paddle that its training runs on."""
+    folder = HERE / ".envs" / "paddledet"
+    python = folder / "bin" / "python"
+    if not (folder / "ready").exists():
+        print(f"making {folder}: PaddleDetection's environment, a few minutes", flush=True)
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
+        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *PADDLEDETECTION], check=True)
+        (folder / "ready").touch()
+    return str(python)
+
+
+class Worker:
+    """A subject of `worker.py` in a process of its own; each call is one run and returns what it answered.
+
+    Args:
+        python: the interpreter of the subject's environment.
+        subject, question, settings: see `worker.py`.
+        environment: all of the process's environment variables.
+    """
+
+    def __init__(self, python, subject, question, settings, environment):
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115  (lives as long as the process)
+        self.process = subprocess.Popen(
+            [python, str(HERE / "worker.py"), subject, question, json.dumps(settings)], stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, stderr=self.log, text=True, cwd=settings["scratch"], env=environment)
+        self.setting = self._answer()["setting"]
+
+    def __call__(self):
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+    def _answer(self):
+        for line in self.process.stdout:
+            if line.startswith("@@"):
+                return json.loads(line[2:])
+        self.log.seek(0)
+        raise RuntimeError(f"the subject ended: ...{self.log.read()[-2000:]}")

@@ -1,0 +1,249 @@
+"""One subject and one question in a process of its own: `compare.py` starts several and lets them take turns.
+
+    python worker.py ppgfl|paddledet QUESTION SETTINGS_AS_JSON
+
+An answer is a line that starts with `@@` and goes on as JSON: one when it is ready, then one for each line that it
+reads, with the seconds of a run. It imports nothing but its subject, so that it runs in an environment of the peer's
+own.
+"""
+import json
+import os
+import re
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIG = ROOT / "configs" / "gfl" / "gfl_r18vd_1x_coco.yml"
+SIZE = 640  # of the training step
+CANVAS = (800, 1344)  # of the targets: 800 x 1333, padded
+IMAGE = {"image": np.random.default_rng(0).normal(size=(1, 3, 800, 1088)).astype("float32"),
+         "im_shape": np.float32([[800, 1088]]), "scale_factor": np.ones((1, 2), np.float32)}
+
+
+class Ppgfl:
+    """What ppgfl does.
+
+    Attributes:
+        setting: how it really ran, where that is a matter of choice.
+    """
+
+    setting = ""
+
+    def __init__(self, settings):
+        sys.path.insert(0, str(ROOT))
+        import ppgfl
+
+        data = settings["data"]
+        self.settings = settings
+        self.cfg = ppgfl.load_config(CONFIG, [
+            "use_gpu=false", "worker_num=0", "TrainReader.shuffle=false", f"EvalDataset.dataset_dir={data}",
+            f"TrainDataset.dataset_dir={data}", f"EvalDataset.sample_num={settings['images']}", *settings["overrides"]])
+
+    def inference(self):
+        """One exported image, decoding and NMS included."""
+        import ppgfl
+        from ppgfl.predictor import make_runner
+
+        folder = Path(self.settings["scratch"], "ppgfl_export")
+        if not folder.is_dir():
+            ppgfl.export(self.cfg, weights=self.settings["weights"], output_dir=folder, verify=())
+        runner = make_runner(folder, run_mode=self.settings["run_mode"])
+        self.setting = runner.description
+        return lambda: len(runner.run(IMAGE)[1])
+
+    def evaluation(self):
+        """All images, from the files to the twelve numbers; the first call also makes the static graph."""
+        from ppgfl import evaluate
+
+        def run():
+            evaluate(self.cfg, weights=self.settings["weights"], output_dir=self.settings["scratch"])
+            return self.settings["images"]
+
+        run()
+        return run
+
+    def step(self):
+        """Forward, backward and update on one batch whose targets are there already."""
+        import paddle
+
+        from ppgfl import build
+
+        model = build.build_model(self.cfg)
+        model.train()
+        optimizer = build.build_optimizer(self.cfg, model, steps_per_epoch=1000)
+        target, = [t for t in build.build_transforms(self.cfg, "TrainReader")[1] if type(t).__name__ == "Gt2GFLTarget"]
+        batch = {key: paddle.to_tensor(np.stack([s[key] for s in target(samples(2, 8, (SIZE, SIZE)))]))
+                 for key in ("image", "labels", "label_weights", "bbox_targets", "pos_num")}
+        batch["scale_factor"] = paddle.ones([2, 2])
+
+        def run():
+            model(batch)["loss"].backward()
+            optimizer.step()
+            optimizer.clear_grad()
+            return 2
+
+        return run
+
+    def targets(self):
+        """Gt2GFLTarget of one image."""
+        from ppgfl.targets import Gt2GFLTarget
+
+        target = Gt2GFLTarget(num_classes=80, grid_cell_scale=8)
+        return lambda: len(target(samples(1, self.settings["boxes"], CANVAS)))
+
+    def loader(self):
+        """Training transforms of all images, in one process, with targets."""
+        from ppgfl import build
+        from ppgfl.data.loader import iterate
+
+        dataset = build.build_dataset(self.cfg, "TrainDataset")
+        dataset.records = dataset.records[:self.settings["images"]]
+        loader = build.build_loader(self.cfg, "TrainReader", dataset)
+        return lambda: sum(len(batch["image"]) for batch in iterate(loader))
+
+
+class PaddleDetection:
+    """What paddledet 2.6.0 does, from the same config."""
+
+    setting = ""
+
+    def __init__(self, settings):
+        os.environ["ENABLE_FALL_BACK"] = "False"  # its export fails otherwise
+        from ppdet.core.workspace import load_config, merge_config
+
+        self.settings = settings
+        self.cfg = load_config(str(CONFIG))
+        data = {"dataset_dir": settings["data"], "sample_num": settings["images"]}
+        merge_config({"use_gpu": False, "worker_num": 0, "weights": settings["weights"],
+                      "TrainDataset": data, "EvalDataset": data})
+        import paddle
+
+        paddle.set_device("cpu")
+
+    def inference(self):
+        """Its export in Paddle Inference, in the fastest setting that gives boxes inside of the image, or nearly."""
+        from ppdet.engine import Trainer
+
+        folder = Path(self.settings["scratch"], "paddledet_export")
+        if not folder.is_dir():
+            trainer = Trainer(self.cfg, mode="test")
+            trainer.load_weights(self.cfg.weights)
+            trainer.export(str(folder))
+        model = next(folder.rglob("model.pdmodel"))
+        working = []
+        for onednn in (True, False):
+            for optimised in (True, False):
+                run = self._predictor(model, onednn, optimised)
+                try:
+                    run()
+                    start = time.perf_counter()
+                    boxes = run()[0][:, 2:]
+                    seconds = time.perf_counter() - start
+                except Exception as error:  # Paddle raises many kinds; another setting may work
+                    print(f"oneDNN {onednn}, graph optimisation {optimised}: {error}", file=sys.stderr)
+                    continue
+                if np.abs(boxes).max() < 1e5:
+                    name = f"oneDNN {'on' if onednn else 'off'}, graph optimisation {'on' if optimised else 'off'}"
+                    working.append((seconds, name, run))
+        _, self.setting, fastest = min(working)
+        return lambda: len(fastest()[1])
+
+    @staticmethod
+    def _predictor(model, onednn, optimised):
+        from paddle import inference
+
+        config = inference.Config(str(model), str(model.with_suffix(".pdiparams")))
+        config.disable_glog_info()
+        config.set_cpu_math_library_num_threads(2)
+        config.switch_ir_optim(optimised)
+        if onednn:
+            config.enable_mkldnn()
+        predictor = inference.create_predictor(config)
+
+        def run():
+            for name in predictor.get_input_names():
+                predictor.get_input_handle(name).copy_from_cpu(IMAGE[name])
+            predictor.run()
+            return [predictor.get_output_handle(name).copy_to_cpu() for name in predictor.get_output_names()]
+
+        return run
+
+    def evaluation(self):
+        from ppdet.engine import Trainer
+
+        self.cfg["output_eval"] = self.settings["scratch"]
+        trainer = Trainer(self.cfg, mode="eval")
+        trainer.load_weights(self.cfg.weights)
+
+        def run():
+            trainer.evaluate()
+            return self.settings["images"]
+
+        return run
+
+    def step(self):
+        import paddle
+        from ppdet.core.workspace import create
+        from ppdet.data.transform.batch_operators import Gt2GFLTarget
+
+        model = create(self.cfg.architecture)
+        model.train()
+        rate = create("LearningRate")(1000)
+        optimizer = create("OptimizerBuilder")(rate, model)
+        target = Gt2GFLTarget(num_classes=80, downsample_ratios=[8, 16, 32, 64, 128], grid_cell_scale=8)
+        made = target(samples(2, 8, (SIZE, SIZE)))
+        # The reader stacks what the transform adds, and what training reads besides.
+        batch = {key: paddle.to_tensor(np.stack([s[key] for s in made])) for key in made[0]
+                 if key not in ("gt_bbox", "gt_class", "gt_score", "is_crowd")}
+        batch.update(im_shape=paddle.full([2, 2], float(SIZE)), scale_factor=paddle.ones([2, 2]))
+
+        def run():
+            model(batch)["loss"].backward()
+            optimizer.step()
+            optimizer.clear_grad()
+            return 2
+
+        return run
+
+    def targets(self):
+        from ppdet.data.transform.batch_operators import Gt2GFLTarget
+
+        target = Gt2GFLTarget(num_classes=80, downsample_ratios=[8, 16, 32, 64, 128], grid_cell_scale=8)
+        return lambda: len(target(samples(1, self.settings["boxes"], CANVAS)))
+
+    def loader(self):
+        from ppdet.core.workspace import create
+
+        loader = create("TrainReader")(create("TrainDataset")(), 0)
+        return lambda: sum(len(batch["image"]) for batch in loader)
+
+
+def samples(count, boxes, size):
+    """Images of noise with boxes, as they enter the targets' transform. The same for every subject."""
+    rng = np.random.default_rng(0)
+    made = []
+    for _ in range(count):
+        low = rng.uniform(0, 0.8, (boxes, 2))
+        corners = np.concatenate([low, low + rng.uniform(0.02, 0.2, (boxes, 2))], axis=1) * [*size[::-1], *size[::-1]]
+        made.append({"im_id": np.array([0]), "image": np.zeros((3, *size), np.float32),
+                     "gt_bbox": corners.astype(np.float32),
+                     "gt_class": rng.integers(0, 80, (boxes, 1)).astype(np.int32),
+                     "is_crowd": np.zeros((boxes, 1), np.int32)})
+    return made
+
+
+SUBJECTS = {"ppgfl": Ppgfl, "paddledet": PaddleDetection}
+
+if __name__ == "__main__":
+    subject = SUBJECTS[sys.argv[1]](json.loads(sys.argv[3]))
+    measured = getattr(subject, sys.argv[2])()
+    print("\n@@" + json.dumps({"setting": subject.setting}), flush=True)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        count = measured()
+        seconds = time.perf_counter() - start
+        peak = int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text()).group(1)) / 1024
+        print("\n@@" + json.dumps({"seconds": seconds, "images": count, "peak_mib": peak}), flush=True)
