@@ -103,8 +103,21 @@ def test_when_no_graph_can_be_made(r18vd_weights, home, monkeypatch, caplog):
     assert graphs(home) == []
 
 
-def test_a_damaged_graph_is_no_reason_to_stop(r18vd_weights, home, caplog):
-    caplog.set_level(logging.INFO, "ppgfl")
+def test_openvino_which_keeps_its_memory_gets_one_model(r18vd_weights, home, monkeypatch):
+    monkeypatch.setattr(engine, "_on_openvino", {})
+
+    def load(threshold):
+        cfg = tiny_config("gfl_r18vd_1x_coco", "engine=static", f"GFLHead.nms.nms_threshold={threshold}")
+        return load_detector(cfg, r18vd_weights)
+
+    first, second, again = load(0.4), load(0.5), load(0.4)
+    has_openvino = "OpenVINO" in first.runner.description  # Paddle 2.6 has not
+    assert (again is first) == has_openvino
+    assert "oneDNN" in second.runner.description
+
+
+def test_a_damaged_graph_is_no_reason_to_stop(r18vd_weights, home, monkeypatch):
+    monkeypatch.setattr(engine, "_on_openvino", {"another": None})
     load_detector(tiny_config(), r18vd_weights)
     (home / graphs(home)[0] / "model.pdiparams").write_bytes(b"")
     assert isinstance(load_detector(tiny_config(), r18vd_weights), GFL)
