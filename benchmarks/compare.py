@@ -216,6 +216,8 @@ def chart(answers, path):
     axes.bar_label(bars, [f"{ratio:.1f}" for ratio in ratios], padding=3)
     axes.axvline(1, color="black")
     axes.set_xscale("log")
+    axes.set_xlim(0.8, 1.5 * max(ratios))
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.invert_yaxis()
     axes.set_title("PaddleDetection's time over ppgfl's, CPU")
     figure.savefig(path, dpi=110)
@@ -231,7 +233,7 @@ def main():
         sections = []
         for name in args.questions or QUESTIONS:
             answers[name] = QUESTIONS[name](bench)
-            sections.append(f"## {name}\n\n{QUESTIONS[name].__doc__}.\n\n{table(answers[name])}\n")
+            sections.append(f"## {name}\n\n{' '.join(QUESTIONS[name].__doc__.split())}.\n\n{table(answers[name])}\n")
             print(f"\n{sections[-1]}", flush=True)
     if not args.questions:
         head = HEAD.format(machine=machine(), tuned=" ".join("=".join(item) for item in TUNED.items()))
