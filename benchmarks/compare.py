@@ -68,7 +68,7 @@ def targets(bench):
 
 def loader(bench):
     """Loader with the training transforms and targets, one process; seconds an image"""
-    return bench.ask("loader", rounds=5, images=IMAGES)
+    return bench.ask("loader", rounds=20, images=IMAGES)
 
 
 def startup(bench):
