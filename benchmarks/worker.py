@@ -78,14 +78,7 @@ class Ppgfl:
         batch = {key: paddle.to_tensor(np.stack([s[key] for s in target(samples(2, 8, (SIZE, SIZE)))]))
                  for key in ("image", "labels", "label_weights", "bbox_targets", "pos_num")}
         batch["scale_factor"] = paddle.ones([2, 2])
-
-        def run():
-            model(batch)["loss"].backward()
-            optimizer.step()
-            optimizer.clear_grad()
-            return 2
-
-        return run
+        return lambda: train(model, optimizer, batch)
 
     def targets(self):
         """Gt2GFLTarget of one image."""
@@ -199,14 +192,7 @@ class PaddleDetection:
         batch = {key: paddle.to_tensor(np.stack([s[key] for s in made])) for key in made[0]
                  if key not in ("gt_bbox", "gt_class", "gt_score", "is_crowd")}
         batch.update(im_shape=paddle.full([2, 2], float(SIZE)), scale_factor=paddle.ones([2, 2]))
-
-        def run():
-            model(batch)["loss"].backward()
-            optimizer.step()
-            optimizer.clear_grad()
-            return 2
-
-        return run
+        return lambda: train(model, optimizer, batch)
 
     def targets(self):
         from ppdet.data.transform.batch_operators import Gt2GFLTarget
@@ -219,6 +205,14 @@ class PaddleDetection:
 
         loader = create("TrainReader")(create("TrainDataset")(), 0)
         return lambda: sum(len(batch["image"]) for batch in loader)
+
+
+def train(model, optimizer, batch):
+    """One step of two images."""
+    model(batch)["loss"].backward()
+    optimizer.step()
+    optimizer.clear_grad()
+    return 2
 
 
 def samples(count, boxes, size):
