@@ -24,7 +24,7 @@ from peers import Worker, python_of_paddledetection  # noqa: E402
 from ppgfl.benchmark import machine, take_turns  # noqa: E402
 from ppgfl.runtime import physical_cores  # noqa: E402
 
-SHOWN = ("inference", "evaluation", "step", "targets", "loader")  # in the picture
+PER_IMAGE = ("evaluation", "loader", "targets")  # seconds of one image instead of a run
 MODEL = "gfl_r18vd_1x_coco"
 IMAGES = 12
 # What ppgfl sets before it imports Paddle, for a peer that does not.
@@ -44,31 +44,56 @@ class Row:
 def inference(bench):
     """Exported R18vd, one 800x1088 image, two threads, decoding and NMS included; PaddleDetection's export in the
     fastest setting of Paddle Inference 2.6.2 that gives right boxes"""
-    return bench.ask("inference", rounds=4, peers=("its defaults", "tuned")) + bench.ask(
-        "inference", rounds=4, peers=(), run_mode="bf16", case="bf16")
+    return bench.ask("inference", {"ppgfl": bench.ours(), "ppgfl, bfloat16": bench.ours(run_mode="bf16"),
+                                   **bench.theirs()}, rounds=4)
+
+
+def batch(bench):
+    """The same with a batch of 8; seconds a batch"""
+    return bench.ask("inference", {"ppgfl": bench.ours(batch=8), **bench.theirs("tuned", batch=8)}, rounds=2)
+
+
+def postprocess(bench):
+    """The same without NMS, and without decoding: what they take of the whole"""
+    graphs = {"whole": [], "without NMS": ["export.nms=false"], "bare network": ["export.benchmark=true"],
+              "whole, score threshold 0.3": ["GFLHead.nms.score_threshold=0.3"]}
+    return bench.ask("inference", {name: bench.ours(overrides=overrides) for name, overrides in graphs.items()},
+                     rounds=6)
 
 
 def evaluation(bench):
     """Evaluation end to end, R18vd, 800 pixels, batch 2; seconds an image"""
-    return bench.ask("evaluation", rounds=2, peers=("its defaults", "tuned"), images=4)
+    return bench.ask("evaluation", {"ppgfl": bench.ours(images=4), **bench.theirs(images=4)}, rounds=2)
 
 
 def step(bench):
     """Training step: forward, backward, update, R18vd, 640x640, batch 2"""
-    return bench.ask("step", rounds=3, peers=("its defaults", "tuned"))
+    return bench.ask("step", {"ppgfl": bench.ours(), **bench.theirs()}, rounds=3)
 
 
 def targets(bench):
     """Gt2GFLTarget, one image of 800x1344; seconds an image"""
     rows = []
     for boxes in (1, 10, 100, 1000):
-        rows += bench.ask("targets", rounds=5, boxes=boxes, case=f"{boxes} boxes")
+        subjects = {"ppgfl": bench.ours(boxes=boxes), **bench.theirs("its defaults", boxes=boxes)}
+        rows += bench.ask("targets", subjects, rounds=5, case=f"{boxes} boxes")
     return rows
 
 
 def loader(bench):
     """Loader with the training transforms and targets, one process; seconds an image"""
-    return bench.ask("loader", rounds=20, images=IMAGES)
+    return bench.ask("loader", {"ppgfl": bench.ours(), **bench.theirs("its defaults")}, rounds=20)
+
+
+def growth(bench):
+    """How exported inference grows: with the area, with the batch"""
+    rows = []
+    for height, width in ((320, 320), (640, 640), (1280, 1280)):
+        rows += bench.ask("inference", {"ppgfl": bench.ours(size=(height, width))}, rounds=3, case=f"{height}x{width}")
+    for batch in (1, 2, 4):
+        rows += bench.ask("inference", {"ppgfl": bench.ours(size=(640, 640), batch=batch)}, rounds=3,
+                          case=f"640x640, batch {batch}")
+    return rows
 
 
 def startup(bench):
@@ -98,7 +123,8 @@ is. "Tuned": with {tuned}, which ppgfl sets itself.
 ![times](results.png)
 
 """
-QUESTIONS = {function.__name__: function for function in (inference, evaluation, step, loader, targets, startup)}
+QUESTIONS = {function.__name__: function for function in (inference, batch, postprocess, evaluation, step,
+                                                             loader, targets, growth, startup)}
 
 
 class Bench:
@@ -116,15 +142,21 @@ class Bench:
         subprocess.run([sys.executable, "-c", SAVE_DEMO % (str(ROOT), str(self.weights_of_demo))], check=True,
                        stderr=subprocess.DEVNULL)
 
-    def ask(self, question, *, rounds, peers=("its defaults",), images=IMAGES, boxes=0, case="",
-            run_mode="paddle"):
-        """The rows of a question: ppgfl, and PaddleDetection in one or two ways."""
-        settings = {"data": str(self.data), "images": images, "boxes": boxes, "weights": str(self.weights),
-                    "scratch": str(self.scratch), "overrides": [], "run_mode": run_mode}
-        workers = {"ppgfl": Worker(sys.executable, "ppgfl", question, settings, self.environment)}
-        for way in peers:
-            environment = {**self.environment, **(TUNED if way == "tuned" else {})}
-            workers[f"PaddleDetection, {way}"] = Worker(self.peer, "paddledet", question, settings, environment)
+    def ours(self, **settings):
+        """A subject: ppgfl with settings of its own."""
+        return sys.executable, "ppgfl", settings, {}
+
+    def theirs(self, *ways, **settings):
+        """{name: subject} of PaddleDetection, with its own environment variables or with ppgfl's."""
+        return {f"PaddleDetection, {way}": (self.peer, "paddledet", settings, TUNED if way == "tuned" else {})
+                for way in ways or ("its defaults", "tuned")}
+
+    def ask(self, question, subjects, *, rounds, case=""):
+        """The rows of a question: every subject in a process of its own, taking turns."""
+        common = {"data": str(self.data), "images": IMAGES, "boxes": 0, "weights": str(self.weights),
+                  "scratch": str(self.scratch), "overrides": [], "run_mode": "paddle", "size": (800, 1088), "batch": 1}
+        workers = {name: Worker(python, subject, question, {**common, **settings}, {**self.environment, **variables})
+                   for name, (python, subject, settings, variables) in subjects.items()}
         answers = {name: [] for name in workers}
         for turn in range(rounds + 1):  # the first is not counted
             for name, worker in workers.items():
@@ -133,8 +165,8 @@ class Bench:
                     answers[name].append(answer)
         for worker in workers.values():
             worker.close()
-        names = {name: f"{name} ({worker.setting})" if worker.setting else name for name, worker in workers.items()}
-        return [Row(names[name], case, [a["seconds"] / (1 if question == "step" else a["images"]) for a in given],
+        return [Row(f"{name} ({workers[name].setting})" if workers[name].setting else name, case,
+                    [a["seconds"] / (a["images"] if question in PER_IMAGE else 1) for a in given],
                     given[-1]["peak_mib"]) for name, given in answers.items()]
 
 
@@ -205,10 +237,10 @@ def chart(answers, path):
     names, ratios = [], []
     for question, rows in answers.items():
         for row in rows:
-            if row.subject.startswith("PaddleDetection") and question in SHOWN:
+            if row.subject.startswith("PaddleDetection, "):
                 first = next(other for other in rows if other.case == row.case)
-                names.append(", ".join(part for part in (question, row.case, row.subject[len("PaddleDetection, "):])
-                                       if part))
+                way = row.subject[len("PaddleDetection, "):].split(" (")[0]
+                names.append(", ".join(part for part in (question, row.case, way) if part))
                 ratios.append(statistics.median(row.seconds) / statistics.median(first.seconds))
     figure = Figure(figsize=(8, 0.4 * len(names) + 1), layout="constrained")
     axes = figure.subplots()

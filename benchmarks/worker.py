@@ -19,8 +19,6 @@ ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs" / "gfl" / "gfl_r18vd_1x_coco.yml"
 SIZE = 640  # of the training step
 CANVAS = (800, 1344)  # of the targets: 800 x 1333, padded
-IMAGE = {"image": np.random.default_rng(0).normal(size=(1, 3, 800, 1088)).astype("float32"),
-         "im_shape": np.float32([[800, 1088]]), "scale_factor": np.ones((1, 2), np.float32)}
 
 
 class Ppgfl:
@@ -47,12 +45,13 @@ class Ppgfl:
         import ppgfl
         from ppgfl.predictor import make_runner
 
-        folder = Path(self.settings["scratch"], "ppgfl_export")
+        folder = Path(self.settings["scratch"], f"ppgfl_{'_'.join(self.settings['overrides'])}")
         if not folder.is_dir():
             ppgfl.export(self.cfg, weights=self.settings["weights"], output_dir=folder, verify=())
         runner = make_runner(folder, run_mode=self.settings["run_mode"])
         self.setting = runner.description
-        return lambda: len(runner.run(IMAGE)[1])
+        images = inputs(self.settings)
+        return lambda: len(runner.run(images)[0])
 
     def evaluation(self):
         """All images, from the files to the twelve numbers; the first call also makes the static graph."""
@@ -125,11 +124,11 @@ class PaddleDetection:
             trainer = Trainer(self.cfg, mode="test")
             trainer.load_weights(self.cfg.weights)
             trainer.export(str(folder))
-        model = next(folder.rglob("model.pdmodel"))
+        model, images = next(folder.rglob("model.pdmodel")), inputs(self.settings)
         working = []
         for onednn in (True, False):
             for optimised in (True, False):
-                run = self._predictor(model, onednn, optimised)
+                run = self._predictor(model, images, onednn, optimised)
                 try:
                     run()
                     start = time.perf_counter()
@@ -145,7 +144,7 @@ class PaddleDetection:
         return lambda: len(fastest()[1])
 
     @staticmethod
-    def _predictor(model, onednn, optimised):
+    def _predictor(model, images, onednn, optimised):
         from paddle import inference
 
         config = inference.Config(str(model), str(model.with_suffix(".pdiparams")))
@@ -158,7 +157,7 @@ class PaddleDetection:
 
         def run():
             for name in predictor.get_input_names():
-                predictor.get_input_handle(name).copy_from_cpu(IMAGE[name])
+                predictor.get_input_handle(name).copy_from_cpu(images[name])
             predictor.run()
             return [predictor.get_output_handle(name).copy_to_cpu() for name in predictor.get_output_names()]
 
@@ -205,6 +204,13 @@ class PaddleDetection:
 
         loader = create("TrainReader")(create("TrainDataset")(), 0)
         return lambda: sum(len(batch["image"]) for batch in loader)
+
+
+def inputs(settings):
+    """What an exported graph takes: noise."""
+    count, (height, width) = settings["batch"], settings["size"]
+    return {"image": np.random.default_rng(0).normal(size=(count, 3, height, width)).astype("float32"),
+            "im_shape": np.float32([[height, width]] * count), "scale_factor": np.ones((count, 2), np.float32)}
 
 
 def train(model, optimizer, batch):
