@@ -5,9 +5,9 @@ VENV26 := .venv-paddle26
 
 .PHONY: test test-paddle26 check demo bench clean
 
-# In four processes, since Paddle keeps memory of every graph that it has made or opened until a process ends: one
+# In five processes, since Paddle keeps memory of every graph that it has made or opened until a process ends: one
 # process for all took 22 GiB.
-PARTS := a-c d e-o p-z
+PARTS := a-c d e f-o p-z
 
 test: $(VENV)/ready  ## the whole suite
 	for part in $(PARTS); do $(VENV)/bin/python -m pytest tests/test_[$$part]*.py || exit 1; done
