@@ -2,6 +2,7 @@ import numpy as np
 import paddle
 import pytest
 
+from ppgfl import decode
 from ppgfl.decode import Decoder, MultiClassNMS
 from ppgfl.model.head import Integral
 
@@ -73,6 +74,22 @@ def test_gflv2_reads_the_threshold_as_paddledetection_does(threshold, kept):
     decoder = Decoder(strides=(8,), num_classes=2, joint_scores=True, nms=MultiClassNMS(score_threshold=threshold))
     maps = [paddle.to_tensor(np.array([0.0, 0.6, 0.9], np.float32).reshape(1, 3, 1, 1))], [paddle.zeros([1, 68, 1, 1])]
     assert len(decoder(maps, Integral(16), paddle.ones([1, 2]))["bbox"]) == kept
+
+
+@pytest.mark.parametrize("clusters", [400, 20], ids=["the first look is enough", "it is not"])
+def test_nms_of_very_many_candidates_is_that_of_all(clusters, monkeypatch):
+    rng = np.random.default_rng(clusters)
+    # Boxes of a cluster suppress each other, so 3 classes of 20 clusters leave 60 detections.
+    corners = rng.integers(0, clusters, (2, 9000, 1)) * 50.0 + rng.uniform(0, 2, (2, 9000, 2))
+    boxes = paddle.to_tensor(np.concatenate([corners, corners + 30], axis=2).astype("float32"))
+    scores = paddle.to_tensor(rng.uniform(0, 1, (2, 3, 9000)).round(3).astype("float32"))  # with ties
+    calls, plain = [], decode.MultiClassNMS._suppress
+    monkeypatch.setattr(decode.MultiClassNMS, "_suppress", lambda *a: calls.append(0) or plain(*a))
+    nms = MultiClassNMS(score_threshold=-0.5, keep_top_k=100, nms_threshold=0.4)
+    found = nms(boxes, scores)
+    assert len(calls) == (1 if clusters == 400 else 2)
+    for ours, all_of_them in zip(found, plain(nms, boxes, scores, -0.5)):
+        np.testing.assert_array_equal(ours.numpy(), all_of_them.numpy())
 
 
 def test_without_nms_every_cell_comes_out():
