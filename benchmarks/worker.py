@@ -1,11 +1,13 @@
 """One subject and one question in a process of its own: `compare.py` starts several and lets them take turns.
 
-    python worker.py ppgfl|paddledet QUESTION SETTINGS_AS_JSON
+    python worker.py ppgfl|paddledet|mmdet|onnxruntime|openvino QUESTION SETTINGS_AS_JSON
 
 An answer is a line that starts with `@@` and goes on as JSON: one when it is ready, then one for each line that it
 reads, with the seconds of a run. It imports nothing but its subject, so that it runs in an environment of the peer's
 own.
 """
+import importlib.abc
+import importlib.machinery
 import json
 import os
 import re
@@ -16,8 +18,8 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
-CONFIG = ROOT / "configs" / "gfl" / "gfl_r18vd_1x_coco.yml"
 SIZE = 640  # of the training step
+SIDE = 2048  # of the matrices
 CANVAS = (800, 1344)  # of the targets: 800 x 1333, padded
 
 
@@ -36,22 +38,34 @@ class Ppgfl:
 
         data = settings["data"]
         self.settings = settings
-        self.cfg = ppgfl.load_config(CONFIG, [
+        self.cfg = ppgfl.load_config(config_file(settings), [
             "use_gpu=false", "worker_num=0", "TrainReader.shuffle=false", f"EvalDataset.dataset_dir={data}",
             f"TrainDataset.dataset_dir={data}", f"EvalDataset.sample_num={settings['images']}", *settings["overrides"]])
 
+    def export(self):
+        """Nothing to measure: it writes what the subjects of `inference` run."""
+        import ppgfl
+
+        folder = exported(self.settings)
+        ppgfl.export(self.cfg, weights=self.settings["weights"], output_dir=folder, verify=(),
+                     onnx=self.settings["onnx"], int8=self.settings["int8"])
+        return lambda: 0
+
     def inference(self):
         """One exported image, decoding and NMS included."""
-        import ppgfl
         from ppgfl.predictor import make_runner
 
-        folder = Path(self.settings["scratch"], f"ppgfl_{'_'.join(self.settings['overrides'])}")
-        if not folder.is_dir():
-            ppgfl.export(self.cfg, weights=self.settings["weights"], output_dir=folder, verify=())
-        runner = make_runner(folder, run_mode=self.settings["run_mode"])
+        runner = make_runner(exported(self.settings), run_mode=self.settings["run_mode"])
         self.setting = runner.description
         images = inputs(self.settings)
         return lambda: len(runner.run(images)[0])
+
+    def matmul(self):
+        """The product of two matrices of SIDE x SIDE in float32."""
+        import paddle
+
+        matrix = paddle.to_tensor(np.random.default_rng(0).normal(size=(SIDE, SIDE)).astype("float32"))
+        return lambda: len(paddle.matmul(matrix, matrix))
 
     def evaluation(self):
         """All images, from the files to the twelve numbers; the first call also makes the static graph."""
@@ -107,7 +121,7 @@ class PaddleDetection:
         from ppdet.core.workspace import load_config, merge_config
 
         self.settings = settings
-        self.cfg = load_config(str(CONFIG))
+        self.cfg = load_config(str(config_file(settings)))
         data = {"dataset_dir": settings["data"], "sample_num": settings["images"]}
         merge_config({"use_gpu": False, "worker_num": 0, "weights": settings["weights"],
                       "TrainDataset": data, "EvalDataset": data})
@@ -119,7 +133,7 @@ class PaddleDetection:
         """Its export in Paddle Inference, in the fastest setting that gives boxes inside of the image, or nearly."""
         from ppdet.engine import Trainer
 
-        folder = Path(self.settings["scratch"], "paddledet_export")
+        folder = Path(self.settings["scratch"], f"paddledet_{self.settings['model']}")
         if not folder.is_dir():
             trainer = Trainer(self.cfg, mode="test")
             trainer.load_weights(self.cfg.weights)
@@ -206,6 +220,135 @@ class PaddleDetection:
         return lambda: sum(len(batch["image"]) for batch in loader)
 
 
+class MMDetection:
+    """What MMDetection 3.3 does on PyTorch with the same network. Its GFL needs none of the compiled operators that
+    mmcv-lite lacks, only their names."""
+
+    setting = ""
+
+    def __init__(self, settings):
+        sys.meta_path.insert(0, NamesOnly())
+        import torch
+        from mmdet.registry import MODELS
+        from mmengine.registry import init_default_scope
+        from mmengine.structures import InstanceData
+
+        init_default_scope("mmdet")
+        torch.set_num_threads(2)
+        self.settings, self.torch, self.boxes = settings, torch, InstanceData
+        self.model = MODELS.build({
+            "type": "GFL",
+            "backbone": {"type": "ResNetV1d", "depth": 18, "frozen_stages": 0},
+            "neck": {"type": "FPN", "in_channels": [64, 128, 256, 512], "out_channels": 256, "start_level": 1,
+                     "add_extra_convs": "on_output", "num_outs": 5},
+            "bbox_head": {
+                "type": "GFLHead", "num_classes": 80, "in_channels": 256, "stacked_convs": 4, "feat_channels": 256,
+                "anchor_generator": {"type": "AnchorGenerator", "ratios": [1.0], "octave_base_scale": 8,
+                                     "scales_per_octave": 1, "strides": [8, 16, 32, 64, 128]},
+                "loss_cls": {"type": "QualityFocalLoss", "use_sigmoid": True, "beta": 2.0, "loss_weight": 1.0},
+                "loss_dfl": {"type": "DistributionFocalLoss", "loss_weight": 0.25}, "reg_max": 16,
+                "loss_bbox": {"type": "GIoULoss", "loss_weight": 2.0}},
+            "train_cfg": {"assigner": {"type": "ATSSAssigner", "topk": 9}, "allowed_border": -1, "pos_weight": -1}})
+
+    def step(self):
+        """Forward, targets (it makes them here), backward and update."""
+        from mmdet.structures import DetDataSample
+
+        images, given = samples(2, 8, (SIZE, SIZE)), []
+        for sample in images:
+            one = DetDataSample(metainfo={"img_shape": (SIZE, SIZE), "pad_shape": (SIZE, SIZE)})
+            one.gt_instances = self.boxes(bboxes=self.torch.from_numpy(sample["gt_bbox"]),
+                                          labels=self.torch.from_numpy(sample["gt_class"][:, 0]).long())
+            given.append(one)
+        batch = self.torch.from_numpy(np.stack([sample["image"] for sample in images]))
+        optimizer = self.torch.optim.SGD(self.model.parameters(), 0.01, momentum=0.9, weight_decay=0.0001)
+        self.model.train()
+
+        def run():
+            losses = self.model.loss(batch, given)
+            sum(part for loss in losses.values() for part in loss).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            return len(images)
+
+        return run
+
+    def inference(self):
+        """The bare network, without decoding and NMS."""
+        self.model.eval()
+        images = self.torch.from_numpy(inputs(self.settings)["image"])
+
+        def run():
+            with self.torch.no_grad():
+                return len(self.model.forward(images)[0])
+
+        return run
+
+
+class NamesOnly(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds `mmcv.ops` and all below it as modules that hold an empty class of any name."""
+
+    def find_spec(self, name, path, target=None):
+        if name.split(".")[:2] == ["mmcv", "ops"]:
+            return importlib.machinery.ModuleSpec(name, self, is_package=True)
+        return None
+
+    def exec_module(self, module):
+        module.__getattr__ = self.any_class
+
+    @staticmethod
+    def any_class(name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return type(name, (), {})
+
+
+class OnnxRuntime:
+    """ONNX Runtime with ppgfl's ONNX file, up to decoded boxes and scores."""
+
+    setting = "no NMS"
+
+    def __init__(self, settings):
+        self.settings = settings
+
+    def inference(self):
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 2
+        session = onnxruntime.InferenceSession(
+            str(exported(self.settings) / self.settings["file"]), options, providers=["CPUExecutionProvider"])
+        given = {node.name: inputs(self.settings)[node.name] for node in session.get_inputs()}
+        return lambda: len(session.run(None, given))
+
+
+class OpenVino:
+    """OpenVINO with ppgfl's ONNX file, up to decoded boxes and scores."""
+
+    setting = "no NMS"
+
+    def __init__(self, settings):
+        self.settings = settings
+
+    def inference(self):
+        import openvino
+
+        kind = {"paddle": "f32", "bf16": "bf16"}[self.settings["run_mode"]]
+        model = openvino.Core().compile_model(str(exported(self.settings) / "model.onnx"), "CPU", {
+            "INFERENCE_NUM_THREADS": 2, "INFERENCE_PRECISION_HINT": kind, "PERFORMANCE_HINT": "LATENCY"})
+        given = {port.any_name: inputs(self.settings)[port.any_name] for port in model.inputs}
+        return lambda: len(model(given))
+
+
+def config_file(settings):
+    return ROOT / "configs" / "gfl" / f"{settings['model']}.yml"
+
+
+def exported(settings):
+    """The folder of ppgfl's export of a model with settings of its own."""
+    return Path(settings["scratch"], "_".join([settings["model"], *settings["overrides"]]))
+
+
 def inputs(settings):
     """What an exported graph takes: noise."""
     count, (height, width) = settings["batch"], settings["size"]
@@ -235,7 +378,8 @@ def samples(count, boxes, size):
     return made
 
 
-SUBJECTS = {"ppgfl": Ppgfl, "paddledet": PaddleDetection}
+SUBJECTS = {"ppgfl": Ppgfl, "paddledet": PaddleDetection, "mmdet": MMDetection, "onnxruntime": OnnxRuntime,
+            "openvino": OpenVino}
 
 if __name__ == "__main__":
     subject = SUBJECTS[sys.argv[1]](json.loads(sys.argv[3]))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import paddle
 
-from . import dist, report, resume, runtime
+from . import dist, onednn, report, resume, runtime
 from .build import build_dataset, build_ema, build_loader, build_model, build_optimizer
 from .checkpoint import load_pretrained
 from .dashboard import Dashboard, prediction_pictures
@@ -84,7 +84,7 @@ def train(cfg, **options):
     options = _with_keys_of_config(cfg, Options(**options))
     dist.start()
     folder = RunFolder(Path(cfg.get("save_dir", "output")) / options.run_name, resume=options.resume)
-    with dist.failing_aloud():
+    with dist.failing_aloud(), onednn.switched_on(cfg.get("onednn_training")):
         return _train(cfg, options, folder)
 
 
@@ -200,7 +200,9 @@ def _make_step(cfg, options, model, optimizer, ema):
         paddle.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     if amp and options.amp == "O2":
         model, optimizer = paddle.amp.decorate(models=model, optimizers=optimizer, level="O2")
-    if options.to_static:
+    if cfg.get("onednn_training"):
+        onednn.replace_convolutions(model)
+    elif options.to_static:
         model = paddle.jit.to_static(model, full_graph=True)
     if dist.world_size() > 1:
         model = paddle.DataParallel(model, find_unused_parameters=cfg.get("find_unused_parameters", False))
