@@ -16,16 +16,20 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "golden")]
-from peers import Worker, python_of_paddledetection  # noqa: E402
+from peers import Worker, python_of  # noqa: E402
 
 from ppgfl.benchmark import machine, take_turns  # noqa: E402
 from ppgfl.runtime import physical_cores  # noqa: E402
 
 PER_IMAGE = ("evaluation", "loader", "targets")  # seconds of one image instead of a run
 MODEL = "gfl_r18vd_1x_coco"
+MORE_MODELS = ("gfl_r50_fpn_1x_coco", "gflv2_r50_fpn_1x_coco")
+GFLOP = {"gfl_r18vd_1x_coco": 278.1, "gfl_r50_fpn_1x_coco": 352.9, "gflv2_r50_fpn_1x_coco": 353.1}  # 800x1088
 IMAGES = 12
 # What ppgfl sets before it imports Paddle, for a peer that does not.
 TUNED = {"OMP_NUM_THREADS": str(physical_cores()), "MKL_DEBUG_CPU_TYPE": "5"}
@@ -39,26 +43,46 @@ class Row:
     case: str
     seconds: list
     peak_mib: float = 0.0
+    gflop: float = 0.0  # of a run
 
 
 def inference(bench):
-    """Exported R18vd, one 800x1088 image, two threads, decoding and NMS included; PaddleDetection's export in the
-    fastest setting of Paddle Inference 2.6.2 that gives right boxes"""
-    return bench.ask("inference", {"ppgfl": bench.ours(), "ppgfl, bfloat16": bench.ours(run_mode="bf16"),
-                                   **bench.theirs()}, rounds=4)
+    """Exported, one 800x1088 image, two threads, float32 where nothing else is said. PaddleDetection's export in the
+    fastest setting of Paddle Inference 2.6.2 that gives right boxes. "No NMS": up to decoded boxes and scores"""
+    rows = []
+    for model in (MODEL, *MORE_MODELS):
+        bench.export(model, onnx=True, int8=str(bench.photographs) if model == MODEL else None)
+        subjects = {"ppgfl": bench.ours(model), "ppgfl, bfloat16": bench.ours(model, run_mode="bf16")}
+        if model == MODEL:
+            subjects["ONNX Runtime, int8 by ppgfl"] = bench.other("onnxruntime", model, file="model_int8.onnx")
+        subjects["ONNX Runtime"] = bench.other("onnxruntime", model, file="model.onnx")
+        subjects["OpenVINO"] = bench.other("openvino", model)
+        subjects["OpenVINO, bfloat16"] = bench.other("openvino", model, run_mode="bf16")
+        subjects.update(bench.theirs(*(() if model == MODEL else ("tuned",)), model=model))
+        if model == MODEL:
+            subjects["MMDetection (bare network)"] = bench.mmdetection()
+        rows += bench.ask("inference", subjects, rounds=4, case=model, gflop=GFLOP[model])
+    return rows
 
 
 def batch(bench):
-    """The same with a batch of 8; seconds a batch"""
-    return bench.ask("inference", {"ppgfl": bench.ours(batch=8), **bench.theirs("tuned", batch=8)}, rounds=2)
+    """The same with a batch of 8, R18vd; seconds a batch. Without PaddleDetection, whose export takes 5 GiB for one
+    image"""
+    bench.export(MODEL, onnx=True)
+    return bench.ask("inference", {
+        "ppgfl": bench.ours(batch=8), "ONNX Runtime": bench.other("onnxruntime", MODEL, file="model.onnx", batch=8),
+        "OpenVINO": bench.other("openvino", MODEL, batch=8)}, rounds=2, gflop=8 * GFLOP[MODEL])
 
 
 def postprocess(bench):
-    """The same without NMS, and without decoding: what they take of the whole"""
-    graphs = {"whole": [], "without NMS": ["export.nms=false"], "bare network": ["export.benchmark=true"],
-              "whole, score threshold 0.3": ["GFLHead.nms.score_threshold=0.3"]}
+    """What decoding and NMS take of exported inference, R18vd. These weights give half a million candidates above the
+    config's threshold of 0.025; above 0.5 they give 1,900"""
+    graphs = {"bare network": ["export.benchmark=true"], "without NMS": ["export.nms=false"],
+              "1,900 candidates": ["GFLHead.nms.score_threshold=0.5"], "500,000 candidates": []}
+    for overrides in graphs.values():
+        bench.export(MODEL, overrides=overrides)
     return bench.ask("inference", {name: bench.ours(overrides=overrides) for name, overrides in graphs.items()},
-                     rounds=6)
+                     rounds=10)
 
 
 def evaluation(bench):
@@ -67,8 +91,9 @@ def evaluation(bench):
 
 
 def step(bench):
-    """Training step: forward, backward, update, R18vd, 640x640, batch 2"""
-    return bench.ask("step", {"ppgfl": bench.ours(), **bench.theirs()}, rounds=3)
+    """Training step: forward, backward, update, R18vd, 640x640, batch 2. MMDetection makes its targets in the step"""
+    return bench.ask("step", {"ppgfl": bench.ours(), "ppgfl, onednn_training": bench.ours(
+        overrides=["onednn_training=true"]), **bench.theirs(), "MMDetection": bench.mmdetection()}, rounds=4)
 
 
 def targets(bench):
@@ -86,14 +111,25 @@ def loader(bench):
 
 
 def growth(bench):
-    """How exported inference grows: with the area, with the batch"""
+    """How exported inference (R18vd) grows with the area and the batch, and the targets with the boxes: seconds, and
+    the exponent that fits them"""
+    bench.export(MODEL)
     rows = []
-    for height, width in ((320, 320), (640, 640), (1280, 1280)):
-        rows += bench.ask("inference", {"ppgfl": bench.ours(size=(height, width))}, rounds=3, case=f"{height}x{width}")
-    for batch in (1, 2, 4):
-        rows += bench.ask("inference", {"ppgfl": bench.ours(size=(640, 640), batch=batch)}, rounds=3,
-                          case=f"640x640, batch {batch}")
-    return rows
+    for name, cases in (("area", {f"{side}x{side}": (side**2, {"size": (side, side)}) for side in (320, 640, 1280)}),
+                        ("batch", {f"batch of {n}": (n, {"size": (640, 640), "batch": n}) for n in (1, 2, 4, 8)})):
+        found = [bench.ask("inference", {"ppgfl": bench.ours(**settings)}, rounds=3, case=case)[0]
+                 for case, (_, settings) in cases.items()]
+        rows += found + [fit(name, [x for x, _ in cases.values()], found)]
+    boxes = (10, 100, 1000)
+    found = [bench.ask("targets", {"ppgfl": bench.ours(boxes=n)}, rounds=5, case=f"{n} boxes")[0] for n in boxes]
+    return rows + found + [fit("boxes", boxes, found)]
+
+
+def fit(name, sizes, rows):
+    """A row that says how time and memory grow: the slopes of their logarithms."""
+    slopes = [np.polyfit(np.log(sizes), np.log(values), 1)[0] for values in (
+        [statistics.median(row.seconds) for row in rows], [row.peak_mib for row in rows])]
+    return Row(f"exponent over the {name}: time {slopes[0]:.2f}, memory of the process {slopes[1]:.2f}", "", [])
 
 
 def startup(bench):
@@ -106,7 +142,7 @@ def startup(bench):
         "ppgfl: import ppgfl": [sys.executable, "-c", import_ours],
         "ppgfl: tools/train.py --help": [sys.executable, str(ROOT / "tools" / "train.py"), "--help"],
         "ppgfl: first detection of the demo's model, its graph in the cache": [sys.executable, "-c", first],
-        "PaddleDetection: import ppdet": [bench.peer, "-c", "import ppdet"],
+        "PaddleDetection: import ppdet": [python_of("paddledet"), "-c", "import ppdet"],
     }
     times = take_turns({name: lambda command=command: subprocess.run(
         command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=bench.environment,
@@ -114,9 +150,11 @@ def startup(bench):
     return [Row(name, "", taken) for name, taken in times.items()]
 
 
-HEAD = """# ppgfl against PaddleDetection 2.6.0
+HEAD = """# ppgfl against PaddleDetection 2.6.0 and others
 
-Written by `make bench`. {machine}; PaddleDetection on Paddle 2.6.2.
+Written by `make bench`. {machine}; PaddleDetection on Paddle 2.6.2; MMDetection 3.3 on PyTorch 2.13, with ResNet-18-d.
+The product of two matrices of 2048 x 2048 runs here at {rate:.0f} GFLOP/s in Paddle: "share" is of that, and above 1
+where a convolution uses wider vectors than the matrix product.
 Each subject in a process of its own, taking turns; the first turn is not counted. "Its defaults": the environment as it
 is. "Tuned": with {tuned}, which ppgfl sets itself.
 
@@ -132,31 +170,51 @@ class Bench:
 
     def __init__(self, scratch):
         self.scratch = scratch
-        self.peer = python_of_paddledetection()
         # None of what this process has set for itself.
         self.environment = {key: value for key, value in os.environ.items() if key not in TUNED}
         self.environment["PPGFL_HOME"] = str(scratch / "home")
         self.data = draw_coco(scratch / "data")
-        self.weights = write_weights(MODEL, scratch / f"{MODEL}.pdparams")
+        self.photographs = self.data / "val2017"
         self.weights_of_demo = scratch / "demo.pdparams"
         subprocess.run([sys.executable, "-c", SAVE_DEMO % (str(ROOT), str(self.weights_of_demo))], check=True,
                        stderr=subprocess.DEVNULL)
 
-    def ours(self, **settings):
+    def ours(self, model=MODEL, **settings):
         """A subject: ppgfl with settings of its own."""
-        return sys.executable, "ppgfl", settings, {}
+        return sys.executable, "ppgfl", {"model": model, **settings}, {}
+
+    def other(self, subject, model, **settings):
+        """ONNX Runtime or OpenVINO, in ppgfl's environment."""
+        return sys.executable, subject, {"model": model, **settings}, {}
+
+    def mmdetection(self, **settings):
+        return python_of("mmdet"), "mmdet", settings, {}
+
+    def export(self, model, **settings):
+        """Write ppgfl's export of a model, unless it is there."""
+        if not (self.scratch / "_".join([model, *settings.get("overrides", [])])).is_dir():
+            self.ask("export", {"ppgfl": self.ours(model, **settings)}, rounds=0)
+
+    def matmul_rate(self):
+        """GFLOP/s of Paddle's product of matrices."""
+        row, = self.ask("matmul", {"ppgfl": self.ours()}, rounds=10)
+        return 2 * 2048**3 / statistics.median(row.seconds) / 1e9
 
     def theirs(self, *ways, **settings):
         """{name: subject} of PaddleDetection, with its own environment variables or with ppgfl's."""
-        return {f"PaddleDetection, {way}": (self.peer, "paddledet", settings, TUNED if way == "tuned" else {})
+        python = python_of("paddledet")
+        return {f"PaddleDetection, {way}": (python, "paddledet", settings, TUNED if way == "tuned" else {})
                 for way in ways or ("its defaults", "tuned")}
 
-    def ask(self, question, subjects, *, rounds, case=""):
+    def ask(self, question, subjects, *, rounds, case="", gflop=0.0):
         """The rows of a question: every subject in a process of its own, taking turns."""
-        common = {"data": str(self.data), "images": IMAGES, "boxes": 0, "weights": str(self.weights),
-                  "scratch": str(self.scratch), "overrides": [], "run_mode": "paddle", "size": (800, 1088), "batch": 1}
-        workers = {name: Worker(python, subject, question, {**common, **settings}, {**self.environment, **variables})
-                   for name, (python, subject, settings, variables) in subjects.items()}
+        common = {"data": str(self.data), "images": IMAGES, "boxes": 0, "scratch": str(self.scratch), "overrides": [],
+                  "run_mode": "paddle", "size": (800, 1088), "batch": 1, "model": MODEL, "onnx": False, "int8": None}
+        workers = {}
+        for name, (python, subject, settings, variables) in subjects.items():
+            settings = {**common, **settings}
+            settings["weights"] = str(write_weights(settings["model"], self.scratch))
+            workers[name] = Worker(python, subject, question, settings, {**self.environment, **variables})
         answers = {name: [] for name in workers}
         for turn in range(rounds + 1):  # the first is not counted
             for name, worker in workers.items():
@@ -167,7 +225,7 @@ class Bench:
             worker.close()
         return [Row(f"{name} ({workers[name].setting})" if workers[name].setting else name, case,
                     [a["seconds"] / (a["images"] if question in PER_IMAGE else 1) for a in given],
-                    given[-1]["peak_mib"]) for name, given in answers.items()]
+                    given[-1]["peak_mib"], gflop) for name, given in answers.items() if given]
 
 
 SAVE_DEMO = """
@@ -209,24 +267,35 @@ def draw_coco(folder):
     return folder
 
 
-def write_weights(model, path):
-    """Weights drawn from a seed, in a pickle that PaddleDetection's older numpy reads."""
+def write_weights(model, folder):
+    """Weights drawn from a seed, in a pickle that PaddleDetection's older numpy reads; written once."""
     import make_weights
 
+    path = folder / f"{model}.pdparams"
+    if path.exists():
+        return path
     data = pickle.dumps(make_weights.make(model), protocol=2)
     path.write_bytes(data.replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
     return path
 
 
-def table(rows):
-    """Markdown: the median, the spread, how many times as long as the case's first subject takes, and memory."""
-    lines = ["| | seconds | least to most | against the first | peak memory, MiB |", "| --- | --- | --- | --- | --- |"]
+def table(rows, rate):
+    """Markdown: the median, the spread, how many times as long as the case's first subject takes, memory, and the rate
+    of arithmetic where it is known."""
+    head = ["", "seconds", "least to most", "against the first", "peak memory, MiB"]
+    head += ["GFLOP/s", "share"] if any(row.gflop for row in rows) else []
+    lines = [f"| {' | '.join(head)} |", f"| {' | '.join(['---'] * len(head))} |"]
     for row in rows:
-        first = next(other for other in rows if other.case == row.case)
-        middle, base = statistics.median(row.seconds), statistics.median(first.seconds)
-        name = ", ".join(part for part in (row.subject, row.case) if part)
-        lines.append(f"| {name} | {middle:.4g} | {min(row.seconds):.4g} to {max(row.seconds):.4g} | "
-                     f"{middle / base:.2f} | {f'{row.peak_mib:,.0f}' if row.peak_mib else ''} |")
+        cells = [", ".join(part for part in (row.subject, row.case) if part)]
+        if row.seconds:
+            first = next(other for other in rows if other.case == row.case)
+            middle = statistics.median(row.seconds)
+            cells += [f"{middle:.4g}", f"{min(row.seconds):.4g} to {max(row.seconds):.4g}",
+                      f"{middle / statistics.median(first.seconds):.2f}",
+                      f"{row.peak_mib:,.0f}" if row.peak_mib else ""]
+            if row.gflop:
+                cells += [f"{row.gflop / middle:.0f}", f"{row.gflop / middle / rate:.2f}"]
+        lines.append(f"| {' | '.join(cells + [''] * (len(head) - len(cells)))} |")
     return "\n".join(lines)
 
 
@@ -262,13 +331,14 @@ def main():
     start, answers = time.time(), {}
     with tempfile.TemporaryDirectory() as scratch:
         bench = Bench(Path(scratch))
-        sections = []
+        sections, rate = [], bench.matmul_rate()
         for name in args.questions or QUESTIONS:
             answers[name] = QUESTIONS[name](bench)
-            sections.append(f"## {name}\n\n{' '.join(QUESTIONS[name].__doc__.split())}.\n\n{table(answers[name])}\n")
+            about = " ".join(QUESTIONS[name].__doc__.split())
+            sections.append(f"## {name}\n\n{about}.\n\n{table(answers[name], rate)}\n")
             print(f"\n{sections[-1]}", flush=True)
     if not args.questions:
-        head = HEAD.format(machine=machine(), tuned=" ".join("=".join(item) for item in TUNED.items()))
+        head = HEAD.format(machine=machine(), rate=rate, tuned=" ".join("=".join(item) for item in TUNED.items()))
         (HERE / "RESULTS.md").write_text(head + "\n".join(sections), encoding="utf-8")
         chart(answers, HERE / "results.png")
         print(f"written: {HERE / 'RESULTS.md'} after {time.time() - start:.0f} s")

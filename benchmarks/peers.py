@@ -6,17 +6,23 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-PADDLEDETECTION = ("paddlepaddle==2.6.2", "paddledet==2.6.0", "scikit-learn", "setuptools<81")
+PACKAGES = {
+    # On the newest Paddle that its training runs on.
+    "paddledet": ("paddlepaddle==2.6.2", "paddledet==2.6.0", "scikit-learn", "setuptools<81"),
+    # mmcv-lite has no compiled operators: GFL needs none (see worker.NamesOnly).
+    "mmdet": ("torch==2.13.0", "torchvision", "mmdet==3.3.0", "mmcv-lite==2.1.0", "numpy<2", "opencv-python<4.12",
+              "setuptools<81"),
+}
 
 
-def python_of_paddledetection():
-    """The interpreter of an environment with paddledet 2.6.0, on the newest Paddle that its training runs on."""
-    folder = HERE / ".envs" / "paddledet"
+def python_of(peer):
+    """The interpreter of a peer's environment."""
+    folder = HERE / ".envs" / peer
     python = folder / "bin" / "python"
     if not (folder / "ready").exists():
-        print(f"making {folder}: PaddleDetection's environment, a few minutes", flush=True)
+        print(f"making {folder}: a few minutes", flush=True)
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *PADDLEDETECTION], check=True)
+        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *PACKAGES[peer]], check=True)
         (folder / "ready").touch()
     return str(python)
 

@@ -82,16 +82,24 @@ class Ppgfl:
         """Forward, backward and update on one batch whose targets are there already."""
         import paddle
 
-        from ppgfl import build
+        from ppgfl import build, onednn
 
         model = build.build_model(self.cfg)
         model.train()
+        wanted = self.cfg.get("onednn_training", False)
+        if wanted:
+            onednn.replace_convolutions(model)
         optimizer = build.build_optimizer(self.cfg, model, steps_per_epoch=1000)
         target, = [t for t in build.build_transforms(self.cfg, "TrainReader")[1] if type(t).__name__ == "Gt2GFLTarget"]
         batch = {key: paddle.to_tensor(np.stack([s[key] for s in target(samples(2, 8, (SIZE, SIZE)))]))
                  for key in ("image", "labels", "label_weights", "bbox_targets", "pos_num")}
         batch["scale_factor"] = paddle.ones([2, 2])
-        return lambda: train(model, optimizer, batch)
+
+        def run():
+            with onednn.switched_on(wanted):
+                return train(model, optimizer, batch)
+
+        return run
 
     def targets(self):
         """Gt2GFLTarget of one image."""
@@ -371,7 +379,7 @@ def samples(count, boxes, size):
     for _ in range(count):
         low = rng.uniform(0, 0.8, (boxes, 2))
         corners = np.concatenate([low, low + rng.uniform(0.02, 0.2, (boxes, 2))], axis=1) * [*size[::-1], *size[::-1]]
-        made.append({"im_id": np.array([0]), "image": np.zeros((3, *size), np.float32),
+        made.append({"im_id": np.array([0]), "image": rng.normal(size=(3, *size)).astype(np.float32),
                      "gt_bbox": corners.astype(np.float32),
                      "gt_class": rng.integers(0, 80, (boxes, 1)).astype(np.int32),
                      "is_crowd": np.zeros((boxes, 1), np.int32)})

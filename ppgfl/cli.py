@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from . import dist, runtime
-from .errors import DataError, UserError
+from .errors import DataError, Interrupted, UserError
 from .log import logger, set_up
 
 
@@ -30,6 +30,9 @@ def main(command, arguments=None, prog=None):
             logger.info("%s: entries that do not match\n%s", report.path, report.table())
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Interrupted as error:
+        print(error, file=sys.stderr)
+        return 128 + error.signal
     except KeyboardInterrupt:
         print("stopped by the user", file=sys.stderr)
         return 130

@@ -36,18 +36,20 @@ class MultiClassNMS:
         """boxes [N, A, 4], scores [N, C, A] -> bbox [M, 6] (class, score, x1, y1, x2, y2), bbox_num [N] int32.
 
         The detections of an image stand together, class by class, best score first within a class.
-
-        What NMS keeps of the best candidates does not depend on worse ones: when the best FIRST_LOOK of an image leave
-        keep_top_k detections, these are the result. A network in training has half a million candidates in an image.
         """
         threshold = self.score_threshold if score_threshold is None else score_threshold
         if paddle.in_dynamic_mode() and self.keep_top_k > 0 and self._most(scores, threshold) > MANY:
-            least = paddle.topk(scores.flatten(1), FIRST_LOOK)[0][:, -1].reshape([-1, 1, 1])
-            best = paddle.where(scores >= least, scores, paddle.full([1], threshold, scores.dtype))  # no candidates
-            bbox, bbox_num = self._suppress(boxes, best, threshold)
-            if int(bbox_num.min()) >= self.keep_top_k:
-                return bbox, bbox_num
+            return self._suppress_many(boxes, scores, threshold)
         return self._suppress(boxes, scores, threshold)
+
+    def _suppress_many(self, boxes, scores, threshold):
+        """The same result without looking at all: what NMS keeps of the best candidates does not depend on worse ones,
+        so when the best FIRST_LOOK of every image leave keep_top_k detections, these are it."""
+        least = paddle.topk(scores.flatten(1), FIRST_LOOK)[0][:, -1].reshape([-1, 1, 1])
+        best = paddle.where(scores >= least, scores, paddle.full([1], threshold, scores.dtype))  # others: no candidates
+        bbox, bbox_num = self._suppress(boxes, best, threshold)
+        enough = int(bbox_num.min()) >= self.keep_top_k
+        return (bbox, bbox_num) if enough else self._suppress(boxes, scores, threshold)
 
     @staticmethod
     def _most(scores, threshold):

@@ -24,6 +24,18 @@ class TrainingError(UserError):
     """Training cannot go on: a loss is not finite."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """Training was asked to stop, and did so with a checkpoint.
+
+    Attributes:
+        signal: which one it was.
+    """
+
+    def __init__(self, message, signal):
+        super().__init__(message)
+        self.signal = signal
+
+
 class CheckpointError(UserError):
     """A weights file that is absent, damaged, dangerous, or made for another model.
 

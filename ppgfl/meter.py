@@ -17,16 +17,17 @@ class Meter:
         epoch: index of this epoch; `epochs` of them make the run.
         steps: optimizer steps of an epoch.
         images_per_step: over all processes.
+        done, sums: what `pause` returned, to go on within an epoch.
     """
 
-    def __init__(self, *, epoch, epochs, steps, images_per_step, log_iter):
+    def __init__(self, *, epoch, epochs, steps, images_per_step, log_iter, done=0, sums=None):
         self.epoch = epoch
         self.epochs = epochs
         self.steps = steps
         self.images_per_step = images_per_step
         self.log_iter = log_iter
-        self.done = 0
-        self.sums = {}
+        self.done = done
+        self.sums = dict(sums or {})
         self._open_window()
 
     def _open_window(self):
@@ -55,11 +56,16 @@ class Meter:
         if len(self.window) < self.log_iter and self.done < self.steps:
             return {}
         means = self._read_losses()
-        for name, value in means.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value * len(self.window)
         rate = self._log(lr, means)
         self._open_window()
         return {"train/lr": lr, "train/images_per_s": rate, **{f"train/{name}": v for name, v in means.items()}}
+
+    def pause(self):
+        """Steps done in this epoch and the sums of their losses. Raises TrainingError as `add` does."""
+        if self.window:
+            self._read_losses()
+            self._open_window()
+        return self.done, self.sums
 
     def means(self):
         """The mean of each loss over the epoch and all processes."""
@@ -75,7 +81,10 @@ class Meter:
                 raise TrainingError(
                     f"a loss is not finite in epoch {self.epoch + 1}, step {step}: {terms}; image ids {ids}; the last "
                     "checkpoint is intact. Lower LearningRate.base_lr, lengthen the warm-up, or look at these images")
-        return dict(zip(names, dist.mean(values.mean(axis=0)).numpy().astype(np.float64).tolist()))
+        means = dict(zip(names, dist.mean(values.mean(axis=0)).numpy().astype(np.float64).tolist()))
+        for name, value in means.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value * len(self.window)
+        return means
 
     def _log(self, lr, means):
         seconds = (time.perf_counter() - self.started) / len(self.window)

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import platform
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from .detections import write_json, write_text
 from .errors import ConfigError
 from .evaluate import METRICS
 from .log import logger
+from .resume import SUFFIXES
 
 COLUMNS = ("epoch", "step", "lr", "loss", "loss_qfl", "loss_bbox", "loss_dfl", *METRICS)
 
@@ -38,6 +40,27 @@ class RunFolder:
         if not resumes_this and any(path.glob("*.pdparams")):
             raise ConfigError(f"{path.absolute()}: holds a run already; --resume to go on with it, or choose another "
                               "folder with -o save_dir=")
+
+    @contextmanager
+    def locked(self):
+        """Keep other runs out; one that is killed leaves no lock. Raises ConfigError while another writes here."""
+        if not dist.is_main():
+            yield
+            return
+        from filelock import FileLock, Timeout
+
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / "run.lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise ConfigError(f"{self.path.absolute()}: another run is writing there; wait for its end, or choose "
+                              "another folder with -o save_dir=") from error
+        try:
+            yield
+        finally:
+            (self.path / "run.lock").unlink(missing_ok=True)
+            lock.release()
 
     def describe(self, cfg, options, progress, train_set, images_per_step):
         """Write what this run is, and say in the log where everything goes."""
@@ -67,6 +90,11 @@ class RunFolder:
         """Keep a picture [H, W, 3] uint8 BGR of what was trained on in a step."""
         (self.path / "batches").mkdir(exist_ok=True)
         write_image(str(self.path / "batches" / f"{step}.jpg"), picture)
+
+    def remove_checkpoint(self, name):
+        """Remove one that a later one has taken the place of."""
+        for suffix in SUFFIXES:
+            (self.path / f"{name}{suffix}").unlink(missing_ok=True)
 
     def batches(self):
         """The pictures of `add_batch`, also those from before a resume."""

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import paddle
 
-from . import dist, onednn, report, resume, runtime
+from . import dist, interrupt, onednn, report, resume, runtime
 from .build import build_dataset, build_ema, build_loader, build_model, build_optimizer
 from .checkpoint import load_pretrained
 from .dashboard import Dashboard, prediction_pictures
@@ -15,6 +15,7 @@ from .log import logger, training_bar
 from .meter import Meter
 from .run_folder import RunFolder
 
+INTERRUPTED = "interrupted"  # the checkpoint inside an epoch
 HISTOGRAMS_EVERY = 5  # epochs
 SHOWN_BATCHES = 3  # the first ones of a run, as the network sees them
 
@@ -65,6 +66,8 @@ class Progress:
 
     epoch: int = 0  # finished
     step: int = 0
+    done: int = 0  # steps of the epoch under way, after an interruption
+    sums: dict = field(default_factory=dict)  # of their losses
     seed: int = 0
     best: float = -1.0
     best_epoch: int = 0
@@ -79,13 +82,15 @@ def train(cfg, **options):
         options: see `Options`.
 
     Returns: {"folder": the run's folder, "epoch": finished epochs, "best": best metric or -1, and the last metrics}.
-    Raises: ConfigError, DataError, CheckpointError; TrainingError when a loss is not finite.
+    Raises: ConfigError, DataError, CheckpointError; TrainingError when a loss is not finite; Interrupted (a
+        KeyboardInterrupt) after Ctrl-C or SIGTERM, with the checkpoint `interrupted` to resume from.
     """
     options = _with_keys_of_config(cfg, Options(**options))
     dist.start()
     folder = RunFolder(Path(cfg.get("save_dir", "output")) / options.run_name, resume=options.resume)
-    with dist.failing_aloud(), onednn.switched_on(cfg.get("onednn_training")):
-        return _train(cfg, options, folder)
+    with dist.failing_aloud(), folder.locked(), onednn.switched_on(cfg.get("onednn_training")), \
+            interrupt.requests() as request:
+        return _train(cfg, options, folder, request)
 
 
 def _with_keys_of_config(cfg, options):
@@ -95,7 +100,7 @@ def _with_keys_of_config(cfg, options):
                    vdl_log_dir=options.vdl_log_dir or cfg.get("vdl_log_dir"))
 
 
-def _train(cfg, options, folder):
+def _train(cfg, options, folder, request):
     paddle.seed(options.seed)
     train_set, eval_set, cfg = _data_sets(cfg, options)
     loader = build_loader(cfg, "TrainReader", train_set, seed=options.seed, rank=dist.rank(),
@@ -122,11 +127,17 @@ def _train(cfg, options, folder):
     step = _make_step(cfg, options, model, optimizer, ema)
     model.train()
     for epoch in range(progress.epoch, epochs):
-        loader.batch_sampler.epoch = epoch
+        request.obey(f"go on from {folder.path} with --resume")
+        loader.batch_sampler.epoch, loader.batch_sampler.skip = epoch, progress.done * options.accumulate
         meter = Meter(epoch=epoch, epochs=epochs, steps=steps, images_per_step=images_per_step,
-                      log_iter=cfg.get("log_iter", 20))
-        _train_epoch(loader, step, meter, progress, folder, board, train_set.class_names)
-        progress.epoch = epoch + 1
+                      log_iter=cfg.get("log_iter", 20), done=progress.done, sums=progress.sums)
+        _train_epoch(loader, step, meter, progress, folder, board, train_set.class_names, request)
+        if request and meter.done < steps:
+            progress.done, progress.sums = meter.pause()
+            _save(folder, [INTERRUPTED], model, optimizer, ema, names, progress)
+            request.obey(f"epoch {epoch + 1}, step {meter.done} of {steps} is in {folder.path / INTERRUPTED}; "
+                         "go on with --resume")
+        progress.epoch, progress.done, progress.sums = epoch + 1, 0, {}
         if epoch % HISTOGRAMS_EVERY == 0:
             board.histograms(model, progress.step)
         optimizer.clear_grad()
@@ -143,6 +154,8 @@ def _train(cfg, options, folder):
         save = {"best_model": better, "model_final": last, str(epoch): due and not last}
         if dist.is_main():
             _save(folder, [name for name in save if save[name]], model, optimizer, ema, names, progress)
+            if due or last:
+                folder.remove_checkpoint(INTERRUPTED)
         dist.barrier()
         if last:
             break
@@ -248,12 +261,18 @@ class Step:
         return total
 
 
-def _train_epoch(loader, step, meter, progress, folder, board, class_names):
-    """One round through the training set."""
+def _train_epoch(loader, step, meter, progress, folder, board, class_names, request):
+    """The rest of a round through the training set, or up to the step in which it is asked to stop."""
     batches = iterate(loader)
     with training_bar(meter.steps, f"epoch {meter.epoch + 1}") as bar:
-        for _ in range(meter.steps):
-            group = [next(batches) for _ in range(step.accumulate)]
+        bar.update(meter.done)
+        while meter.done < meter.steps and not request:
+            try:
+                group = [next(batches) for _ in range(step.accumulate)]
+            except (RuntimeError, SystemError):  # the workers were asked to stop too
+                if request:
+                    return
+                raise
             meter.data_arrived()
             if progress.step < SHOWN_BATCHES and dist.is_main():
                 picture = report.draw_batch(group[0], loader.dataset.transforms, class_names)

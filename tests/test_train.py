@@ -17,6 +17,7 @@ from conftest import COCO_MINI, ROOT, recorded, run_tool
 from ppgfl import CheckpointError, ConfigError, TrainingError, build_model, load_config, onednn, train
 from ppgfl.checkpoint import load_pretrained, read
 from ppgfl.data.shapes import CLASSES, draw_scene, make_shapes
+from ppgfl.run_folder import RunFolder
 from ppgfl.safe_pickle import load as load_pickle
 
 LOSSES = ("loss", "loss_qfl", "loss_bbox", "loss_dfl")
@@ -468,6 +469,41 @@ def test_kills_leave_whole_files_and_every_resume_works(shapes, tmp_path, rounds
     done = run_tool("train", *command[2:], f"epoch={len(table) + 1}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "resumed from" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "group"), [(signal.SIGINT, True), (signal.SIGTERM, False), (signal.SIGTERM, True)])
+def test_asked_to_stop_a_run_saves_and_resumes_as_if_nothing_had_happened(shapes, tmp_path, number, group):
+    arguments = ["-c", "shapes_gfl", "-o", *options(shapes, tmp_path, "worker_num=2", "log_iter=1")]
+    whole = run_tool("train", *arguments, f"save_dir={tmp_path}/whole", cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "tools" / "train.py"), *arguments], cwd=tmp_path, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, start_new_session=True)
+    for line in process.stdout:
+        if "[1/4]" in line:
+            break
+    (os.killpg if group else os.kill)(process.pid, number)
+    rest, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + number, rest + errors
+    assert errors.count("\n") == 1, errors
+    assert f"stopped by {number.name}: epoch 1, step" in errors
+    with pytest.raises(ProcessLookupError):  # nobody is left of the group
+        os.killpg(process.pid, 0)
+    done = run_tool("train", *arguments, "--resume", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert not list((tmp_path / "shapes_gfl").glob("interrupted*"))
+    assert not (tmp_path / "shapes_gfl" / "run.lock").exists()
+    a, b = (read(tmp_path / folder / "shapes_gfl" / "model_final.pdparams") for folder in ("whole", "."))
+    assert all(np.array_equal(a[name], b[name]) for name in a)
+    for row, other in zip(rows_of(tmp_path / "whole" / "shapes_gfl"), rows_of(tmp_path / "shapes_gfl")):
+        np.testing.assert_allclose([float(row[k]) for k in LOSSES], [float(other[k]) for k in LOSSES], rtol=1e-6)
+
+
+def test_a_second_run_in_the_folder_of_one_that_goes_on_is_refused(shapes, tmp_path):
+    with RunFolder(tmp_path / "run", resume=None).locked(), pytest.raises(ConfigError, match="another run is writing"):
+        train(config(shapes, tmp_path))
+    assert os.listdir(tmp_path / "run") == []
 
 
 def rows_of(folder):

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import paddle
 
+from .. import interrupt
 from ..errors import DataError
 from ..log import logger
 from . import transforms
@@ -37,7 +38,8 @@ class Samples(paddle.io.Dataset):
 
 
 class Batches(paddle.io.BatchSampler):
-    """Lists of (epoch, index). Set `epoch` before each round through the data.
+    """Lists of (epoch, index). Set `epoch` before each round through the data, and `skip` to leave out its first
+    batches.
 
     With several processes (`world_size`), each takes its part of every step's images, and all take equally many steps;
     unless `drop_last`, the last step is filled up with images from the front.
@@ -52,6 +54,7 @@ class Batches(paddle.io.BatchSampler):
         self.rank = rank
         self.world_size = world_size
         self.epoch = 0
+        self.skip = 0
 
     def __iter__(self):
         order = np.arange(self.length)
@@ -60,7 +63,7 @@ class Batches(paddle.io.BatchSampler):
         step_size = self.batch_size * self.world_size
         if self.world_size > 1:
             order = np.resize(order, len(self) * step_size)  # repeats from the front
-        for step in range(len(self)):
+        for step in range(self.skip, len(self)):
             start = step * step_size + self.rank * self.batch_size
             yield [(self.epoch, int(index)) for index in order[start:start + self.batch_size]]
 
@@ -89,6 +92,7 @@ def make_loader(dataset, batches, batch_transforms, num_workers):
 
     def worker_init_fn(_):
         cv2.setNumThreads(0)  # the workers share the cores already
+        interrupt.in_worker()
 
     return paddle.io.DataLoader(
         dataset, batch_sampler=batches, collate_fn=collate_fn, num_workers=num_workers,
