@@ -13,7 +13,7 @@ from .checkpoint import load_weights
 from .config_keys import OTHER_KEYS, SECTIONS, TOP_LEVEL
 from .data.batch import PadBatch
 from .data.dataset import COCODataSet, ImageFolder
-from .data.loader import Batches, Samples, make_loader
+from .data.loader import POLICIES, Batches, Samples, make_loader
 from .data.transforms import Decode, NormalizeImage, Permute, RandomFlip, RandomResize, Resize
 from .decode import Decoder, MultiClassNMS
 from .errors import ConfigError, nearest
@@ -153,7 +153,17 @@ def build_loader(cfg, reader, dataset, *, seed=0, rank=0, world_size=1):
     if not len(batches):
         raise ConfigError(f"{reader}.batch_size: {batch_size} on {world_size} processes, but the data set has only "
                           f"{len(dataset.records)} images; set it lower")
-    return make_loader(Samples(dataset.records, sample_transforms, seed), batches, batch_transforms, workers)
+    samples = Samples(dataset.records, sample_transforms, seed, skip=skips_corrupt_images(cfg),
+                      replace=reader == "TrainReader")
+    return make_loader(samples, batches, batch_transforms, workers)
+
+
+def skips_corrupt_images(cfg):
+    """Whether images that cannot be read are left out. Raises ConfigError."""
+    policy = cfg.get("corrupt_images", "error")
+    if policy not in POLICIES:
+        raise ConfigError(f"corrupt_images: {policy!r}; allowed: {', '.join(POLICIES)}")
+    return policy == "skip"
 
 
 def build_optimizer(cfg, model, *, steps_per_epoch, total_batch_size=None):

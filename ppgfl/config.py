@@ -1,4 +1,5 @@
 """YAML files -> one plain dict. Knows the format of PaddleDetection's configs, and no class of ours."""
+import math
 import os
 import re
 from pathlib import Path
@@ -6,6 +7,8 @@ from pathlib import Path
 import yaml
 
 from .errors import ConfigError
+
+LARGEST = 100_000  # values in a config
 
 
 def load_config(path, overrides=()):
@@ -94,7 +97,20 @@ def _read(path):
         return {}
     if not isinstance(cfg, dict):
         raise ConfigError(f"{path}: holds a {type(cfg).__name__}; a config is a mapping of keys")
+    if _size(cfg, {}) > LARGEST:
+        raise ConfigError(f"{path}: its aliases (*name) make more than {LARGEST:,} values, or a loop; write them out")
     return cfg
+
+
+def _size(value, known):
+    """How many values there are when every alias is written out: a few lines of YAML can make billions, or a loop."""
+    if not isinstance(value, (dict, list)):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = math.inf  # until it is counted: it contains itself
+        known[id(value)] = 1 + sum(_size(item, known) for item in (
+            value.values() if isinstance(value, dict) else value))
+    return known[id(value)]
 
 
 def _one_line(error):

@@ -25,6 +25,8 @@ TOP_LEVEL = {
     "use_ema": "keep a moving average of the weights: it is evaluated and saved (false)",
     "ema_decay": "share of the old average that is kept in a step (0.9998)",
     "ema_decay_type": "how that share grows at first: threshold, exponential, or normal for not at all (threshold)",
+    "corrupt_images": "what becomes of images that cannot be read: error, which stops; skip: they are left out with a "
+                      "line (in training another takes the place, in evaluation their objects count as missed) (error)",
     "onednn_training": "true: train on a CPU with oneDNN's convolutions: half the time of a step when all batches have "
                        "the same size, and at least twice the memory; Paddle 3.3 (false)",
     "find_unused_parameters": "of Paddle's DataParallel (false)",

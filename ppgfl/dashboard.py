@@ -1,4 +1,5 @@
 """A run in VisualDL: curves, pictures, histograms. A dashboard that fails says so once and never stops training."""
+import contextlib
 import functools
 import os
 from pathlib import Path
@@ -6,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from .detections import Detections
+from .errors import DataError
 from .log import logger
 
 FILE_NAME = "vdlrecords.ppgfl.log"  # a fixed name: VisualDL shows one file per folder, and a resumed run goes on in it
@@ -102,7 +104,8 @@ def prediction_pictures(dataset, results, threshold=0.3):
         rows = np.array(rows, np.float32).reshape(-1, 6)
         rows[:, 4:] += rows[:, 2:4]  # width and height -> the other corner
         found = Detections.from_rows(rows, dataset.class_names, path=record["im_file"])
-        yield record["im_id"], found.draw(threshold)
+        with contextlib.suppress(DataError):  # evaluation has said so, and gone on
+            yield record["im_id"], found.draw(threshold)
 
 
 def _forget_after(path, step):

@@ -9,9 +9,8 @@ import numpy as np
 import paddle
 
 from . import dist, report
-from .build import build_dataset, build_loader
-from .data.image import read_image
-from .data.loader import iterate
+from .build import build_dataset, build_loader, skips_corrupt_images
+from .data.loader import iterate, read_images
 from .detections import coco_records, split_batch, write_json
 from .engine import load_detector
 from .errors import ConfigError, DataError
@@ -55,11 +54,11 @@ def evaluate(cfg, *, weights=None, model=None, exported=None, runner=None, slici
     else:
         if exported is not None:
             detect = _runner(make_runner(exported, **(runner or {})), dataset)
-            results = run_images(sliced(detect, slicing), dataset)
+            results = run_images(sliced(detect, slicing), dataset, skip=skips_corrupt_images(cfg))
         elif slicing is not None:
             model = model or load_detector(cfg, weights)
             detect = detection_function(cfg, model, "EvalReader")
-            results = run_images(sliced(detect, slicing), dataset)
+            results = run_images(sliced(detect, slicing), dataset, skip=skips_corrupt_images(cfg))
         else:
             model = model or load_detector(cfg, weights, images=len(dataset.records) // dist.world_size())
             results = run(model, cfg, dataset)
@@ -123,13 +122,14 @@ def _runner(runner, dataset):
     return runner
 
 
-def run_images(detect, dataset):
-    """As `run`, one image at a time, through a function: images [H, W, 3] uint8 BGR -> their detections."""
+def run_images(detect, dataset, *, skip=False):
+    """As `run`, one image at a time, through a function: images [H, W, 3] uint8 BGR -> their detections; `skip`: see
+    `read_images`."""
     results = []
     share = dataset.records[dist.rank()::dist.world_size()]
-    for record in progress(share, total=len(share), what="evaluate", size=lambda record: 1):
-        image = read_image(record["im_file"])[..., ::-1]
-        results += coco_records(detect([image])[0], record["im_id"], dataset.category_ids)
+    images = read_images(share, skip=skip)
+    for record, image in progress(images, total=len(share), what="evaluate", size=lambda _: 1):
+        results += coco_records(detect([image[..., ::-1]])[0], record["im_id"], dataset.category_ids)
     return dist.gather(results)
 
 

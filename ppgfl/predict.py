@@ -6,12 +6,12 @@ import numpy as np
 import paddle
 
 from . import dist, runtime
-from .build import build_dataset, build_loader, build_transforms
+from .build import build_dataset, build_loader, build_transforms, skips_corrupt_images
 from .config import load_config
 from .data import transforms
 from .data.batch import collate
 from .data.image import read_image, write_image
-from .data.loader import iterate
+from .data.loader import iterate, read_images
 from .detections import Detections, coco_records, split_batch, write_csv, write_json
 from .engine import load_detector
 from .errors import ConfigError, DataError
@@ -132,9 +132,10 @@ def infer(cfg, images, *, weights=None, output_dir="output", draw_threshold=0.5,
     lines = JsonLines(folder, resume=resume) if save_results == "jsonl" else None
     dataset.records = _share(dataset.records, lines)
     model = load_detector(cfg, weights, images=len(dataset.records))
-    found, coco = [], []
+    found, coco, count = [], [], 0
     for index, rows in progress(_all_rows(cfg, model, dataset, slicing), total=len(dataset.records), what="infer",
                                 size=lambda _: 1):
+        count += 1
         one = Detections.from_rows(rows, dataset.class_names, path=files[index])
         if pictures:
             paths[index].parent.mkdir(parents=True, exist_ok=True)
@@ -144,7 +145,7 @@ def infer(cfg, images, *, weights=None, output_dir="output", draw_threshold=0.5,
             continue
         found.append(one.above(save_threshold))
         coco += coco_records(rows[rows[:, 1] >= save_threshold], index, dataset.category_ids)
-    what = f"{len(dataset.records)} {'pictures' if pictures else 'images'}"
+    what = f"{count} {'pictures' if pictures else 'images'}"
     logger.info("%s in %s%s", what, folder.resolve(), ", results-*.jsonl beside them" if lines and pictures else "")
     if lines:
         lines.close()
@@ -165,8 +166,8 @@ def _all_rows(cfg, model, dataset, slicing):
     """Yield (place of the image, its detections)."""
     if slicing is not None:
         detect = sliced(detection_function(cfg, model, "TestReader"), slicing, cfg["TestReader"].get("batch_size", 1))
-        for record in dataset.records:
-            yield record["im_id"], detect([read_image(record["im_file"])[..., ::-1]])[0]
+        for record, image in read_images(dataset.records, skip=skips_corrupt_images(cfg)):
+            yield record["im_id"], detect([image[..., ::-1]])[0]
         return
     loader = build_loader(cfg, "TestReader", dataset) if dataset.records else ()
     with paddle.no_grad():

@@ -12,6 +12,7 @@ from . import curves
 from .data.image import read_image
 from .data.transforms import NormalizeImage
 from .detections import Detections, write_text
+from .errors import DataError
 from .log import logger
 
 IOU = 0.5  # of the threshold, the confusion and the images
@@ -207,7 +208,10 @@ def _photos(evaluator, dataset, image_ids, threshold):
     files = {record["im_id"]: record["im_file"] for record in dataset.records}
     class_of = {category: i for i, category in enumerate(dataset.category_ids)}
     for image_id in image_ids:
-        image = read_image(files[image_id])[..., ::-1]
+        try:
+            image = read_image(files[image_id])[..., ::-1]
+        except DataError:  # evaluation has said so, and gone on
+            continue
         image, scale = _shrink(image)
         halves = []
         for annotations in (evaluator.cocoGt.imgToAnns[image_id], evaluator.cocoDt.imgToAnns[image_id]):

@@ -22,6 +22,9 @@ def prepare_for_paddle():
     AMD processors unless ``MKL_DEBUG_CPU_TYPE`` is 5. Together they made a 3x3 convolution four times as fast on two
     cores of an AMD EPYC. A value that the user has set is respected.
     """
+    # An image of 16,384 x 16,384 takes 0.8 GB; a small file can claim far more.
+    os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 28))
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # of a damaged image our own line says enough
     import cv2  # noqa: F401
 
     os.environ.setdefault("OMP_NUM_THREADS", str(physical_cores()))

@@ -1,4 +1,5 @@
 """Which images there are, and what is on them: a COCO annotation file, or a folder of images."""
+import collections
 import json
 import os
 from pathlib import Path
@@ -140,6 +141,15 @@ def read_annotations(path, section):
     if strange is not None:
         raise DataError(f"{path}: image id {strange!r} is not a whole number; number the images; "
                         f"key {section}.anno_path")
+    nameless = next((image["id"] for image in content["images"] if not isinstance(image["file_name"], str)), None)
+    if nameless is not None:
+        raise DataError(f"{path}: the file_name of image {nameless} is not text; key {section}.anno_path")
+    for key, what in (("images", "image"), ("categories", "category")):
+        counts = collections.Counter(str(entry["id"]) for entry in content[key])
+        number, count = counts.most_common(1)[0] if counts else ("", 1)
+        if count > 1:
+            raise DataError(f"{path}: {what} id {number} stands {count} times in '{key}'; number them anew; key "
+                            f"{section}.anno_path")
     annotations = content.get("annotations", [])
     if not isinstance(annotations, list) or not all(isinstance(a, dict) for a in annotations):
         raise DataError(f"{path}: not a COCO annotation file: 'annotations' must be a list of "

@@ -27,7 +27,11 @@ def read_image(path):
     try:
         image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
     except cv2.error as error:
-        raise DataError(f"{path}: the image cannot be decoded: {' '.join(str(error).split())}") from error
+        reason = " ".join(str(error).split())
+        if "CV_IO_MAX_IMAGE" in reason:
+            reason = ("it has, or claims, more pixels than OPENCV_IO_MAX_IMAGE_PIXELS allows (268,435,456 unless that "
+                      "environment variable says otherwise); cut it into pieces, or set the variable higher")
+        raise DataError(f"{path}: the image cannot be decoded: {reason}") from error
     if image is None:
         raise DataError(f"{path}: not an image that can be decoded ({data.size:,} bytes); replace or remove it")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)

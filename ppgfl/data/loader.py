@@ -11,27 +11,47 @@ from ..errors import DataError
 from ..log import logger
 from . import transforms
 from .batch import collate
+from .image import read_image
 
 ERROR = "error"  # key of a batch that could not be made: its message, as bytes
+SKIPPED = "skipped"  # key of the messages about images that were left out, as bytes, one per line
+POLICIES = ("error", "skip")
 SHARED_MEMORY_NEEDED = 1 << 30  # bytes in /dev/shm under which workers send their batches through pipes instead
 
 
 class Samples(paddle.io.Dataset):
-    """(epoch, index) -> a transformed sample; its randomness depends on the seed, the epoch and the index alone."""
+    """(epoch, index) -> a transformed sample; its randomness depends on the seed, the epoch and the index alone.
 
-    def __init__(self, records, sample_transforms, seed=0):
+    Args:
+        skip: what becomes of an image that cannot be read: False: an error; True: it is left out.
+        replace: in the place of one that is left out comes the next that can be read, so that batches stay full.
+    """
+
+    def __init__(self, records, sample_transforms, seed=0, *, skip=False, replace=False):
         super().__init__()
         self.records = records
         self.transforms = sample_transforms
         self.seed = seed
+        self.skip = skip
+        self.replace = replace
 
     def __getitem__(self, key):
         epoch, index = key
-        rng = np.random.default_rng([self.seed, epoch, index])
-        try:
-            return transforms.apply(self.transforms, dict(self.records[index]), rng)
-        except DataError as error:  # a worker would print a traceback: hand it to the main process instead
-            return {ERROR: str(error)}
+        skipped = []
+        for tried in range(len(self.records) if self.replace else 1):
+            place = (index + tried) % len(self.records)
+            rng = np.random.default_rng([self.seed, epoch, place])
+            try:
+                sample = transforms.apply(self.transforms, dict(self.records[place]), rng)
+            except DataError as error:  # a worker would print a traceback: hand it to the main process instead
+                if not self.skip:
+                    return {ERROR: str(error)}
+                skipped.append(" ".join(str(error).split()))
+                continue
+            return {**sample, SKIPPED: skipped} if skipped else sample
+        if self.replace:
+            return {ERROR: f"not one of the {len(self.records)} images can be read; the last one: {skipped[-1]}"}
+        return {SKIPPED: skipped}
 
     def __len__(self):
         return len(self.records)
@@ -73,13 +93,23 @@ class Batches(paddle.io.BatchSampler):
 
 
 def make_batch(samples, batch_transforms):
-    """Samples -> a batch, or the error of a sample that could not be made."""
+    """Samples -> a batch, or the error of a sample that could not be made. Without those that were left out."""
     for sample in samples:
         if ERROR in sample:
-            return {ERROR: np.frombuffer(sample[ERROR].encode(), np.uint8)}
-    for transform in batch_transforms:
+            return {ERROR: _as_bytes(sample[ERROR])}
+    skipped = [message for sample in samples for message in sample.pop(SKIPPED, ())]
+    samples = [sample for sample in samples if sample]
+    for transform in batch_transforms if samples else ():
         samples = transform(samples)
-    return collate(samples)
+    return {**(collate(samples) if samples else {}), **({SKIPPED: _as_bytes("\n".join(skipped))} if skipped else {})}
+
+
+def _as_bytes(text):
+    return np.frombuffer(text.encode(), np.uint8)
+
+
+def _as_text(value):
+    return np.asarray(value).tobytes().decode()
 
 
 def make_loader(dataset, batches, batch_transforms, num_workers):
@@ -101,10 +131,38 @@ def make_loader(dataset, batches, batch_transforms, num_workers):
 
 def iterate(loader):
     """Yield the loader's batches; raises the DataError of a sample that could not be made."""
+    skipped = []
     for batch in loader:
         if ERROR in batch:
-            raise DataError(np.asarray(batch[ERROR]).tobytes().decode())
-        yield batch
+            raise DataError(_as_text(batch[ERROR]))
+        for message in _as_text(batch.pop(SKIPPED)).split("\n") if SKIPPED in batch else ():
+            skipped.append(message)
+            logger.warning("skipped: %s", message)
+        if batch:
+            yield batch
+    _count(skipped)
+
+
+def read_images(records, *, skip=False):
+    """Yield (record, image [H, W, 3] uint8 RGB). An image that cannot be read is left out (`skip`) or a DataError."""
+    skipped = []
+    for record in records:
+        try:
+            image = read_image(record["im_file"])
+        except DataError as error:
+            if not skip:
+                raise
+            skipped.append(record["im_file"])
+            logger.warning("skipped: %s", error)
+            continue
+        yield record, image
+    _count(skipped)
+
+
+def _count(skipped):
+    if skipped:
+        logger.warning("%d image%s could not be read and %s left out", len(skipped), *(
+            ("s", "were") if len(skipped) > 1 else ("", "was")))
 
 
 def _enough_shared_memory():
