@@ -93,7 +93,7 @@ class Ppgfl:
         target, = [t for t in build.build_transforms(self.cfg, "TrainReader")[1] if type(t).__name__ == "Gt2GFLTarget"]
         batch = {key: paddle.to_tensor(np.stack([s[key] for s in target(samples(2, 8, (SIZE, SIZE)))]))
                  for key in ("image", "labels", "label_weights", "bbox_targets", "pos_num")}
-        batch["scale_factor"] = paddle.ones([2, 2])
+        batch.update(image=paddle.to_tensor(noise()), scale_factor=paddle.ones([2, 2]))
 
         def run():
             with onednn.switched_on(wanted):
@@ -212,7 +212,8 @@ class PaddleDetection:
         # The reader stacks what the transform adds, and what training reads besides.
         batch = {key: paddle.to_tensor(np.stack([s[key] for s in made])) for key in made[0]
                  if key not in ("gt_bbox", "gt_class", "gt_score", "is_crowd")}
-        batch.update(im_shape=paddle.full([2, 2], float(SIZE)), scale_factor=paddle.ones([2, 2]))
+        batch.update(image=paddle.to_tensor(noise()), im_shape=paddle.full([2, 2], float(SIZE)),
+                     scale_factor=paddle.ones([2, 2]))
         return lambda: train(model, optimizer, batch)
 
     def targets(self):
@@ -268,7 +269,7 @@ class MMDetection:
             one.gt_instances = self.boxes(bboxes=self.torch.from_numpy(sample["gt_bbox"]),
                                           labels=self.torch.from_numpy(sample["gt_class"][:, 0]).long())
             given.append(one)
-        batch = self.torch.from_numpy(np.stack([sample["image"] for sample in images]))
+        batch = self.torch.from_numpy(noise())
         optimizer = self.torch.optim.SGD(self.model.parameters(), 0.01, momentum=0.9, weight_decay=0.0001)
         self.model.train()
 
@@ -364,6 +365,11 @@ def inputs(settings):
             "im_shape": np.float32([[height, width]] * count), "scale_factor": np.ones((count, 2), np.float32)}
 
 
+def noise():
+    """The images of a training step."""
+    return np.random.default_rng(0).normal(size=(2, 3, SIZE, SIZE)).astype("float32")
+
+
 def train(model, optimizer, batch):
     """One step of two images."""
     model(batch)["loss"].backward()
@@ -373,13 +379,13 @@ def train(model, optimizer, batch):
 
 
 def samples(count, boxes, size):
-    """Images of noise with boxes, as they enter the targets' transform. The same for every subject."""
+    """Black images with boxes, as they enter the targets' transform. The same for every subject."""
     rng = np.random.default_rng(0)
     made = []
     for _ in range(count):
         low = rng.uniform(0, 0.8, (boxes, 2))
         corners = np.concatenate([low, low + rng.uniform(0.02, 0.2, (boxes, 2))], axis=1) * [*size[::-1], *size[::-1]]
-        made.append({"im_id": np.array([0]), "image": rng.normal(size=(3, *size)).astype(np.float32),
+        made.append({"im_id": np.array([0]), "image": np.zeros((3, *size), np.float32),
                      "gt_bbox": corners.astype(np.float32),
                      "gt_class": rng.integers(0, 80, (boxes, 1)).astype(np.int32),
                      "is_crowd": np.zeros((boxes, 1), np.int32)})
