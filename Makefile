@@ -21,7 +21,7 @@ check: $(VENV)/ready  ## style and the fast tests
 	$(VENV)/bin/python -m ruff check .
 	for part in $(PARTS); do $(VENV)/bin/python -m pytest -m "not slow" tests/test_[$$part]*.py || exit 1; done
 
-faults: $(VENV)/ready  ## hostile files and kills, with more rounds than the suite: about ten minutes (docs/reliability.md)
+faults: $(VENV)/ready  ## hostile files and kills, with more rounds than the suite (docs/reliability.md)
 	PPGFL_FUZZ=30000 PPGFL_MUTATIONS=1000 PPGFL_LONG=1 $(VENV)/bin/python -m pytest -s tests/faults
 	PPGFL_KILLS=20 $(VENV)/bin/python -m pytest tests/test_train.py tests/test_json_lines.py tests/test_download.py \
 		-k "kill or asked_to_stop or cut or second_run"
@@ -29,7 +29,7 @@ faults: $(VENV)/ready  ## hostile files and kills, with more rounds than the sui
 demo: $(VENV)/ready  ## draw a data set, train, evaluate, detect: about four minutes on two cores
 	$(VENV)/bin/python tools/demo.py
 
-bench: $(VENV)/ready  ## speed against PaddleDetection, which gets an environment of its own: about fifteen minutes
+bench: $(VENV)/ready  ## speed against PaddleDetection and others, in environments of their own: about twenty minutes
 	$(VENV)/bin/python benchmarks/compare.py
 
 $(VENV)/ready: setup.py pyproject.toml

@@ -43,6 +43,7 @@ class COCODataSet:
         self.anno_path = Path(dataset_dir or "", anno_path or "").expanduser()
         self.image_dir = Path(dataset_dir or "", image_dir or "").expanduser()
         self.annotations = read_annotations(self.anno_path, section)
+        self._check_ids()
         categories = self.annotations["categories"]
         self.class_names = [str(category["name"]) for category in categories]
         self.category_ids = [category["id"] for category in categories]
@@ -57,6 +58,14 @@ class COCODataSet:
         logger.info("%s: %s", self.anno_path, self.summary())
         if not self.records:
             raise DataError(f"{self.anno_path}: no image to use ({self.summary()}); key {section}.anno_path")
+
+    def _check_ids(self):
+        for key, what in (("images", "image"), ("categories", "category")):
+            counts = collections.Counter(str(entry["id"]) for entry in self.annotations[key])
+            number, count = counts.most_common(1)[0] if counts else ("", 1)
+            if count > 1:
+                raise DataError(f"{self.anno_path}: {what} id {number} stands {count} times in '{key}'; number them "
+                                f"anew (`ppgfl data check` lists all); key {self.section}.anno_path")
 
     def summary(self):
         """One line: images with boxes, empty ones, and boxes that were rejected with the reasons."""
@@ -144,12 +153,6 @@ def read_annotations(path, section):
     nameless = next((image["id"] for image in content["images"] if not isinstance(image["file_name"], str)), None)
     if nameless is not None:
         raise DataError(f"{path}: the file_name of image {nameless} is not text; key {section}.anno_path")
-    for key, what in (("images", "image"), ("categories", "category")):
-        counts = collections.Counter(str(entry["id"]) for entry in content[key])
-        number, count = counts.most_common(1)[0] if counts else ("", 1)
-        if count > 1:
-            raise DataError(f"{path}: {what} id {number} stands {count} times in '{key}'; number them anew; key "
-                            f"{section}.anno_path")
     annotations = content.get("annotations", [])
     if not isinstance(annotations, list) or not all(isinstance(a, dict) for a in annotations):
         raise DataError(f"{path}: not a COCO annotation file: 'annotations' must be a list of "
