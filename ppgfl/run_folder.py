@@ -5,7 +5,7 @@ import io
 import json
 import os
 import platform
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +61,8 @@ class RunFolder:
         finally:
             (self.path / "run.lock").unlink(missing_ok=True)
             lock.release()
+            with suppress(OSError):
+                self.path.rmdir()  # empty after a mistake before the first step
 
     def describe(self, cfg, options, progress, train_set, images_per_step):
         """Write what this run is, and say in the log where everything goes."""
