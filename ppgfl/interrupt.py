@@ -60,4 +60,3 @@ def requests():
 def in_worker():
     """In a loader's process: a Ctrl-C on the terminal is for the main process, which ends the workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -25,6 +25,7 @@ def prepare_for_paddle():
     # An image of 16,384 x 16,384 takes 0.8 GB; a small file can claim far more.
     os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 28))
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # of a damaged image our own line says enough
+    os.environ.setdefault("GLOG_minloglevel", "1")  # Paddle's notes about its own executors; warnings stay
     import cv2  # noqa: F401
 
     os.environ.setdefault("OMP_NUM_THREADS", str(physical_cores()))

@@ -30,7 +30,7 @@ def read_image(path):
         reason = " ".join(str(error).split())
         if "CV_IO_MAX_IMAGE" in reason:
             reason = ("it has, or claims, more pixels than OPENCV_IO_MAX_IMAGE_PIXELS allows (268,435,456 unless that "
-                      "environment variable says otherwise); cut it into pieces, or set the variable higher")
+                      "variable says otherwise); cut it into pieces, or set the variable higher")
         raise DataError(f"{path}: the image cannot be decoded: {reason}") from error
     if image is None:
         raise DataError(f"{path}: not an image that can be decoded ({data.size:,} bytes); replace or remove it")
