@@ -192,7 +192,10 @@ class Bench:
 
     def export(self, model, **settings):
         """Write ppgfl's export of a model, unless it is there."""
-        if not (self.scratch / "_".join([model, *settings.get("overrides", [])])).is_dir():
+        folder = self.scratch / "_".join([model, *settings.get("overrides", [])])
+        needed = ["model.pdmodel"] + ["model.onnx"] * bool(settings.get("onnx"))
+        needed += ["model_int8.onnx"] * bool(settings.get("int8"))
+        if not all((folder / name).is_file() for name in needed):
             self.ask("export", {"ppgfl": self.ours(model, **settings)}, rounds=0)
 
     def matmul_rate(self):
