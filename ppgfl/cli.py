@@ -4,7 +4,7 @@ import logging
 import sys
 from pathlib import Path
 
-from . import dist, runtime
+from . import dist, files, runtime
 from .errors import DataError, Interrupted, UserError
 from .log import logger, set_up
 
@@ -36,6 +36,12 @@ def main(command, arguments=None, prog=None):
     except KeyboardInterrupt:
         print("stopped by the user", file=sys.stderr)
         return 130
+    except OSError as error:
+        line = files.explain(error)
+        if line is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        return 2
     return code or 0
 
 

@@ -27,6 +27,9 @@ TOP_LEVEL = {
     "ema_decay_type": "how that share grows at first: threshold, exponential, or normal for not at all (threshold)",
     "corrupt_images": "what becomes of images that cannot be read: error, which stops; skip: they are left out with a "
                       "line (in training another takes the place, in evaluation their objects count as missed) (error)",
+    "hang_timeout": "in a run of several processes: seconds after which one that neither gets a batch nor ends a step "
+                    "says over what it hangs and ends the run, if no step before took a fifth of that; 0: never (45; "
+                    "on a CPU 25, since gloo, over which the processes talk there, gives up after 30)",
     "onednn_training": "true: train on a CPU with oneDNN's convolutions: half the time of a step when all batches have "
                        "the same size, and at least twice the memory; Paddle 3.3 (false)",
     "find_unused_parameters": "of Paddle's DataParallel (false)",

@@ -11,6 +11,7 @@ import yaml
 from . import runtime
 from .data.image import SUFFIXES, read_image
 from .errors import DataError
+from .files import write_json
 from .log import logger, progress
 
 LEAST_SIDE = 0.5  # pixels of a box
@@ -62,8 +63,7 @@ def convert(kind, source, output, *, classes=None):
             else:
                 samples.append((image, label, size, objects))
     content = _coco(source, samples, names, rejected)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    write_json(output, content)
     _summarize(content, rejected, output)
     return content, rejected
 

@@ -1,11 +1,10 @@
 """What was found on one image, and the formats it is written in."""
-import csv
 import json
-import os
 from dataclasses import dataclass
 
 import numpy as np
 
+from . import files
 from .data.image import read_image
 
 
@@ -85,25 +84,8 @@ def coco_records(rows, image_id, category_ids):
             for label, score, x1, y1, x2, y2 in rows if label < len(category_ids)]
 
 
-def write_json(path, content):
-    """Write JSON so that a kill leaves the old file or the new one."""
-    write_text(path, json.dumps(content, ensure_ascii=False))
-
-
 def write_csv(path, found):
     """One row per detection of a list of `Detections`."""
-    temporary = f"{path}.tmp"
-    with open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["file", "label", "name", "score", "x1", "y1", "x2", "y2"])
-        for one in found:
-            for row in one.to_dict()["detections"]:
-                writer.writerow([one.path, row["label"], row["name"], row["score"], *row["box"]])
-    os.replace(temporary, path)
-
-
-def write_text(path, text):
-    temporary = f"{path}.tmp"
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-    os.replace(temporary, path)
+    rows = [[one.path, row["label"], row["name"], row["score"], *row["box"]]
+            for one in found for row in one.to_dict()["detections"]]
+    files.write_csv(path, [["file", "label", "name", "score", "x1", "y1", "x2", "y2"], *rows])

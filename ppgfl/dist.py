@@ -1,8 +1,14 @@
 """Talking to the other processes of a run started with `python -m paddle.distributed.launch`. Only this file does."""
 import contextlib
 import os
+import sys
+import threading
+import time
 import traceback
 from pathlib import Path
+
+PATIENCE = 5  # times the longest wait so far, before a process counts as hanging
+LAST_WORDS = 2.0  # seconds that the others get to say over what they hang
 
 
 def world_size():
@@ -67,7 +73,51 @@ def failing_aloud():
         yield
     except BaseException:
         if not is_main():
-            terminal = Path(f"/proc/{os.getppid()}/fd/2")
-            with contextlib.suppress(OSError):  # there is no such file but on Linux
-                terminal.write_text(f"process {rank()} failed:\n{traceback.format_exc()}", encoding="utf-8")
+            _tell(f"process {rank()} failed:\n{traceback.format_exc()}")
         raise
+
+
+def _tell(text):
+    """Write to the launcher's terminal from whichever process."""
+    if is_main():
+        print(text, file=sys.stderr, flush=True)
+        return
+    with contextlib.suppress(OSError):  # there is no such file but on Linux
+        Path(f"/proc/{os.getppid()}/fd/2").write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def hanging_aloud(seconds):
+    """Inside, a process that hangs says over what and ends, and the launcher ends the others.
+
+    Yields a function to be called with what comes next, "reading a batch"; hanging is to take longer over it than
+    `seconds`, and than `PATIENCE` times the longest one so far. A run of one process may hang, and so may all where
+    `seconds` is 0.
+    """
+    if world_size() == 1 or not seconds:
+        yield lambda doing: None
+        return
+    begun, longest, what = time.monotonic(), 0.0, "starting"
+    main_thread, over = threading.get_ident(), threading.Event()
+
+    def next_is(doing):
+        nonlocal begun, longest, what
+        now = time.monotonic()
+        begun, longest, what = now, max(longest, now - begun), doing
+
+    def watch():
+        while not over.wait(1.0):
+            waited = time.monotonic() - begun
+            if waited > max(seconds, PATIENCE * longest):
+                stack = "".join(traceback.format_stack(sys._current_frames()[main_thread]))
+                _tell(f"process {rank()} has hung for {waited:.0f} s while {what}; the run ends. Of several processes "
+                      "the one that was not waiting for the others is the cause (hang_timeout=0 waits for ever):\n"
+                      f"{stack}")
+                time.sleep(LAST_WORDS)
+                os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield next_is
+    finally:
+        over.set()

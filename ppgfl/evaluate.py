@@ -10,10 +10,11 @@ import paddle
 
 from . import dist, report
 from .build import build_dataset, build_loader, skips_corrupt_images
-from .data.loader import iterate, read_images
-from .detections import coco_records, split_batch, write_json
+from .data.loader import iterate, read_images, worker_losses_explained
+from .detections import coco_records, split_batch
 from .engine import load_detector
 from .errors import ConfigError, DataError
+from .files import write_json
 from .log import logger, progress
 from .predict import detection_function
 from .predictor import make_runner
@@ -88,6 +89,7 @@ def check_classes(cfg, class_names, source):
                           f"set num_classes to {len(class_names)}, or take the annotations that belong to the model")
 
 
+@worker_losses_explained()
 def run(model, cfg, dataset):
     """All images of a data set through a model -> COCO results. Leaves the model in evaluation mode.
 

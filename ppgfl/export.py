@@ -13,9 +13,9 @@ from paddle.static import InputSpec
 
 from .build import build_dataset, load_model
 from .data.transforms import NormalizeImage
-from .detections import write_text
 from .errors import ConfigError, ExportError
 from .export_check import check
+from .files import write_text
 from .log import logger
 from .model.layers import fold_norm
 
@@ -153,7 +153,10 @@ def _save(graph, image_shape, folder, kind, writing):
     with warnings.catch_warnings(), writing():
         warnings.simplefilter("ignore")  # paddle's advice about its own internals
         static = paddle.jit.to_static(graph.forward, input_spec=specs, full_graph=True)
-        paddle.jit.save(static, str(folder / "model"))
+        try:
+            paddle.jit.save(static, str(folder / "model"))
+        except OSError as error:  # Paddle's, which does not say where
+            raise OSError(error.errno, error.strerror, str(folder / "model")) from error
     if not (folder / f"model.{kind}").is_file():
         found = ", ".join(sorted(p.name for p in folder.iterdir()))
         raise ExportError(f"Paddle {paddle.__version__} wrote no model.{kind} but {found}; leave --format out")

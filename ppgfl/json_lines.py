@@ -3,8 +3,8 @@ import json
 from pathlib import Path
 
 from . import dist
-from .detections import write_text
 from .errors import DataError
+from .files import write_text
 
 SHARD = 10_000  # lines of a file
 
@@ -37,15 +37,18 @@ class JsonLines:
         dist.barrier()  # all have looked before the first writes
 
     def write(self, record):
-        """Append a dict with the key `file`; it is on disk, as far as the system promises, when this returns."""
+        """Append a dict with the key `file`; it is with the system when this returns. Raises OSError, with the path."""
         if self.file is None or self.lines == self.shard:
             self.close()
             self.folder.mkdir(parents=True, exist_ok=True)
             path = self.folder / f"{self.prefix}{self.number:05d}.jsonl"
             self.file = path.open("x", encoding="utf-8")  # noqa: SIM115  (`close` closes it)
             self.number, self.lines = self.number + 1, 0
-        self.file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        self.file.flush()
+        try:
+            self.file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            self.file.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self.file.name) from error
         self.lines += 1
 
     def close(self):

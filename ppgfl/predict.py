@@ -11,10 +11,11 @@ from .config import load_config
 from .data import transforms
 from .data.batch import collate
 from .data.image import read_image, write_image
-from .data.loader import iterate, read_images
-from .detections import Detections, coco_records, split_batch, write_csv, write_json
+from .data.loader import iterate, read_images, worker_losses_explained
+from .detections import Detections, coco_records, split_batch, write_csv
 from .engine import load_detector
 from .errors import ConfigError, DataError
+from .files import write_json
 from .json_lines import JsonLines
 from .log import logger, progress
 from .predictor import is_exported, make_runner
@@ -101,6 +102,7 @@ def _as_array(image):
     return image
 
 
+@worker_losses_explained()
 def infer(cfg, images, *, weights=None, output_dir="output", draw_threshold=0.5, save_results=None,
           save_threshold=0.0, slicing=None, pictures=True, resume=False):
     """Detect on files, save drawn pictures and, if asked, the numbers.

@@ -1,6 +1,5 @@
 """A run to look at: curves, confusion, classes, best and worst images, in one page that opens without a network."""
 import base64
-import csv
 import html
 import io
 from pathlib import Path
@@ -11,8 +10,9 @@ import numpy as np
 from . import curves
 from .data.image import read_image
 from .data.transforms import NormalizeImage
-from .detections import Detections, write_text
+from .detections import Detections
 from .errors import DataError
+from .files import write_csv, write_text
 from .log import logger
 
 IOU = 0.5  # of the threshold, the confusion and the images
@@ -43,10 +43,10 @@ def write(folder, evaluator, dataset, metrics, *, title, training=(), batches=()
     threshold, f1 = curves.best_threshold(curves.pool(ranked))
     matrix = curves.confusion(evaluator, threshold, IOU)
     rows = per_class(evaluator, dataset.class_names, ranked)
-    _write_csv(folder / "per_class.csv", rows[0].keys(), [row.values() for row in rows])
+    write_csv(folder / "per_class.csv", [rows[0].keys(), *(row.values() for row in rows)])
     names = [*dataset.class_names, curves.BACKGROUND]
-    _write_csv(folder / "confusion.csv", ["is \\ found as", *names],
-               [[name, *line] for name, line in zip(names, matrix.tolist())])
+    write_csv(folder / "confusion.csv", [["is \\ found as", *names],
+                                         *([name, *line] for name, line in zip(names, matrix.tolist()))])
     pictures = {"precision_recall": draw_precision_recall(evaluator, dataset.class_names, ranked),
                 "f1_over_score": draw_f1(ranked, dataset.class_names, threshold),
                 "confusion": draw_confusion(matrix, names), "ap_by_size": draw_sizes(metrics)}
@@ -237,14 +237,6 @@ def _side_by_side(images):
 
 
 # --- files
-
-
-def _write_csv(path, header, rows):
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
 
 
 def _page(title, metrics, threshold, f1, rows, pictures, photos, batches):

@@ -10,6 +10,7 @@ import numpy as np
 from . import safe_pickle
 from .checkpoint import NAME_TABLE, match, read
 from .errors import CheckpointError
+from .files import write_temporary
 from .log import logger
 
 SUFFIXES = (".pdparams", ".pdopt", ".pdema")
@@ -27,9 +28,9 @@ def save_training(folder, name, *, weights, optimizer, parameter_names, progress
         ema, raw_weights: the `optim.EMA`, and the model's own weights, for `.pdema`.
 
     A kill leaves the old file or the new one; which files belong together is in `.pdopt` as checksums.
+    Raises OSError, on a full disk for example, and leaves what was there.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     parts = {".pdparams": _dump(weights)}
     state = {key: _to_numpy(value) for key, value in optimizer.state_dict().items()}
     resume = {**progress, "parameter_names": dict(parameter_names)}
@@ -39,8 +40,13 @@ def save_training(folder, name, *, weights, optimizer, parameter_names, progress
         resume["ema_average"] = {key: value.numpy() for key, value in ema.average.items()}
     resume["checksums"] = {suffix: zlib.crc32(data) for suffix, data in parts.items()}
     parts[".pdopt"] = _pickle({**state, "last_epoch": progress["epoch"], "ppgfl": resume})
-    for suffix, data in parts.items():
-        _write_temporary(folder / f"{name}{suffix}", data)
+    try:
+        for suffix, data in parts.items():
+            write_temporary(folder / f"{name}{suffix}", data, sync=True)
+    except OSError:
+        for suffix in parts:
+            Path(f"{folder / name}{suffix}.tmp").unlink(missing_ok=True)
+        raise
     for suffix in parts:
         os.replace(folder / f"{name}{suffix}.tmp", folder / f"{name}{suffix}")
 
@@ -73,13 +79,6 @@ def _pickle(content):
 
 def _to_numpy(value):
     return value.numpy() if hasattr(value, "numpy") else value
-
-
-def _write_temporary(path, data):
-    with open(f"{path}.tmp", "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def find_training(path, folder):

@@ -1,7 +1,5 @@
 """What a training run leaves on disk beside its checkpoints."""
-import csv
 import datetime
-import io
 import json
 import os
 import platform
@@ -14,9 +12,9 @@ import yaml
 
 from . import dist, report
 from .data.image import read_image, write_image
-from .detections import write_json, write_text
 from .errors import ConfigError
 from .evaluate import METRICS
+from .files import write_csv, write_json, write_text
 from .log import logger
 from .resume import SUFFIXES
 
@@ -111,12 +109,8 @@ class RunFolder:
         logger.info("finished: weights, results.csv and curves.png in %s", self.path.absolute())
 
     def _write_rows(self, rows):
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for row in rows:
-            writer.writerow(["" if row[key] is None else f"{row[key]:.10g}" for key in COLUMNS])
-        write_text(self.path / "results.csv", text.getvalue())
+        lines = [["" if row[key] is None else f"{row[key]:.10g}" for key in COLUMNS] for row in rows]
+        write_csv(self.path / "results.csv", [COLUMNS, *lines])
 
     def _text(self, name):
         path = self.path / name

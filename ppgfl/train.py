@@ -1,4 +1,5 @@
 """Training, in the order in which things happen."""
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from . import dist, interrupt, onednn, report, resume, runtime
 from .build import build_dataset, build_ema, build_loader, build_model, build_optimizer
 from .checkpoint import load_pretrained
 from .dashboard import Dashboard, prediction_pictures
-from .data.loader import iterate
+from .data.loader import iterate, worker_losses_explained
 from .errors import ConfigError
 from .evaluate import METRICS, check_classes, coco_evaluator, run, summarize
 from .log import logger, training_bar
@@ -16,6 +17,7 @@ from .meter import Meter
 from .run_folder import RunFolder
 
 INTERRUPTED = "interrupted"  # the checkpoint inside an epoch
+HANG_TIMEOUT = {True: 45, False: 25}  # seconds, on GPUs and on CPUs, where gloo gives up after 30 without a reason
 HISTOGRAMS_EVERY = 5  # epochs
 SHOWN_BATCHES = 3  # the first ones of a run, as the network sees them
 
@@ -88,8 +90,8 @@ def train(cfg, **options):
     options = _with_keys_of_config(cfg, Options(**options))
     dist.start()
     folder = RunFolder(Path(cfg.get("save_dir", "output")) / options.run_name, resume=options.resume)
-    with dist.failing_aloud(), folder.locked(), onednn.switched_on(cfg.get("onednn_training")), \
-            interrupt.requests() as request:
+    with dist.failing_aloud(), folder.locked(), worker_losses_explained(), \
+            onednn.switched_on(cfg.get("onednn_training")), interrupt.requests() as request:
         return _train(cfg, options, folder, request)
 
 
@@ -131,7 +133,8 @@ def _train(cfg, options, folder, request):
         loader.batch_sampler.epoch, loader.batch_sampler.skip = epoch, progress.done * options.accumulate
         meter = Meter(epoch=epoch, epochs=epochs, steps=steps, images_per_step=images_per_step,
                       log_iter=cfg.get("log_iter", 20), done=progress.done, sums=progress.sums)
-        _train_epoch(loader, step, meter, progress, folder, board, train_set.class_names, request)
+        with dist.hanging_aloud(cfg.get("hang_timeout", HANG_TIMEOUT[runtime.on_gpu()])) as next_is:
+            _train_epoch(loader, step, meter, progress, folder, board, train_set.class_names, request, next_is)
         if request and meter.done < steps:
             progress.done, progress.sums = meter.pause()
             _save(folder, [INTERRUPTED], model, optimizer, ema, names, progress)
@@ -148,14 +151,14 @@ def _train(cfg, options, folder, request):
         if better:
             progress.best, progress.best_epoch = metrics[options.best_metric], progress.epoch
         folder.add_row(progress, optimizer.get_lr(), meter.means(), metrics)
-        if better and dist.is_main():
-            _report(folder, evaluator, eval_set, metrics, board, progress)
         last = progress.epoch == epochs or _out_of_patience(options, progress, metrics)
         save = {"best_model": better, "model_final": last, str(epoch): due and not last}
         if dist.is_main():
             _save(folder, [name for name in save if save[name]], model, optimizer, ema, names, progress)
             if due or last:
                 folder.remove_checkpoint(INTERRUPTED)
+            if better:  # last, since a full disk must not cost the weights
+                _report(folder, evaluator, eval_set, metrics, board, progress)
         dist.barrier()
         if last:
             break
@@ -261,12 +264,12 @@ class Step:
         return total
 
 
-def _train_epoch(loader, step, meter, progress, folder, board, class_names, request):
+def _train_epoch(loader, step, meter, progress, folder, board, class_names, request, next_is):
     """The rest of a round through the training set, or up to the step in which it is asked to stop."""
-    batches = iterate(loader)
-    with training_bar(meter.steps, f"epoch {meter.epoch + 1}") as bar:
+    with training_bar(meter.steps, f"epoch {meter.epoch + 1}") as bar, closing(iterate(loader)) as batches:
         bar.update(meter.done)
         while meter.done < meter.steps and not request:
+            next_is("reading a batch")
             try:
                 group = [next(batches) for _ in range(step.accumulate)]
             except (RuntimeError, SystemError):  # the workers were asked to stop too
@@ -279,6 +282,7 @@ def _train_epoch(loader, step, meter, progress, folder, board, class_names, requ
                 folder.add_batch(progress.step, picture)
                 board.images("train/batch", [(progress.step, picture)], progress.step)
             lr = step.optimizer.get_lr()
+            next_is("in a step, which waits for the other processes")
             losses = step(group)
             progress.step += 1
             curves = meter.add(progress.step, lr, group, losses)

@@ -1,6 +1,4 @@
 """Reproduce the table of the model zoo: fetch, evaluate, measure, compare."""
-import csv
-import io
 import json
 import time
 from pathlib import Path
@@ -13,10 +11,10 @@ from . import checkpoint, download, runtime, zoo
 from .build import build_dataset, load_model
 from .config import load_config
 from .data.image import read_image
-from .detections import write_json, write_text
 from .errors import ConfigError, UserError, nearest
 from .evaluate import evaluate
 from .export import Graph, export
+from .files import write_csv, write_json, write_text
 from .log import logger
 from .predict import detection_function
 from .predictor import make_runner
@@ -159,8 +157,4 @@ def _write(folder, rows):
     folder.mkdir(parents=True, exist_ok=True)
     rows = [rows[name] for name in zoo.MODELS if name in rows]
     write_json(folder / "model_zoo.json", rows)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(folder / "model_zoo.csv", text.getvalue())
+    write_csv(folder / "model_zoo.csv", [COLUMNS, *([row.get(name, "") for name in COLUMNS] for row in rows)])

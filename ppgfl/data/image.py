@@ -5,6 +5,7 @@ import cv2
 import numpy as np
 
 from ..errors import DataError
+from ..files import write_bytes
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
@@ -38,7 +39,7 @@ def read_image(path):
 
 
 def write_image(path, image):
-    """Write [H, W, 3] uint8 BGR to a path of any characters. Raises DataError."""
+    """Write [H, W, 3] uint8 BGR to a path of any characters. Raises DataError, OSError."""
     suffix = os.path.splitext(path)[1]
     try:
         ok, data = cv2.imencode(suffix, image)
@@ -46,7 +47,7 @@ def write_image(path, image):
         ok = False
     if not ok:
         raise DataError(f"{path}: cannot be written as {suffix or 'a file without ending'}; allowed: {SUFFIXES}")
-    data.tofile(path)
+    write_bytes(path, data.tobytes())
 
 
 def _is_truncated(data):

@@ -1,6 +1,10 @@
 """Records -> samples -> batches, in worker processes or in this one. The batches are the same either way."""
 import os
 import shutil
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -116,6 +120,7 @@ def make_loader(dataset, batches, batch_transforms, num_workers):
     """A paddle DataLoader that yields batches of tensors; use it through `iterate`."""
     num_workers = min(num_workers, len(batches))
     shared_memory = num_workers > 0 and _enough_shared_memory()
+    main_process = os.getpid()
 
     def collate_fn(samples):
         return make_batch(samples, batch_transforms)
@@ -123,24 +128,52 @@ def make_loader(dataset, batches, batch_transforms, num_workers):
     def worker_init_fn(_):
         cv2.setNumThreads(0)  # the workers share the cores already
         interrupt.in_worker()
+        threading.Thread(target=_end_with, args=(main_process,), daemon=True).start()
 
     return paddle.io.DataLoader(
         dataset, batch_sampler=batches, collate_fn=collate_fn, num_workers=num_workers,
         use_shared_memory=shared_memory, worker_init_fn=worker_init_fn, return_list=True)
 
 
+def _end_with(main_process):
+    """In a worker: end when the main process was killed, and take the batches along that it did not fetch from shared
+    memory. Paddle's would wait for it for ever."""
+    while os.getppid() == main_process:
+        time.sleep(1)
+    for segment in Path("/dev/shm").glob(f"paddle_{os.getpid()}_*"):
+        segment.unlink(missing_ok=True)
+    os._exit(1)
+
+
 def iterate(loader):
     """Yield the loader's batches; raises the DataError of a sample that could not be made."""
     skipped = []
-    for batch in loader:
-        if ERROR in batch:
-            raise DataError(_as_text(batch[ERROR]))
-        for message in _as_text(batch.pop(SKIPPED)).split("\n") if SKIPPED in batch else ():
-            skipped.append(message)
-            logger.warning("skipped: %s", message)
-        if batch:
-            yield batch
+    batches = iter(loader)
+    try:
+        for batch in batches:
+            if ERROR in batch:
+                raise DataError(_as_text(batch[ERROR]))
+            for message in _as_text(batch.pop(SKIPPED)).split("\n") if SKIPPED in batch else ():
+                skipped.append(message)
+                logger.warning("skipped: %s", message)
+            if batch:
+                yield batch
+    finally:  # a thread of Paddle's keeps the iterator alive, and with it its workers, unless it is read to the end
+        getattr(batches, "_try_shutdown_all", lambda: None)()
     _count(skipped)
+
+
+@contextmanager
+def worker_losses_explained():
+    """Inside, Paddle's error about a worker process that was ended, which comes in the midst of anything, is a
+    DataError."""
+    try:
+        yield
+    except (RuntimeError, SystemError) as error:
+        if not any(words in str(error) for words in ("DataLoader process", "Blocking queue is killed")):
+            raise
+        raise DataError("a worker process of the data loader was ended from outside, most often by the system because "
+                        "memory ran out; set worker_num or the reader's batch_size lower") from error
 
 
 def read_images(records, *, skip=False):

@@ -1,0 +1,74 @@
+"""Writing files so that a kill or a full disk leaves the old file or the new one, never a part of it."""
+import csv
+import errno
+import io
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+
+CAUSES = {
+    errno.ENOSPC: "the disk is full; make room there, or choose another folder",
+    errno.EDQUOT: "your quota of the disk is used up; make room there, or choose another folder",
+    errno.EFBIG: "the file is larger than the system allows; choose another folder, or raise the limit (ulimit -f)",
+    errno.EROFS: "the disk cannot be written; choose another folder",
+    errno.EACCES: "permission denied; choose another folder, or change its permissions",
+    errno.EPERM: "not permitted; choose another folder, or change its permissions",
+    errno.ENOENT: "it is not there, or was removed meanwhile; put it back, or choose another path",
+    errno.ENOTDIR: "a part of this path is a file, not a folder; choose another path",
+    errno.EEXIST: "a file stands where a folder has to be; choose another path",
+    errno.EISDIR: "a folder stands where a file has to be; choose another path",
+    errno.EIO: "the disk has failed; look at the system's log",
+    errno.ENAMETOOLONG: "the name is too long for this disk; choose a shorter path",
+    errno.EMFILE: "too many open files; raise the limit (ulimit -n), or set worker_num lower",
+}
+
+
+def explain(error):
+    """The line about an OSError that a user can mend: where, what, the mend. None for any other."""
+    if error.filename is None or error.errno not in CAUSES:
+        return None
+    return f"{os.path.abspath(os.fsdecode(error.filename))}: {CAUSES[error.errno]}"
+
+
+def write_bytes(path, data):
+    """Write a file and make its folder if needed. Raises OSError, with the path, and leaves what was there."""
+    write_temporary(path, data)
+    os.replace(f"{path}.tmp", path)
+
+
+def write_temporary(path, data, *, sync=False):
+    """Write `path`.tmp: the first half of `write_bytes`, for files that belong together.
+
+    With `sync` it is on the disk when this returns, so that a power cut cannot leave it empty.
+    Raises OSError, with the path; nothing of it is left then.
+    """
+    temporary = Path(f"{path}.tmp")
+    try:
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(data)
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise OSError(error.errno, error.strerror, error.filename or str(path)) from error
+
+
+def write_text(path, text):
+    """See `write_bytes`; UTF-8."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path, content):
+    """See `write_bytes`."""
+    write_text(path, json.dumps(content, ensure_ascii=False))
+
+
+def write_csv(path, rows):
+    """Write rows of values, the first of them the header; see `write_bytes`."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_text(path, text.getvalue())
