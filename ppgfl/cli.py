@@ -4,9 +4,10 @@ import logging
 import sys
 from pathlib import Path
 
-from . import dist, files, runtime
-from .errors import DataError, Interrupted, UserError
-from .log import logger, set_up
+from . import dist, runtime
+from .command import exit_code
+from .errors import DataError
+from .log import set_up
 
 
 def main(command, arguments=None, prog=None):
@@ -20,29 +21,8 @@ def main(command, arguments=None, prog=None):
     add_arguments(parser)
     args = parser.parse_args(arguments)
     set_up(logging.INFO if dist.is_main() else logging.WARNING)
-    try:
-        if command != "doctor":  # which says itself what is wrong with Paddle
-            runtime.import_paddle()
-        code = run(args)
-    except UserError as error:
-        report = getattr(error, "report", None)
-        if report is not None:
-            logger.info("%s: entries that do not match\n%s", report.path, report.table())
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except Interrupted as error:
-        print(error, file=sys.stderr)
-        return 128 + error.signal
-    except KeyboardInterrupt:
-        print("stopped by the user", file=sys.stderr)
-        return 130
-    except OSError as error:
-        line = files.explain(error)
-        if line is None:
-            raise
-        print(f"error: {line}", file=sys.stderr)
-        return 2
-    return code or 0
+    # `doctor` says itself what is wrong with Paddle.
+    return exit_code(run, args, with_paddle=command != "doctor")
 
 
 def entry(arguments=None):

@@ -7,6 +7,7 @@ import time
 import traceback
 from pathlib import Path
 
+HANG_TIMEOUT = {"gpu": 45, "cpu": 25}  # seconds; on a CPU gloo gives up after 30, without a reason
 PATIENCE = 5  # times the longest wait so far, before a process counts as hanging
 LAST_WORDS = 2.0  # seconds that the others get to say over what they hang
 
@@ -91,12 +92,16 @@ def hanging_aloud(seconds):
     """Inside, a process that hangs says over what and ends, and the launcher ends the others.
 
     Yields a function to be called with what comes next, "reading a batch"; hanging is to take longer over it than
-    `seconds`, and than `PATIENCE` times the longest one so far. A run of one process may hang, and so may all where
-    `seconds` is 0.
+    `seconds` (None: `HANG_TIMEOUT`), and than `PATIENCE` times the longest one so far. A run of one process may hang,
+    and so may all where `seconds` is 0.
     """
-    if world_size() == 1 or not seconds:
+    if world_size() == 1 or seconds == 0:
         yield lambda doing: None
         return
+    if seconds is None:
+        import paddle
+
+        seconds = HANG_TIMEOUT["gpu" if str(paddle.device.get_device()).startswith("gpu") else "cpu"]
     begun, longest, what = time.monotonic(), 0.0, "starting"
     main_thread, over = threading.get_ident(), threading.Event()
 

@@ -25,7 +25,7 @@ class TrainingError(UserError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """Training was asked to stop, and did so with a checkpoint.
+    """A command was asked to stop, and did; training with a checkpoint.
 
     Attributes:
         signal: which one it was.

@@ -57,6 +57,45 @@ def requests():
         restore()
 
 
+@contextmanager
+def held_back():
+    """Inside, Ctrl-C and SIGTERM wait: while Paddle is imported, they make it hang or fail in its own words."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        if hasattr(signal, "pthread_sigmask"):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+class _Terminated(Interrupted):
+    """Takes no notice of its arguments: Paddle rebuilds what is raised within its tracing from a message of its own."""
+
+    def __init__(self, *_):
+        super().__init__("stopped by SIGTERM", signal.SIGTERM)
+
+
+@contextmanager
+def sigterm_raises():
+    """Inside, SIGTERM raises Interrupted, as Ctrl-C raises KeyboardInterrupt, so that what was begun is tidied up. The
+    next one acts as usual."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+
+    def raise_it(number, _):
+        signal.signal(number, before)
+        raise _Terminated
+
+    signal.signal(signal.SIGTERM, raise_it)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def in_worker():
     """In a loader's process: a Ctrl-C on the terminal is for the main process, which ends the workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

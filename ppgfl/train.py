@@ -17,7 +17,6 @@ from .meter import Meter
 from .run_folder import RunFolder
 
 INTERRUPTED = "interrupted"  # the checkpoint inside an epoch
-HANG_TIMEOUT = {True: 45, False: 25}  # seconds, on GPUs and on CPUs, where gloo gives up after 30 without a reason
 HISTOGRAMS_EVERY = 5  # epochs
 SHOWN_BATCHES = 3  # the first ones of a run, as the network sees them
 
@@ -84,8 +83,8 @@ def train(cfg, **options):
         options: see `Options`.
 
     Returns: {"folder": the run's folder, "epoch": finished epochs, "best": best metric or -1, and the last metrics}.
-    Raises: ConfigError, DataError, CheckpointError; TrainingError when a loss is not finite; Interrupted (a
-        KeyboardInterrupt) after Ctrl-C or SIGTERM, with the checkpoint `interrupted` to resume from.
+    Raises: ConfigError, DataError, CheckpointError, OSError; TrainingError when a loss is not finite; Interrupted, a
+        KeyboardInterrupt, after Ctrl-C or SIGTERM, with a checkpoint to resume from.
     """
     options = _with_keys_of_config(cfg, Options(**options))
     dist.start()
@@ -133,7 +132,7 @@ def _train(cfg, options, folder, request):
         loader.batch_sampler.epoch, loader.batch_sampler.skip = epoch, progress.done * options.accumulate
         meter = Meter(epoch=epoch, epochs=epochs, steps=steps, images_per_step=images_per_step,
                       log_iter=cfg.get("log_iter", 20), done=progress.done, sums=progress.sums)
-        with dist.hanging_aloud(cfg.get("hang_timeout", HANG_TIMEOUT[runtime.on_gpu()])) as next_is:
+        with dist.hanging_aloud(cfg.get("hang_timeout")) as next_is:
             _train_epoch(loader, step, meter, progress, folder, board, train_set.class_names, request, next_is)
         if request and meter.done < steps:
             progress.done, progress.sums = meter.pause()
@@ -144,7 +143,6 @@ def _train(cfg, options, folder, request):
         if epoch % HISTOGRAMS_EVERY == 0:
             board.histograms(model, progress.step)
         optimizer.clear_grad()
-
         due = progress.epoch == epochs or progress.epoch % every == 0
         metrics, evaluator = _evaluate(cfg, model, step, eval_set, board, progress) if eval_set and due else ({}, None)
         better = bool(metrics) and metrics[options.best_metric] > progress.best
@@ -209,9 +207,9 @@ def _start_or_resume(cfg, options, folder, model, optimizer, ema, names):
 def _make_step(cfg, options, model, optimizer, ema):
     """The optimizer step over the model as it is called: in mixed precision, compiled, distributed."""
     on_gpu = runtime.on_gpu()
+    amp = bool(options.amp) and on_gpu
     if options.amp and not on_gpu:
         logger.info("--amp has no effect on a CPU")
-    amp = bool(options.amp) and on_gpu
     if cfg.get("norm_type") == "sync_bn" and dist.world_size() > 1 and on_gpu:
         paddle.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     if amp and options.amp == "O2":

@@ -8,10 +8,10 @@ from conftest import ROOT
 
 # Every room with its floor: a file imports only files of lower floors.
 FLOORS = [
-    ["errors", "log", "dist", "operators", "zoo", "config_keys"],
+    ["errors", "log", "dist", "operators", "zoo", "config_keys", "files"],
     ["slicing", "interrupt"],
     ["runtime", "config", "boxes", "safe_pickle", "data.coco_classes", "predictor"],
-    ["download"],
+    ["download", "command"],
     ["data.image", "checkpoint", "losses", "decode", "targets", "draw", "model.layers", "onednn"],
     ["data.transforms", "data.batch", "data.dataset", "model.resnet", "model.fpn", "model.head", "model.gfl",
      "data.shapes", "detections", "resume", "meter", "optim", "curves"],

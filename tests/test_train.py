@@ -542,22 +542,30 @@ def test_two_processes_are_one_with_twice_the_batch(shapes, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_process_that_fails_ends_the_others_and_shows_why(shapes, tmp_path):
-    script = tmp_path / "fails.py"
-    script.write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+@pytest.mark.parametrize(("fault", "found"), [
+    ("raise RuntimeError('it breaks')", ["process 1 failed", "RuntimeError: it breaks"]),
+    ("out = {name: value * float('nan') for name, value in out.items()}", ["process 1 failed", "a loss is not finite"]),
+    ("os.kill(os.getpid(), signal.SIGKILL)", []),
+    ("time.sleep(1000)", ["process 0 has hung", "process 1 has hung", "time.sleep(1000)"]),
+    ("os.kill(os.getpid(), signal.SIGSTOP)", ["process 0 has hung", "waits for the other processes"])])
+def test_a_process_in_trouble_ends_the_others_and_shows_why(shapes, tmp_path, fault, found):
+    script = tmp_path / "trouble.py"
+    script.write_text(f"import os, signal, sys, time; sys.path.insert(0, {str(ROOT)!r})\n"
                       "import ppgfl\nfrom ppgfl import dist, losses\n"
                       "real = losses.GFLCriterion.__call__\n"
                       "def broken(self, maps, integral, batch):\n"
-                      "    if dist.rank() == 1:\n        raise RuntimeError('the second process breaks')\n"
-                      "    return real(self, maps, integral, batch)\n"
+                      "    out = real(self, maps, integral, batch)\n"
+                      f"    if dist.rank() == 1:\n        {fault}\n"
+                      "    return out\n"
                       "losses.GFLCriterion.__call__ = broken\n"
                       "from ppgfl.cli import main\nsys.exit(main('train'))\n")
     start = time.monotonic()
-    done = launch(script, "-c", "shapes_gfl", "-o", *options(shapes, tmp_path), cwd=tmp_path)
+    done = launch(script, "-c", "shapes_gfl", "-o", *options(shapes, tmp_path, "log_iter=1"), cwd=tmp_path)
     assert done.returncode != 0
     assert time.monotonic() - start < 60
-    assert "process 1 failed" in done.stdout + done.stderr
-    assert "RuntimeError: the second process breaks" in done.stdout + done.stderr
+    for words in found:
+        assert words in done.stdout + done.stderr
+    assert subprocess.run(["pgrep", "-f", str(script)], check=False).returncode == 1  # nobody is left
 
 
 # --- real images
