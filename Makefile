@@ -22,6 +22,7 @@ check: $(VENV)/ready  ## style and the fast tests
 	for part in $(PARTS); do $(VENV)/bin/python -m pytest -m "not slow" tests/test_[$$part]*.py || exit 1; done
 
 faults: $(VENV)/ready  ## hostile files and kills, with more rounds than the suite (docs/reliability.md)
+	-$(VENV)/bin/python -m pip install --quiet atheris  # not for every Python; without it one test is skipped
 	PPGFL_FUZZ=30000 PPGFL_MUTATIONS=1000 PPGFL_LONG=1 PPGFL_KILLS=100 $(VENV)/bin/python -m pytest -s tests/faults
 	PPGFL_KILLS=20 $(VENV)/bin/python -m pytest tests/test_train.py tests/test_json_lines.py tests/test_download.py \
 		-k "kill or asked_to_stop or cut or second_run"

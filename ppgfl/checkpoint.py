@@ -113,6 +113,7 @@ def match(targets, state, path=""):
     """Pair a model's `state_dict` with a file's entries.
 
     Returns: the `Report`, and {name: array of the model's dtype} for every entry that fits.
+    Raises: CheckpointError: an entry holds NaN or infinite values, also after float64 became float32.
     """
     report = Report(path)
     state = _fill_aliases(targets, state)
@@ -124,6 +125,10 @@ def match(targets, state, path=""):
             report.misshapen.append((name, list(state[name].shape), list(target.shape)))
         else:
             values[name] = _as_float32(state[name]) if "float" in str(target.dtype) else state[name]
+            bad = values[name].size - np.count_nonzero(np.isfinite(values[name]))
+            if bad:
+                raise CheckpointError(f"{path}: entry {name!r}: {bad} of {values[name].size} values are NaN or "
+                                      "infinite, so its training diverged; take an earlier checkpoint")
             report.loaded.append(name)
     report.unused = [name for name in state if name not in targets]
     return report, values
@@ -146,7 +151,8 @@ def _as_float32(array):
     """float16 and float64 by value; uint16 is how paddle stores bfloat16: the upper half of a float32."""
     if array.dtype == np.uint16:
         return (array.astype(np.uint32) << 16).view(np.float32)
-    return array.astype(np.float32)
+    with np.errstate(over="ignore"):
+        return array.astype(np.float32)
 
 
 def _likely_cause(report):

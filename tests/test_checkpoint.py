@@ -83,6 +83,17 @@ def test_a_bfloat16_file_written_by_paddle(tmp_path):
     np.testing.assert_allclose(values(target)["weight"], values(source)["weight"], rtol=1e-2)
 
 
+@pytest.mark.parametrize("bad, dtype", [(np.nan, "float32"), (-np.inf, "float16"), (1e300, "float64")])
+def test_weights_that_are_not_finite_are_refused(tmp_path, bad, dtype):
+    weight = STATE["weight"].astype(dtype)
+    weight[1, 2] = bad
+    layer = linear()
+    before = values(layer)
+    with pytest.raises(CheckpointError, match="'weight': 1 of 6 values are NaN or infinite"):
+        load_weights(layer, write(tmp_path / "w.pdparams", {**STATE, "weight": weight}))
+    np.testing.assert_array_equal(values(layer)["bias"], before["bias"])
+
+
 def test_strict_refuses_with_a_table_and_leaves_the_model_alone(tmp_path):
     layer = linear()
     before = values(layer)

@@ -2,6 +2,7 @@
 import asyncio
 import importlib.util
 import json
+import select
 import signal
 import socket
 import subprocess
@@ -323,6 +324,42 @@ def test_two_hundred_malformed_requests_get_a_4xx(service, photos):
                  b"\x16\x03\x01\x02\x00\x01\x00" * 20,
                  b"POST /predict HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"):
         assert 400 <= raw(service, wire) < 500, wire
+    test_answers_are_the_runners(service, photos)
+
+
+def test_clients_that_send_nothing_slowly_or_in_part_take_no_place(service, photos):
+    """As many as uvicorn takes connections: without a limit of time for the header, all others get a 503 for ever."""
+    host, port = service[len("http://"):].split(":")
+    idle = [socket.create_connection((host, int(port)), timeout=20) for _ in range(4 * 64)]
+    for i, connection in enumerate(idle):
+        if i % 3:
+            connection.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\nX-Long: ")
+    assert httpx.get(f"{service}/health").status_code == 503
+    start, gone = time.monotonic(), set()
+    while len(gone) < len(idle) and time.monotonic() - start < 30:
+        for i, connection in enumerate(idle):
+            if i % 3 == 2:  # a byte now and then
+                try:
+                    connection.send(b"x")
+                except ConnectionError:
+                    gone.add(i)
+            elif not select.select([connection], [], [], 0)[0]:
+                continue
+            else:
+                gone.add(i)
+        time.sleep(0.2)
+    assert len(gone) == len(idle)
+    assert time.monotonic() - start > 5  # not at once: a network may be slow
+    for connection in idle:
+        connection.close()
+
+    for part in (b"", PNG[:20]):  # gone in the midst of a body
+        for _ in range(100):
+            with socket.create_connection((host, int(port)), timeout=20) as connection:
+                connection.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n" + part)
+    start = time.monotonic()
+    while "ppgfl_images_in_flight 0.0" not in httpx.get(f"{service}/metrics").text:
+        assert time.monotonic() - start < 10
     test_answers_are_the_runners(service, photos)
 
 

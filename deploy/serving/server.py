@@ -35,11 +35,14 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from starlette.applications import Starlette  # noqa: E402
 from starlette.datastructures import UploadFile  # noqa: E402
 from starlette.exceptions import HTTPException  # noqa: E402
+from starlette.requests import ClientDisconnect  # noqa: E402
 from starlette.responses import HTMLResponse, JSONResponse, Response  # noqa: E402
 from starlette.routing import Route  # noqa: E402
+from uvicorn.protocols.http.h11_impl import H11Protocol  # noqa: E402
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
-BODY_SECONDS = 30.0  # a client that sends slower is cut off
+HEADER_SECONDS = 10.0  # a client that takes longer to say what it wants is cut off,
+BODY_SECONDS = 30.0  # and one that takes longer to send it
 DRAIN_SECONDS = 2.0  # how long the rest of a refused request is read
 
 
@@ -151,6 +154,8 @@ class Service:
             files, threshold = await asyncio.wait_for(self.read_body(request), BODY_SECONDS)
         except asyncio.TimeoutError:
             raise HTTPException(408, f"the request did not arrive within {BODY_SECONDS:.0f} seconds") from None
+        except ClientDisconnect:  # nobody reads the answer, but it is counted, and not a traceback in the log
+            raise HTTPException(400, "the connection ended in the midst of the request") from None
         try:
             threshold = float(threshold)
         except (TypeError, ValueError):
@@ -237,6 +242,24 @@ class Service:
         return JSONResponse({"error": "the detector failed; the log of the service says why"}, status_code=500)
 
 
+class Connection(H11Protocol):
+    """uvicorn's connection, which by itself waits for the header of a request for ever: some hundred clients that send
+    none, or a byte now and then, would take all the places (`limit_concurrency`) of those who want something."""
+
+    def connection_made(self, transport):
+        super().connection_made(transport)
+        self.loop.call_later(HEADER_SECONDS, self._look, (True, None))
+
+    def _look(self, before):
+        """Again and again; two looks that find no request under way, and no new one since, end the connection."""
+        waiting = self.cycle is None or self.cycle.response_complete
+        now = (waiting, self.cycle)
+        if waiting and now == before or self.transport.is_closing():
+            self.transport.abort()
+        else:
+            self.loop.call_later(HEADER_SECONDS, self._look, now)
+
+
 def main():
     parser = argparse.ArgumentParser(formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__)
     parser.add_argument("--model_dir", required=True, help="the exported folder")
@@ -267,8 +290,8 @@ def main():
         max_queue=args.max_queue, max_images=args.max_images, max_bytes=int(args.max_megabytes * 2**20),
         max_pixels=int(args.max_megapixels * 1e6))
     print(f"running {runner.description}", flush=True)
-    uvicorn.run(service.app(), host=args.host, port=args.port, access_log=False, timeout_keep_alive=10,
-                limit_concurrency=4 * args.max_queue, timeout_graceful_shutdown=30)
+    uvicorn.run(service.app(), http=Connection, ws="none", host=args.host, port=args.port, access_log=False,
+                timeout_keep_alive=10, limit_concurrency=4 * args.max_queue, timeout_graceful_shutdown=30)
     return 0
 
 

@@ -189,3 +189,19 @@ def test_mutations_of_a_real_file_are_read_or_refused(tmp_path, seed, cases=1500
         except CheckpointError:
             continue
         assert all(isinstance(value, np.ndarray) for value in found.values())
+
+
+def test_a_guided_search_finds_nothing(tmp_path):
+    """`fuzz_checkpoints.py` for two seconds, or a hundred files for each of PPGFL_FUZZ."""
+    pytest.importorskip("atheris", reason="pip install atheris; `make faults` does")
+    (tmp_path / "corpus").mkdir()
+    runs = 100 * int(os.environ.get("PPGFL_FUZZ", "600"))
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "faults" / "fuzz_checkpoints.py"), f"-runs={runs}", "-max_len=2000",
+         tmp_path / "corpus"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    last = next(line for line in done.stderr.splitlines() if "DONE" in line)
+    print(f"{runs} files: {last}")
+    lines, at_first = (int(line.split("cov: ")[1].split()[0]) for line in (
+        last, next(line for line in done.stderr.splitlines() if "INITED" in line)))
+    assert lines > at_first + 20  # the search went beyond the files it began with
