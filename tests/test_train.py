@@ -259,6 +259,9 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(shapes, tmp_p
                for i, (seed, workers) in enumerate([(0, 0), (0, 2), (1, 0)]))
     np.testing.assert_array_equal(a, b)
     assert not np.array_equal(a, c)
+    first, second = (read(tmp_path / i / "run" / "model_final.pdparams") for i in "01")
+    for name, value in first.items():
+        np.testing.assert_array_equal(value, second[name], err_msg=name)
 
 
 def test_accumulated_batches_count_as_one_step(shapes, tmp_path, caplog):
