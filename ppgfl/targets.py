@@ -1,35 +1,37 @@
 """Ground truth -> targets of every cell. In numpy: it runs in the loader's worker processes.
 
 ATSS: Zhang et al., Bridging the Gap Between Anchor-based and Anchor-free Detection, https://arxiv.org/abs/1912.02424.
+Valuable localization region: Zheng et al., Localization Distillation for Dense Object Detection,
+https://arxiv.org/abs/2102.12252, section 3.3.
 """
 import numpy as np
 
-from .errors import ConfigError
-
 CANDIDATES = 9  # per level and box (ATSS, k)
 BOXES_AT_ONCE = 256  # bounds the memory for images with thousands of boxes
+REGION_BOXES_AT_ONCE = 16  # the same where every cell of the image is looked at
+REGION_FROM = 0.25  # of the ATSS threshold (the paper's gamma)
 
 
 class Gt2GFLTarget:
-    """Batch transform: boxes and classes of every sample -> labels, label_weights, bbox_targets, pos_num.
+    """Batch transform: boxes and classes of every sample -> labels, label_weights, bbox_targets, pos_num, and
+    vlr_regions for distillation.
 
     Args:
         num_classes: C; also the label of background.
         downsample_ratios: the levels' strides.
         grid_cell_scale: side of the square that stands for a cell, in strides.
         cell_offset: the cell at column i sits at (i + cell_offset) * stride.
-        compute_vlr_region: of distillation; refused.
+        compute_vlr_region: also the region around objects where localization distillation teaches (see
+            `valuable_region`).
     """
 
     def __init__(self, num_classes=80, downsample_ratios=(8, 16, 32, 64, 128), grid_cell_scale=4, cell_offset=0,
                  compute_vlr_region=False):
-        if compute_vlr_region:
-            raise ConfigError("Gt2GFLTarget.compute_vlr_region: distillation regions are not available yet; "
-                              "set it to false")
         self.num_classes = num_classes
         self.strides = list(downsample_ratios)
         self.grid_cell_scale = grid_cell_scale
         self.cell_offset = cell_offset
+        self.compute_vlr_region = compute_vlr_region
 
     def __call__(self, samples):
         """Samples of one image size with `image` [3, H, W], `gt_bbox`, `gt_class`, maybe `is_crowd`; changes and
@@ -53,8 +55,11 @@ class Gt2GFLTarget:
         labels[positive] = classes[owner[positive]]
         bbox_targets = np.zeros((len(owner), 4), np.float32)
         bbox_targets[positive] = boxes[owner[positive]]
-        return {"labels": labels, "label_weights": np.ones(len(owner), np.float32), "bbox_targets": bbox_targets,
-                "pos_num": max(int(positive.sum()), 1)}
+        targets = {"labels": labels, "label_weights": np.ones(len(owner), np.float32), "bbox_targets": bbox_targets,
+                   "pos_num": max(int(positive.sum()), 1)}
+        if self.compute_vlr_region:
+            targets["vlr_regions"] = valuable_region(levels, boxes, self.grid_cell_scale, self.cell_offset)
+        return targets
 
 
 def assign(levels, boxes, cell_scale, cell_offset=0.0):
@@ -74,7 +79,8 @@ def assign(levels, boxes, cell_scale, cell_offset=0.0):
     best = np.full(num_cells, -np.inf)
     for start in range(0, len(boxes), BOXES_AT_ONCE):
         some = boxes[start:start + BOXES_AT_ONCE]
-        cells, overlaps, positive = _candidates(levels, some, cell_scale, cell_offset)
+        cells, overlaps, inside = _candidates(levels, some, cell_scale, cell_offset)
+        positive = (overlaps >= _threshold(overlaps)) & inside
         box_index, column = np.nonzero(positive)
         cells, overlaps, box_index = cells[box_index, column], overlaps[box_index, column], box_index + start
         # Weakest first, and of equals the later box first: what is written last stays.
@@ -85,10 +91,57 @@ def assign(levels, boxes, cell_scale, cell_offset=0.0):
     return owner
 
 
+def valuable_region(levels, boxes, cell_scale, cell_offset=0.0):
+    """How much localization each cell can teach, also where it is not responsible for a box: the cells whose squares
+    have a DIoU with a box from a quarter of the box's ATSS threshold up to just below it.
+
+    PaddleDetection: in this DIoU, the overlap is divided by the area of the square instead of that of the union; and
+    this threshold takes the deviation of a sample, that of `assign` the deviation of a population.
+
+    Arguments as of `assign`. Returns: [A] float32: the largest IoU with a box whose region the cell is in, else 0.
+    """
+    region = np.zeros(sum(rows * columns for rows, columns, _ in levels), np.float32)
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(-1)[:, None, None]
+    for start in range(0, len(boxes), REGION_BOXES_AT_ONCE):
+        some = slice(start, start + REGION_BOXES_AT_ONCE)
+        _, overlaps, _ = _candidates(levels, boxes[some], cell_scale, cell_offset)
+        threshold = _threshold(overlaps, ddof=1)[..., None]
+        first = 0
+        for rows, columns, stride in levels:
+            square = (stride * cell_scale) ** 2
+            overlap, distance = _overlap_with_all(boxes[some], rows, columns, stride, cell_scale, cell_offset)
+            diou = overlap / square - distance
+            inside = (diou >= REGION_FROM * threshold) & (diou < threshold)
+            iou = overlap / np.maximum(areas[some] + square - overlap, 1e-6)
+            cells = slice(first, first + rows * columns)
+            region[cells] = np.maximum(region[cells], (iou * inside).max(axis=0).ravel())
+            first += rows * columns
+    return region
+
+
+def _overlap_with_all(boxes, rows, columns, stride, cell_scale, cell_offset):
+    """Boxes [G, 4] and the squares of all cells of a level: the area that they share, in pixels, and the squared
+    distance of their centres, in units of the diagonal of the box around both; each [G, rows, columns]. Most of the
+    work is done along rows and columns, before they meet."""
+    half = stride * cell_scale / 2
+
+    def along(low, high, count):
+        center = (np.arange(count, dtype=np.float32) + cell_offset) * stride
+        common = np.minimum(center + half, high) - np.maximum(center - half, low)
+        around = np.maximum(center + half, high) - np.minimum(center - half, low)
+        return common.clip(min=0), ((low + high) / 2 - center) ** 2, around**2
+
+    left, top, right, bottom = boxes.T[..., None]
+    common_x, apart_x, around_x = (x[:, None, :] for x in along(left, right, columns))
+    common_y, apart_y, around_y = (y[:, :, None] for y in along(top, bottom, rows))
+    return common_x * common_y, (apart_x + apart_y) / (around_x + around_y)
+
+
 def _candidates(levels, boxes, cell_scale, cell_offset):
     """The cells nearest to each box's centre, on every level.
 
-    Returns: cells [G, K] (index over all levels), their IoU with the box [G, K], and which are positive [G, K].
+    Returns: cells [G, K] (index over all levels), their IoU with the box [G, K], and whether their centres lie inside
+        of the box [G, K].
     """
     box_centers = (boxes[:, :2] + boxes[:, 2:]) / 2
     cells, centers, sides = [], [], []
@@ -103,9 +156,13 @@ def _candidates(levels, boxes, cell_scale, cell_offset):
 
     half = (sides / 2)[None, :, None]
     overlaps = _iou(np.concatenate([centers - half, centers + half], -1), boxes[:, None])
-    threshold = overlaps.mean(1, keepdims=True) + overlaps.std(1, keepdims=True)
     inside = np.concatenate([centers - boxes[:, None, :2], boxes[:, None, 2:] - centers], -1).min(-1) > 0.01
-    return cells, overlaps, (overlaps >= threshold) & inside
+    return cells, overlaps, inside
+
+
+def _threshold(overlaps, ddof=0):
+    """ATSS: the IoU [G, 1] from which on the candidates of a box are positive."""
+    return overlaps.mean(1, keepdims=True) + overlaps.std(1, keepdims=True, ddof=ddof)
 
 
 def _nearest_cells(points, rows, columns, stride, cell_offset):

@@ -3,7 +3,8 @@ import numpy as np
 
 from ..errors import ConfigError
 
-BATCH_KEYS = ("image", "im_shape", "scale_factor", "im_id", "labels", "label_weights", "bbox_targets", "pos_num")
+BATCH_KEYS = ("image", "im_shape", "scale_factor", "im_id", "labels", "label_weights", "bbox_targets", "pos_num",
+              "vlr_regions")
 
 
 class PadBatch:
