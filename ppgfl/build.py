@@ -16,7 +16,9 @@ from .data.dataset import COCODataSet, ImageFolder
 from .data.loader import POLICIES, Batches, Samples, make_loader
 from .data.transforms import Decode, NormalizeImage, Permute, RandomFlip, RandomResize, Resize
 from .decode import Decoder, MultiClassNMS
-from .errors import ConfigError, nearest
+from .distill import (ChannelWiseDistillation, CWDFeatureLoss, KnowledgeDistillationKLDivLoss, LocalizationDistillation,
+                      Teacher, check_fit)
+from .errors import CheckpointError, ConfigError, nearest
 from .log import logger
 from .losses import DistributionFocalLoss, GFLCriterion, GIoULoss, QualityFocalLoss
 from .model.fpn import FPN
@@ -28,10 +30,11 @@ from .targets import Gt2GFLTarget
 
 BACKBONES = {"ResNet": ResNet}
 NECKS = {"FPN": FPN}
-HEADS = {"GFLHead": GFLHead, "LDGFLHead": GFLHead}  # LDGFLHead: the same layers, more losses
+HEADS = {"GFLHead": GFLHead, "LDGFLHead": GFLHead}  # LDGFLHead: the same layers, and the losses of a teacher
 TOWERS = {"FCOSFeat": FCOSFeat}
 QUALITY_PREDICTORS = {"DGQP": DGQP}
-LOSSES = {cls.__name__: cls for cls in (QualityFocalLoss, DistributionFocalLoss, GIoULoss)}
+LOSSES = {cls.__name__: cls for cls in (QualityFocalLoss, DistributionFocalLoss, GIoULoss,
+                                        KnowledgeDistillationKLDivLoss, CWDFeatureLoss)}
 NMS = {"MultiClassNMS": MultiClassNMS}
 SAMPLE_TRANSFORMS = {cls.__name__: cls for cls in (Decode, Resize, RandomResize, RandomFlip, NormalizeImage, Permute)}
 BATCH_TRANSFORMS = {"PadBatch": PadBatch, "Gt2GFLTarget": Gt2GFLTarget}
@@ -104,7 +107,50 @@ def _build_criterion(cfg, name, args, head):
         strides=tuple(head.fpn_stride), num_classes=head.num_classes, reg_max=head.distribution_project.reg_max,
         loss_class=loss_class, cell_offset=args.get("cell_offset", 0),
         loss_dfl=_make(cfg, LOSSES, args.get("loss_dfl", "DistributionFocalLoss"), f"{name}.loss_dfl"),
-        loss_bbox=_make(cfg, LOSSES, args.get("loss_bbox", "GIoULoss"), f"{name}.loss_bbox"))
+        loss_bbox=_make(cfg, LOSSES, args.get("loss_bbox", "GIoULoss"), f"{name}.loss_bbox"),
+        distillation=_build_distillation(cfg, name, args, head) if cfg.get("teacher") else None)
+
+
+def _build_distillation(cfg, name, args, head):
+    teacher = cfg["teacher"]
+    method = teacher.get("slim_method")
+    if head.dgqp_module is not None:
+        raise ConfigError(f"{name}.dgqp_module: distillation compares class logits, which GFLv2 has not; set it to null")
+    if method == "LD":
+        if name != "LDGFLHead":
+            raise ConfigError(f"GFL.head: {name}; slim_method LD trains an LDGFLHead, as in gfl_slim_ld_r18vd_1x_coco")
+        return LocalizationDistillation(**{
+            key: _make(cfg, LOSSES, args.get(key, "KnowledgeDistillationKLDivLoss"), f"{name}.{key}")
+            for key in ("loss_ld", "loss_ld_vlr", "loss_kd")})
+    if method == "CWD":
+        names = teacher.get("distill_loss_name")
+        if names is not None and len(names) != len(head.fpn_stride):
+            raise ConfigError(f"teacher.distill_loss_name: {names!r}; it must name {len(head.fpn_stride)} losses, one "
+                              "for each level")
+        loss = _make(teacher, LOSSES, teacher.get("distill_loss", "CWDFeatureLoss"), "teacher.distill_loss")
+        return ChannelWiseDistillation(loss, tuple(head.fpn_stride))
+    raise ConfigError(f"teacher.slim_method: {method!r}; allowed: LD, CWD")
+
+
+def build_teacher(cfg, student):
+    """The `Teacher` of a config with a slim config in it (see `load_config`), with its weights; None without one.
+
+    Raises: ConfigError, also when it does not fit the student; CheckpointError.
+    """
+    teacher_cfg = cfg.get("teacher")
+    if not teacher_cfg:
+        return None
+    teacher_cfg = {**teacher_cfg, "num_classes": teacher_cfg.get("num_classes") or cfg.get("num_classes")}
+    teacher = build_model(teacher_cfg)
+    check_fit(teacher, student)
+    if not teacher_cfg.get("pretrain_weights"):
+        raise ConfigError("teacher.pretrain_weights: missing; they are the trained weights of the teacher: "
+                          "set -o teacher.pretrain_weights=PATH")
+    try:
+        load_weights(teacher, teacher_cfg["pretrain_weights"])
+    except CheckpointError as error:
+        raise CheckpointError(f"the teacher (teacher.pretrain_weights): {error}") from error
+    return Teacher(teacher)
 
 
 def build_dataset(cfg, section):

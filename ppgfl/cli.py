@@ -39,6 +39,8 @@ def entry(arguments=None):
 def _config_arguments(parser):
     parser.add_argument("-c", "--config", required=True, metavar="FILE",
                         help="config file, or the name of a shipped one (gfl_r50_fpn_1x_coco)")
+    parser.add_argument("--slim_config", metavar="FILE",
+                        help="a teacher and how to learn from it; without meaning where nothing is trained")
     _override_arguments(parser)
 
 
@@ -50,7 +52,7 @@ def _override_arguments(parser):
 def _load(args):
     from .config import load_config
 
-    cfg = load_config(args.config, args.opt)
+    cfg = load_config(args.config, args.opt, slim_config=args.slim_config)
     runtime.select_device(cfg.get("use_gpu", False))
     return cfg
 

@@ -1,4 +1,5 @@
 """YAML files -> one plain dict. Knows the format of PaddleDetection's configs, and no class of ours."""
+import copy
 import math
 import os
 import re
@@ -9,14 +10,18 @@ import yaml
 from .errors import ConfigError
 
 LARGEST = 100_000  # values in a config
+# What a slim config says about the training of the student; all else in it is about the teacher.
+OF_TRAINING = ("epoch", "TrainReader", "LearningRate", "OptimizerBuilder", "use_ema", "ema_decay", "ema_decay_type")
 
 
-def load_config(path, overrides=()):
+def load_config(path, overrides=(), *, slim_config=None):
     """Read a config with its `_BASE_` files and apply overrides.
 
     Args:
         path: a .yml file, or the bare name of one shipped with ppgfl ("gfl_r50_fpn_1x_coco").
         overrides: strings "a.b.c=value"; the value is read as YAML, siblings are kept. A number steps into a list.
+        slim_config: a second one, of a teacher and how to learn from it. What it says about training is merged into
+            the first, as PaddleDetection does, and the whole of it becomes the section `teacher`.
 
     Returns:
         A plain dict. Files (or shipped configs) named under `_BASE_` are merged in order, then the file itself: dicts
@@ -26,9 +31,20 @@ def load_config(path, overrides=()):
         ConfigError: a missing file, bad YAML, a duplicate key, a loop of `_BASE_`, an override that fits nowhere.
     """
     cfg = _load_with_bases(find_config(path), ())
+    if slim_config is not None:
+        _add_slim_config(cfg, slim_config)
     for override in overrides:
         _apply_override(cfg, override)
     return cfg
+
+
+def _add_slim_config(cfg, path):
+    slim = _load_with_bases(find_config(path), ())
+    if slim.get("slim") != "Distill":
+        raise ConfigError(f"{path}: slim is {slim.get('slim')!r}; ppgfl knows slim: Distill only (neither pruning nor "
+                          "training with quantised weights)")
+    merge(cfg, copy.deepcopy({key: slim[key] for key in OF_TRAINING if key in slim}))
+    cfg["teacher"] = slim
 
 
 def find_config(path):

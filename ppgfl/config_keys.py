@@ -32,6 +32,12 @@ TOP_LEVEL = {
                     "on a CPU 25, since gloo, over which the processes talk there, gives up after 30)",
     "onednn_training": "true: train on a CPU with oneDNN's convolutions: half the time of a step when all batches have "
                        "the same size, and at least twice the memory; Paddle 3.3 (false)",
+    "teacher": "put there by `--slim_config`: the whole slim config, so that `-o teacher.pretrain_weights=PATH` sets "
+               "the teacher's weights and `-o teacher.num_classes=N` its classes",
+    "slim": "of a slim config: Distill",
+    "slim_method": "of a slim config: LD or CWD",
+    "distill_loss": "of a slim config with CWD: CWDFeatureLoss",
+    "distill_loss_name": "of a slim config with CWD: one for each level; the names themselves have no effect",
     "find_unused_parameters": "of Paddle's DataParallel (false)",
     "amp": "true: as `--amp` with `amp_level` (false)",
     "amp_level": "O1 or O2, for `amp` (O1)",
@@ -89,8 +95,9 @@ OTHER_KEYS = {
     "QualityFocalLoss": {"reduction": NO_EFFECT},
     "DistributionFocalLoss": {"reduction": NO_EFFECT},
     "GIoULoss": {"reduction": NO_EFFECT},
+    "KnowledgeDistillationKLDivLoss": {"reduction": NO_EFFECT},
     "COCODataSet": {"use_default_label": NO_EFFECT},
     "ImageFolder": {"data_fields": NO_EFFECT, "use_default_label": NO_EFFECT},
 }
 OTHER_KEYS["LDGFLHead"] = {**OTHER_KEYS["GFLHead"],
-                           **dict.fromkeys(("loss_ld", "loss_ld_vlr", "loss_kd"), "read, but training is refused")}
+                           **dict.fromkeys(("loss_ld", "loss_ld_vlr", "loss_kd"), "KnowledgeDistillationKLDivLoss")}

@@ -89,7 +89,7 @@ class Graph(paddle.nn.Layer):
         self.nms = nms
 
     def forward(self, image, scale_factor=None):
-        maps = self.model.head(self.model.neck(self.model.backbone(image)))
+        _, maps = self.model.features(image)
         if self.bare:
             return (*maps[0], *maps[1])
         boxes, scores = self.model.decoder.decode(maps, self.model.head.distribution_project, scale_factor)

@@ -82,6 +82,7 @@ class GFLCriterion:
         strides, cell_offset, num_classes: as in `decode.Decoder`.
         reg_max: largest distance, in strides.
         loss_class, loss_dfl, loss_bbox: the terms.
+        distillation: more terms, from what a teacher says about the batch (see `distill`), or None.
     """
 
     strides: tuple
@@ -91,18 +92,20 @@ class GFLCriterion:
     loss_dfl: DistributionFocalLoss
     loss_bbox: GIoULoss
     cell_offset: float = 0.0
+    distillation: object = None
 
-    def __call__(self, maps, integral, batch):
+    def __call__(self, features, integral, batch):
         """Args:
-            maps: (cls, reg) of `GFLHead`.
-            integral: its `Integral`.
-            batch: `labels`, `label_weights`, `bbox_targets`, `pos_num` (see `ppgfl.data`).
+            features: levels and maps of `GFL.features`.
+            integral: the head's `Integral`.
+            batch: `labels`, `label_weights`, `bbox_targets`, `pos_num` (see `ppgfl.data`); `teacher` for distillation.
 
-        Returns: {"loss", "loss_qfl", "loss_bbox", "loss_dfl"}, float32 tensors without dimensions.
+        Returns: {"loss", their sum, "loss_qfl", "loss_bbox", "loss_dfl", and those of the distillation}, float32
+            tensors without dimensions.
         """
+        _, maps = features
         with paddle.amp.auto_cast(enable=False):
-            cls = _by_cell(maps[0]).astype("float32")
-            reg = _by_cell(maps[1]).astype("float32")
+            cls, reg = (by_cell(kind).astype("float32") for kind in maps)
             centers, strides = self._cells(maps[1])
             labels = batch["labels"]
             positive = (labels < self.num_classes).astype("float32")
@@ -126,8 +129,10 @@ class GFLCriterion:
             loss_qfl = qfl.sum() / num_positive
             loss_bbox = (self.loss_bbox(predicted, target) * weight).sum() / weight_sum
             loss_dfl = (self.loss_dfl(logits, distance).mean(axis=-1) * weight).sum() / weight_sum
-        return {"loss": loss_qfl + loss_bbox + loss_dfl,
-                "loss_qfl": loss_qfl, "loss_bbox": loss_bbox, "loss_dfl": loss_dfl}
+            terms = {"loss_qfl": loss_qfl, "loss_bbox": loss_bbox, "loss_dfl": loss_dfl}
+            if self.distillation is not None:
+                terms.update(self.distillation(features, batch["teacher"], batch, positive, weight))
+        return {"loss": sum(terms.values()), **terms}
 
     def _cells(self, maps):
         """Centres [A, 2] in strides and strides [A, 1] of all cells."""
@@ -139,6 +144,6 @@ class GFLCriterion:
         return paddle.concat(centers), paddle.concat(strides)
 
 
-def _by_cell(maps):
+def by_cell(maps):
     """L maps [N, K, H, W] -> [N, A, K]."""
     return paddle.concat([x.flatten(2).transpose([0, 2, 1]) for x in maps], axis=1)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import paddle
 
-from . import dist, interrupt, onednn, report, resume, runtime
-from .build import build_dataset, build_ema, build_loader, build_model, build_optimizer
+from . import dist, interrupt, onednn, report, resume
+from .build import build_dataset, build_ema, build_loader, build_model, build_optimizer, build_teacher
 from .checkpoint import load_pretrained
 from .dashboard import Dashboard, prediction_pictures
 from .data.loader import iterate, worker_losses_explained
@@ -15,6 +15,7 @@ from .evaluate import METRICS, check_classes, coco_evaluator, run, summarize
 from .log import logger, training_bar
 from .meter import Meter
 from .run_folder import RunFolder
+from .step import make_step
 
 INTERRUPTED = "interrupted"  # the checkpoint inside an epoch
 HISTOGRAMS_EVERY = 5  # epochs
@@ -125,7 +126,8 @@ def _train(cfg, options, folder, request):
     folder.describe(cfg, options, progress, train_set, images_per_step)
     board = Dashboard(_dashboard_folder(options, folder), resume_step=progress.step)
 
-    step = _make_step(cfg, options, model, optimizer, ema)
+    step = make_step(cfg, model, optimizer, ema, build_teacher(cfg, model), amp=options.amp,
+                     accumulate=options.accumulate, to_static=options.to_static)
     model.train()
     for epoch in range(progress.epoch, epochs):
         request.obey(f"go on from {folder.path} with --resume")
@@ -170,8 +172,9 @@ def _train(cfg, options, folder, request):
 def _data_sets(cfg, options):
     """The two data sets and the config with the number of classes that they have. Raises a ConfigError that lists the
     classes when config, training set and validation set disagree."""
-    if cfg.get("GFL", {}).get("head") == "LDGFLHead":
-        raise ConfigError("GFL.head: LDGFLHead is trained with a teacher, which ppgfl cannot do yet; set GFLHead")
+    if cfg.get("GFL", {}).get("head") == "LDGFLHead" and not cfg.get("teacher"):
+        raise ConfigError("GFL.head: LDGFLHead learns from a teacher; add --slim_config configs/slim/distill/"
+                          "gfl_ld_distill.yml, or set GFL.head=GFLHead")
     train_set = build_dataset(cfg, "TrainDataset")
     if cfg.get("num_classes") is None:
         cfg = {**cfg, "num_classes": len(train_set.class_names)}
@@ -204,26 +207,6 @@ def _start_or_resume(cfg, options, folder, model, optimizer, ema, names):
     return progress
 
 
-def _make_step(cfg, options, model, optimizer, ema):
-    """The optimizer step over the model as it is called: in mixed precision, compiled, distributed."""
-    on_gpu = runtime.on_gpu()
-    amp = bool(options.amp) and on_gpu
-    if options.amp and not on_gpu:
-        logger.info("--amp has no effect on a CPU")
-    if cfg.get("norm_type") == "sync_bn" and dist.world_size() > 1 and on_gpu:
-        paddle.nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    if amp and options.amp == "O2":
-        model, optimizer = paddle.amp.decorate(models=model, optimizers=optimizer, level="O2")
-    if cfg.get("onednn_training"):
-        onednn.replace_convolutions(model)
-    elif options.to_static:
-        model = paddle.jit.to_static(model, full_graph=True)
-    if dist.world_size() > 1:
-        model = paddle.DataParallel(model, find_unused_parameters=cfg.get("find_unused_parameters", False))
-    return Step(model, optimizer, ema, paddle.amp.GradScaler(enable=amp, init_loss_scaling=1024.0),
-                dict(enable=amp, level=options.amp or "O1"), options.accumulate)
-
-
 def _dashboard_folder(options, folder):
     if not options.use_vdl or not dist.is_main():
         return None
@@ -231,35 +214,6 @@ def _dashboard_folder(options, folder):
 
 
 # --- the loop
-
-
-@dataclass
-class Step:
-    """One optimizer step."""
-
-    model: object
-    optimizer: object
-    ema: object
-    scaler: object
-    amp: dict
-    accumulate: int
-
-    def __call__(self, batches):
-        """`accumulate` batches -> the mean of their losses, {name: tensor}. Never waits for the device."""
-        self.optimizer.clear_grad()
-        total = {}
-        for batch in batches:
-            with paddle.amp.auto_cast(**self.amp):
-                losses = self.model(batch)
-            self.scaler.scale(losses["loss"] / self.accumulate).backward()
-            for name, value in losses.items():
-                total[name] = total.get(name, 0) + value.detach() / self.accumulate
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer._learning_rate.step()
-        if self.ema is not None:
-            self.ema.update()
-        return total
 
 
 def _train_epoch(loader, step, meter, progress, folder, board, class_names, request, next_is):

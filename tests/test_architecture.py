@@ -14,7 +14,7 @@ FLOORS = [
     ["download", "command"],
     ["data.image", "checkpoint", "losses", "decode", "targets", "draw", "model.layers", "onednn"],
     ["data.transforms", "data.batch", "data.dataset", "model.resnet", "model.fpn", "model.head", "model.gfl",
-     "data.shapes", "detections", "resume", "meter", "optim", "curves"],
+     "data.shapes", "detections", "resume", "meter", "optim", "curves", "distill", "step"],
     ["data.loader", "dashboard", "report", "json_lines"],
     ["build"],
     ["onnx_graph", "export_check", "quantize"],

@@ -30,6 +30,7 @@ class FPN(nn.Layer):
                  has_extra_convs=False, extra_stage=1, use_c5=True, norm_type=None, norm_decay=0.0,
                  freeze_norm=False, relu_before_extra_convs=True):
         super().__init__()
+        self.out_channel = out_channel
         if not has_extra_convs and extra_stage > 1:
             raise ConfigError(f"FPN.extra_stage: {extra_stage}; without has_extra_convs it is 0 or 1")
         self.extra_stage = extra_stage

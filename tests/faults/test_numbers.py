@@ -48,7 +48,7 @@ def losses_and_gradients(maps, batch, use_sigmoid=True):
     criterion = GFLCriterion(strides=STRIDES, num_classes=CLASSES, reg_max=REG_MAX, loss_bbox=GIoULoss(2.0),
                              loss_class=QualityFocalLoss(use_sigmoid), loss_dfl=DistributionFocalLoss(0.25))
     cls = maps[0] if use_sigmoid else [paddle.nn.functional.sigmoid(x) for x in maps[0]]
-    losses = criterion((cls, maps[1]), Integral(REG_MAX), batch)
+    losses = criterion((None, (cls, maps[1])), Integral(REG_MAX), batch)
     losses["loss"].backward()
     return np.array([value.item() for value in losses.values()]), [x.grad.numpy() for kind in maps for x in kind]
 
