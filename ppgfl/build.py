@@ -16,8 +16,14 @@ from .data.dataset import COCODataSet, ImageFolder
 from .data.loader import POLICIES, Batches, Samples, make_loader
 from .data.transforms import Decode, NormalizeImage, Permute, RandomFlip, RandomResize, Resize
 from .decode import Decoder, MultiClassNMS
-from .distill import (ChannelWiseDistillation, CWDFeatureLoss, KnowledgeDistillationKLDivLoss, LocalizationDistillation,
-                      Teacher, check_fit)
+from .distill import (
+    ChannelWiseDistillation,
+    CWDFeatureLoss,
+    KnowledgeDistillationKLDivLoss,
+    LocalizationDistillation,
+    Teacher,
+    check_fit,
+)
 from .errors import CheckpointError, ConfigError, nearest
 from .log import logger
 from .losses import DistributionFocalLoss, GFLCriterion, GIoULoss, QualityFocalLoss
@@ -115,7 +121,7 @@ def _build_distillation(cfg, name, args, head):
     teacher = cfg["teacher"]
     method = teacher.get("slim_method")
     if head.dgqp_module is not None:
-        raise ConfigError(f"{name}.dgqp_module: distillation compares class logits, which GFLv2 has not; set it to null")
+        raise ConfigError(f"{name}.dgqp_module: distillation compares class logits, which GFLv2 lacks; set it to null")
     if method == "LD":
         if name != "LDGFLHead":
             raise ConfigError(f"GFL.head: {name}; slim_method LD trains an LDGFLHead, as in gfl_slim_ld_r18vd_1x_coco")
@@ -143,6 +149,9 @@ def build_teacher(cfg, student):
     teacher_cfg = {**teacher_cfg, "num_classes": teacher_cfg.get("num_classes") or cfg.get("num_classes")}
     teacher = build_model(teacher_cfg)
     check_fit(teacher, student)
+    targets = [entry.get("Gt2GFLTarget") or {} for entry in cfg["TrainReader"].get("batch_transforms") or []]
+    if teacher_cfg["slim_method"] == "LD" and not any(args.get("compute_vlr_region") for args in targets):
+        raise ConfigError("TrainReader.batch_transforms: LD needs Gt2GFLTarget with compute_vlr_region: true")
     if not teacher_cfg.get("pretrain_weights"):
         raise ConfigError("teacher.pretrain_weights: missing; they are the trained weights of the teacher: "
                           "set -o teacher.pretrain_weights=PATH")

@@ -156,9 +156,10 @@ def draw_sizes(metrics):
 def draw_training(rows):
     """Losses and AP over the epochs."""
     figure, (losses, scores) = _figure(2)
-    for axes, names in ((losses, ("loss", "loss_qfl", "loss_bbox", "loss_dfl")), (scores, ("AP", "AP50", "AP75"))):
+    terms = dict.fromkeys(name for row in rows for name in row if name.startswith("loss"))
+    for axes, names in ((losses, terms), (scores, ("AP", "AP50", "AP75"))):
         for name in names:
-            points = [(row["epoch"], row[name]) for row in rows if row[name] is not None and row[name] >= 0]
+            points = [(row["epoch"], row[name]) for row in rows if row.get(name) is not None and row[name] >= 0]
             if points:
                 axes.plot(*zip(*points), marker="o", markersize=3, label=name)
         axes.set_ylim(bottom=0)

@@ -18,7 +18,7 @@ from .files import write_csv, write_json, write_text
 from .log import logger
 from .resume import SUFFIXES
 
-COLUMNS = ("epoch", "step", "lr", "loss", "loss_qfl", "loss_bbox", "loss_dfl", *METRICS)
+FIRST_COLUMNS = ("epoch", "step", "lr")  # of results.csv; then the losses, which depend on the config, and METRICS
 
 
 class RunFolder:
@@ -81,8 +81,9 @@ class RunFolder:
 
     def add_row(self, progress, lr, losses, metrics):
         """Add an epoch to the progress and to results.csv."""
-        row = {"epoch": progress.epoch, "step": progress.step, "lr": lr, **losses, **metrics}
-        progress.rows.append({key: float(row[key]) if key in row else None for key in COLUMNS})
+        row = {"epoch": progress.epoch, "step": progress.step, "lr": lr, **losses,
+               **{name: metrics.get(name) for name in METRICS}}
+        progress.rows.append({key: None if value is None else float(value) for key, value in row.items()})
         if dist.is_main():
             self._write_rows(progress.rows)
 
@@ -109,8 +110,9 @@ class RunFolder:
         logger.info("finished: weights, results.csv and curves.png in %s", self.path.absolute())
 
     def _write_rows(self, rows):
-        lines = [["" if row[key] is None else f"{row[key]:.10g}" for key in COLUMNS] for row in rows]
-        write_csv(self.path / "results.csv", [COLUMNS, *lines])
+        columns = list(dict.fromkeys([*FIRST_COLUMNS, *(key for row in rows for key in row)]))
+        lines = [["" if row.get(key) is None else f"{row[key]:.10g}" for key in columns] for row in rows]
+        write_csv(self.path / "results.csv", [columns, *lines])
 
     def _text(self, name):
         path = self.path / name

@@ -117,7 +117,7 @@ def _train(cfg, options, folder, request):
     names = {name: value.name for name, value in model.state_dict().items()}
     optimizer = build_optimizer(cfg, model, steps_per_epoch=steps,
                                 total_batch_size=images_per_step if options.scale_lr else None)
-    ema = build_ema(cfg, model)
+    ema, teacher = build_ema(cfg, model), build_teacher(cfg, model)
     progress = _start_or_resume(cfg, options, folder, model, optimizer, ema, names)
     epochs, every, metrics = cfg.get("epoch", 12), cfg.get("snapshot_epoch", 1), {}
     if progress.epoch >= epochs:
@@ -126,8 +126,8 @@ def _train(cfg, options, folder, request):
     folder.describe(cfg, options, progress, train_set, images_per_step)
     board = Dashboard(_dashboard_folder(options, folder), resume_step=progress.step)
 
-    step = make_step(cfg, model, optimizer, ema, build_teacher(cfg, model), amp=options.amp,
-                     accumulate=options.accumulate, to_static=options.to_static)
+    step = make_step(cfg, model, optimizer, ema, teacher, amp=options.amp, accumulate=options.accumulate,
+                     to_static=options.to_static)
     model.train()
     for epoch in range(progress.epoch, epochs):
         request.obey(f"go on from {folder.path} with --resume")

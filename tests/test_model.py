@@ -17,17 +17,9 @@ from ppgfl.model.resnet import ResNet
 MANIFEST = json.loads((GOLDEN / "manifest.json").read_text())
 
 
-def config(name, *overrides):
-    if name == "gfl_slim_ld_r18vd_1x_coco":  # PaddleDetection's file says: the R18vd model with this head
-        cfg = load_config("gfl_r18vd_1x_coco", ["GFL.head=LDGFLHead", *overrides])
-        cfg["LDGFLHead"] = cfg.pop("GFLHead")
-        return cfg
-    return load_config(name, overrides)
-
-
 @pytest.mark.parametrize("name", sorted(MANIFEST))
 def test_every_entry_has_the_name_and_shape_of_the_released_file(name):
-    entries = build_model(config(name)).state_dict()
+    entries = build_model(load_config(name)).state_dict()
     assert {k: list(v.shape) for k, v in entries.items()} == {k: shape for k, shape, _ in MANIFEST[name]}
     assert {str(v.dtype).replace("paddle.", "") for v in entries.values()} == {"float32"}
 
@@ -35,7 +27,7 @@ def test_every_entry_has_the_name_and_shape_of_the_released_file(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ZOO)
 def test_maps_and_detections_are_those_of_paddledetection(name):
-    model = build_model(config(name))
+    model = build_model(load_config(name))
     model.set_state_dict(make_weights.make(name))
     model.eval()
     expected, inputs = recorded(f"{name}_eval"), cases.batch(0)
@@ -64,7 +56,7 @@ def check_detections(output, bbox, bbox_num):
 @pytest.mark.parametrize("override", ["upstream_scores=true", "GFLHead.upstream_scores=true"])
 def test_gflv2_gives_upstream_scores_on_request(override):
     name = "gflv2_r50_fpn_1x_coco"
-    model = build_model(config(name, override))
+    model = build_model(load_config(name, [override]))
     model.set_state_dict(make_weights.make(name))
     model.eval()
     inputs = cases.batch(0)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from conftest import recorded
 
-from ppgfl.targets import Gt2GFLTarget, assign
+from ppgfl.targets import Gt2GFLTarget, assign, valuable_region
 
 STRIDES = (8, 16, 32, 64, 128)
 
@@ -28,6 +28,40 @@ def test_targets_are_exactly_those_of_paddledetection(seed):
         assert len(s["labels"]) == expected[f"case{seed}_num_cells"]
         assert (s["label_weights"] == 1).all()
         assert (s["bbox_targets"][s["labels"] == 80] == 0).all()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_regions_of_distillation_are_exactly_those_of_paddledetection(seed):
+    expected = recorded("distill")
+    for j, s in enumerate(Gt2GFLTarget(grid_cell_scale=8, compute_vlr_region=True)(samples_of(seed))):
+        cells = np.flatnonzero(s["vlr_regions"])
+        np.testing.assert_array_equal(cells, expected[f"case{seed}_image{j}_vlr_cells"])
+        np.testing.assert_allclose(s["vlr_regions"][cells], expected[f"case{seed}_image{j}_vlr_values"], rtol=1e-5)
+
+
+def test_regions_of_one_box_by_pencil():
+    """A box of the size of a cell's square and at its place: 0 outside, and at the cell itself, whose DIoU is 1."""
+    levels = [(8, 8, 8)]
+    box = np.array([[16, 16, 48, 48]], np.float32)  # the square of the cell at row 4, column 4 with a scale of 4
+    region = valuable_region(levels, box, 4).reshape(8, 8)
+    assert region[4, 4] == 0
+    # Next to it: 24 x 32 of 32 x 32 pixels are shared, the centres are 8 apart, the box around both is 40 x 32.
+    diou = 0.75 - 64 / (40**2 + 32**2)
+    ious = np.array([1] + 4 * [0.75 / 1.25] + 4 * [0.75**2 / (2 - 0.75**2)])
+    threshold = ious.mean() + ious.std(ddof=1)
+    assert threshold / 4 <= diou < threshold
+    assert region[4, 5] == region[3, 4] == pytest.approx(0.6)
+    assert region[0, 0] == 0
+
+
+def test_regions_of_many_boxes_are_those_of_each(monkeypatch):
+    rng = np.random.default_rng(0)
+    levels = [(12, 15, 8), (6, 8, 16)]
+    low = rng.uniform(0, 60, (40, 2))
+    boxes = np.concatenate([low, low + rng.uniform(4, 60, (40, 2))], 1).astype("float32")
+    each = np.max([valuable_region(levels, box[None], 8, 0.5) for box in boxes], axis=0)
+    np.testing.assert_array_equal(valuable_region(levels, boxes, 8, 0.5), each)
+    assert (valuable_region(levels, boxes[:0], 8) == 0).all()
 
 
 def naive_atss(levels, boxes, scale):

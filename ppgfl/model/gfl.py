@@ -28,8 +28,8 @@ class GFL(nn.Layer):
         """batch: see `ppgfl.data`.
 
         Returns:
-            In training {"loss", "loss_qfl", ...} (see `losses.GFLCriterion`); in evaluation {"bbox": [M, 6] class, score,
-            x1, y1, x2, y2 in pixels of the original image, "bbox_num": [N] detections per image}.
+            In training {"loss", "loss_qfl", ...} (see `losses.GFLCriterion`); in evaluation {"bbox": [M, 6] class,
+            score, x1, y1, x2, y2 in pixels of the original image, "bbox_num": [N] detections per image}.
         """
         features = self.features(batch["image"])
         integral = self.head.distribution_project
