@@ -96,6 +96,18 @@ def step(bench):
         overrides=["onednn_training=true"]), **bench.theirs(), "MMDetection": bench.mmdetection()}, rounds=4)
 
 
+def distillation(bench):
+    """Training step of R18vd that learns from R101-vd (LD), beside its two parts, 640x640, batch 2"""
+    student = "gfl_slim_ld_r18vd_1x_coco"
+    weights = write_weights("gfl_r101vd_fpn_mstrain_2x_coco", bench.scratch)
+    taught = {"slim_config": "gfl_ld_distill", "overrides": [f"teacher.pretrain_weights={weights}"]}
+    rows = bench.ask("step", {
+        "both": bench.ours(student, **taught), "student alone": bench.ours(),
+        "teacher's forward alone": bench.ours(student, **taught, teacher_only=True)}, rounds=4)
+    both, *parts = (statistics.median(row.seconds) for row in rows)
+    return [*rows, Row(f"both take {both / sum(parts):.3f} times the sum of the parts", "", [])]
+
+
 def targets(bench):
     """Gt2GFLTarget, one image of 800x1344; seconds an image"""
     rows = []
@@ -162,7 +174,7 @@ is. "Tuned": with {tuned}, which ppgfl sets itself.
 
 """
 QUESTIONS = {function.__name__: function for function in (inference, batch, postprocess, evaluation, step,
-                                                             loader, targets, growth, startup)}
+                                                             distillation, loader, targets, growth, startup)}
 
 
 class Bench:
@@ -212,7 +224,8 @@ class Bench:
     def ask(self, question, subjects, *, rounds, case="", gflop=0.0):
         """The rows of a question: every subject in a process of its own, taking turns."""
         common = {"data": str(self.data), "images": IMAGES, "boxes": 0, "scratch": str(self.scratch), "overrides": [],
-                  "run_mode": "paddle", "size": (800, 1088), "batch": 1, "model": MODEL, "onnx": False, "int8": None}
+                  "run_mode": "paddle", "size": (800, 1088), "batch": 1, "model": MODEL, "onnx": False, "int8": None,
+                  "slim_config": None, "teacher_only": False}
         workers = {}
         for name, (python, subject, settings, variables) in subjects.items():
             settings = {**common, **settings}

@@ -40,7 +40,8 @@ class Ppgfl:
         self.settings = settings
         self.cfg = ppgfl.load_config(config_file(settings), [
             "use_gpu=false", "worker_num=0", "TrainReader.shuffle=false", f"EvalDataset.dataset_dir={data}",
-            f"TrainDataset.dataset_dir={data}", f"EvalDataset.sample_num={settings['images']}", *settings["overrides"]])
+            f"TrainDataset.dataset_dir={data}", f"EvalDataset.sample_num={settings['images']}", *settings["overrides"]],
+            slim_config=settings["slim_config"])
 
     def export(self):
         """Nothing to measure: it writes what the subjects of `inference` run."""
@@ -92,14 +93,17 @@ class Ppgfl:
         optimizer = build.build_optimizer(self.cfg, model, steps_per_epoch=1000)
         target, = [t for t in build.build_transforms(self.cfg, "TrainReader")[1] if type(t).__name__ == "Gt2GFLTarget"]
         batch = {key: paddle.to_tensor(np.stack([s[key] for s in target(samples(2, 8, (SIZE, SIZE)))]))
-                 for key in ("image", "labels", "label_weights", "bbox_targets", "pos_num")}
+                 for key in ("image", "labels", "label_weights", "bbox_targets", "pos_num",
+                             *(["vlr_regions"] if target.compute_vlr_region else []))}
         batch.update(image=paddle.to_tensor(noise()), scale_factor=paddle.ones([2, 2]))
+
+        teacher = build.build_teacher(self.cfg, model) or (lambda given: given)
 
         def run():
             with onednn.switched_on(wanted):
-                return train(model, optimizer, batch)
+                return train(model, optimizer, teacher(batch))
 
-        return run
+        return run if not self.settings["teacher_only"] else lambda: len(teacher(batch)["image"])
 
     def targets(self):
         """Gt2GFLTarget of one image."""

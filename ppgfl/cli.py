@@ -277,10 +277,16 @@ def demo(args):
     """Train from start to end without any input: draw a data set, train on it, evaluate, detect. About four minutes.
 
     ppgfl demo
+    ppgfl demo --distill
     """
-    from .demo import run
+    from .demo import run, run_distillation
 
-    return run(main)
+    return (run_distillation if args.distill else run)(main)
+
+
+def _demo_arguments(parser):
+    parser.add_argument("--distill", action="store_true",
+                        help="instead: train a teacher, and a small student with and without it; about 15 minutes")
 
 
 def data(args):
@@ -332,6 +338,6 @@ def _no_arguments(parser):
 COMMANDS = {"train": (train, _train_arguments), "eval": (evaluate, _evaluate_arguments),
             "infer": (infer, _infer_arguments), "export_model": (export, _export_arguments),
             "model_zoo": (model_zoo, _model_zoo_arguments), "data": (data, _data_arguments),
-            "demo": (demo, _no_arguments), "doctor": (doctor, _no_arguments),
+            "demo": (demo, _demo_arguments), "doctor": (doctor, _no_arguments),
             "benchmark": (benchmark, _benchmark_arguments)}
 WORDS = {{"export_model": "export", "model_zoo": "zoo"}.get(name, name): name for name in COMMANDS}
