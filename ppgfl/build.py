@@ -120,11 +120,7 @@ def _build_criterion(cfg, name, args, head):
 def _build_distillation(cfg, name, args, head):
     teacher = cfg["teacher"]
     method = teacher.get("slim_method")
-    if head.dgqp_module is not None:
-        raise ConfigError(f"{name}.dgqp_module: distillation compares class logits, which GFLv2 lacks; set it to null")
     if method == "LD":
-        if name != "LDGFLHead":
-            raise ConfigError(f"GFL.head: {name}; slim_method LD trains an LDGFLHead, as in gfl_slim_ld_r18vd_1x_coco")
         return LocalizationDistillation(**{
             key: _make(cfg, LOSSES, args.get(key, "KnowledgeDistillationKLDivLoss"), f"{name}.{key}")
             for key in ("loss_ld", "loss_ld_vlr", "loss_kd")})
@@ -133,7 +129,8 @@ def _build_distillation(cfg, name, args, head):
         if names is not None and len(names) != len(head.fpn_stride):
             raise ConfigError(f"teacher.distill_loss_name: {names!r}; it must name {len(head.fpn_stride)} losses, one "
                               "for each level")
-        loss = _make(teacher, LOSSES, teacher.get("distill_loss", "CWDFeatureLoss"), "teacher.distill_loss")
+        loss = _make(teacher, {"CWDFeatureLoss": CWDFeatureLoss}, teacher.get("distill_loss", "CWDFeatureLoss"),
+                     "teacher.distill_loss")
         return ChannelWiseDistillation(loss, tuple(head.fpn_stride))
     raise ConfigError(f"teacher.slim_method: {method!r}; allowed: LD, CWD")
 
@@ -149,9 +146,12 @@ def build_teacher(cfg, student):
     teacher_cfg = {**teacher_cfg, "num_classes": teacher_cfg.get("num_classes") or cfg.get("num_classes")}
     teacher = build_model(teacher_cfg)
     check_fit(teacher, student)
-    targets = [entry.get("Gt2GFLTarget") or {} for entry in cfg["TrainReader"].get("batch_transforms") or []]
-    if teacher_cfg["slim_method"] == "LD" and not any(args.get("compute_vlr_region") for args in targets):
-        raise ConfigError("TrainReader.batch_transforms: LD needs Gt2GFLTarget with compute_vlr_region: true")
+    if teacher_cfg["slim_method"] == "LD":
+        head = cfg.get("GFL", {}).get("head")
+        if head != "LDGFLHead":
+            raise ConfigError(f"GFL.head: {head}; slim_method LD trains an LDGFLHead, as in gfl_slim_ld_r18vd_1x_coco")
+        if not any(getattr(each, "compute_vlr_region", False) for each in build_transforms(cfg, "TrainReader")[1]):
+            raise ConfigError("TrainReader.batch_transforms: LD needs Gt2GFLTarget with compute_vlr_region: true")
     if not teacher_cfg.get("pretrain_weights"):
         raise ConfigError("teacher.pretrain_weights: missing; they are the trained weights of the teacher: "
                           "set -o teacher.pretrain_weights=PATH")

@@ -42,6 +42,8 @@ def check_fit(teacher, student):
              "dgqp_module": lambda model: "DGQP" if model.head.dgqp_module is not None else None}
     if isinstance(student.criterion.distillation, ChannelWiseDistillation):
         facts["FPN.out_channel"] = lambda model: model.neck.out_channel
+    if student.head.dgqp_module is not None:
+        raise ConfigError("dgqp_module: distillation compares class logits, which GFLv2 lacks; set it to null")
     for name, of in facts.items():
         if of(teacher) != of(student):
             raise ConfigError(f"teacher: its {name} is {of(teacher)}, that of the student {of(student)}; distillation "
@@ -76,14 +78,14 @@ class CWDFeatureLoss:
     """KL divergence between the places that a channel of both looks at (CWD, equation 3).
 
     Attributes:
-        student_channels, teacher_channels: must be equal.
+        student_channels, teacher_channels: must be equal; otherwise without effect.
         normalize: give every channel mean 0 and deviation 1 over the batch first.
         tau: temperature.
         weight: factor of the result.
     """
 
-    student_channels: int
-    teacher_channels: int
+    student_channels: int = None
+    teacher_channels: int = None
     normalize: bool = False
     tau: float = 1.0
     weight: float = 1.0

@@ -84,14 +84,14 @@ def test_the_kl_term_by_pencil():
 def test_cwd_by_pencil():
     flat, peak = tensor([[[[0, 0]]]]), tensor([[[[math.log(3), 0]]]])
     kl = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
-    assert CWDFeatureLoss(1, 1, weight=5)(flat, peak).item() == pytest.approx(5 * kl, rel=1e-4)
-    assert CWDFeatureLoss(1, 1, tau=2)(2 * flat, 2 * peak).item() == pytest.approx(kl, rel=1e-4)
+    assert CWDFeatureLoss(weight=5)(flat, peak).item() == pytest.approx(5 * kl, rel=1e-4)
+    assert CWDFeatureLoss(tau=2)(2 * flat, 2 * peak).item() == pytest.approx(kl, rel=1e-4)
     # the mean over two channels of two images, three of which agree
     a, b = paddle.zeros([2, 2, 1, 2]), paddle.concat([paddle.zeros([1, 2, 1, 2]), paddle.concat([flat, peak], 1)])
-    assert CWDFeatureLoss(2, 2)(a, b).item() == pytest.approx(kl / 4, rel=1e-4)
+    assert CWDFeatureLoss()(a, b).item() == pytest.approx(kl / 4, rel=1e-4)
     x = tensor(np.random.default_rng(0).normal(size=(2, 2, 3, 3)))
-    assert CWDFeatureLoss(2, 2)(x, 7 * x + 3).item() > 0.1
-    assert CWDFeatureLoss(2, 2, normalize=True)(x, 7 * x + 3).item() == pytest.approx(0, abs=1e-4)
+    assert CWDFeatureLoss()(x, 7 * x + 3).item() > 0.1
+    assert CWDFeatureLoss(normalize=True)(x, 7 * x + 3).item() == pytest.approx(0, abs=1e-4)
 
 
 def test_ld_equals_the_naive_loop():
@@ -176,6 +176,7 @@ def distilled(shapes, folder, weights, *more, config="shapes_gfl_student_ld", sl
       "teacher.CWDFeatureLoss={student_channels: 3, teacher_channels: 3}"], ConfigError, "FPN.out_channel is 16"),
     (["teacher.slim_method=CWD", "teacher.CWDFeatureLoss={student_channels: 3, teacher_channels: 4}"], ConfigError,
      "must be equal"),
+    (["teacher.slim_method=CWD", "teacher.distill_loss=GIoULoss"], ConfigError, "unknown name 'GIoULoss'"),
     (["teacher.slim_method=CWD", "teacher.distill_loss_name=[a]"], ConfigError, "must name 3 losses"),
     (["teacher.slim_method=FGD"], ConfigError, "'FGD'; allowed: LD, CWD"),
     (["teacher.pretrain_weights=null"], ConfigError, "set -o teacher.pretrain_weights=PATH"),
