@@ -47,12 +47,12 @@ def check_fit(teacher, student):
     for name, of in facts.items():
         if of(teacher) != of(student):
             raise ConfigError(f"teacher: its {name} is {of(teacher)}, that of the student {of(student)}; distillation "
-                              f"needs the same: change the slim config, or set it with -o teacher....{name}=")
+                              "needs the same: change one of the two configs (-o teacher.KEY=VALUE reaches the teacher's)")
 
 
 @dataclass(eq=False)
 class KnowledgeDistillationKLDivLoss:
-    """KL divergence of softened distributions, divided by the number of their entries (LD, equation 4).
+    """KL divergence of softened distributions, divided by the number of their entries (LD, section 3.2).
 
     Attributes:
         loss_weight: factor of the result.
@@ -75,7 +75,7 @@ class KnowledgeDistillationKLDivLoss:
 
 @dataclass(eq=False)
 class CWDFeatureLoss:
-    """KL divergence between the places that a channel of both looks at (CWD, equation 3).
+    """KL divergence between the places that a channel of both looks at (CWD, section 3.2).
 
     Attributes:
         student_channels, teacher_channels: must be equal; otherwise without effect.
