@@ -286,7 +286,7 @@ def demo(args):
 
 def _demo_arguments(parser):
     parser.add_argument("--distill", action="store_true",
-                        help="instead: train a teacher, and a small student with and without it; about 15 minutes")
+                        help="instead: train a teacher, and a small student with and without it; about 20 minutes")
 
 
 def data(args):

@@ -55,7 +55,7 @@ def run_distillation(main, seeds=(0, 1, 2)):
     start = time.time()
     make_shapes("output/shapes", train=240, val=60)
     output = next_free(Path("output/distill"))
-    print(f"one teacher and {2 * len(seeds)} students, into {output}: about 15 minutes on two CPU cores")
+    print(f"one teacher and {2 * len(seeds)} students, into {output}: about 20 minutes on two CPU cores")
     weights = f"teacher.pretrain_weights={output}/{TEACHER}/best_model"
     runs = [(TEACHER, output, ["-o", f"save_dir={output}"])]
     for seed in seeds:

@@ -47,7 +47,7 @@ def check_fit(teacher, student):
     for name, of in facts.items():
         if of(teacher) != of(student):
             raise ConfigError(f"teacher: its {name} is {of(teacher)}, that of the student {of(student)}; distillation "
-                              "needs the same: change one of the two configs (-o teacher.KEY=VALUE reaches the teacher's)")
+                              "needs the same: change one of the two (-o teacher.KEY=VALUE reaches the teacher)")
 
 
 @dataclass(eq=False)
