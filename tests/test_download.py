@@ -8,6 +8,7 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -46,7 +47,7 @@ def whole(path, count):
 def server(tmp_path, monkeypatch):
     """A server with .behave and .requests {path: number of requests}; the cache is a fresh folder."""
     monkeypatch.setenv("PPGFL_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(download.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(download, "time", SimpleNamespace(sleep=lambda seconds: None))  # between attempts
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.behave, server.requests = whole, {}
     server.url = f"http://127.0.0.1:{server.server_port}"
@@ -171,6 +172,24 @@ def test_a_killed_download_leaves_nothing_in_the_way(server, tmp_path):
     assert "w.pdparams" not in files(tmp_path)
     server.behave = whole
     assert download.fetch(f"{server.url}/w.pdparams").read_bytes() == CONTENT
+
+
+def test_kills_at_random_moments_of_downloads(server, tmp_path):
+    """Before, in, and after it: the file is whole or absent, and the next try has it. PPGFL_KILLS sets the rounds."""
+    rng, left = np.random.default_rng(0), 0
+    for number in range(int(os.environ.get("PPGFL_KILLS", "3"))):
+        server.behave = lambda path, count: (200, len(CONTENT), CONTENT, 0.1)  # 1.3 seconds
+        process = start_fetch(f"{server.url}/{number}.pdparams")
+        time.sleep(rng.uniform(0.1, 3))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        path = download.cached_path(f"{server.url}/{number}.pdparams")
+        if path.exists():
+            left += 1
+            assert path.read_bytes() == CONTENT
+        server.behave = whole
+        assert download.fetch(f"{server.url}/{number}.pdparams").read_bytes() == CONTENT
+    print(f"{left} were whole when they were killed")
 
 
 def test_a_cache_that_cannot_be_written(server, tmp_path, monkeypatch):
