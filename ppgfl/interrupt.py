@@ -25,17 +25,16 @@ class Request:
 
 
 @contextmanager
-def requests():
-    """Inside, the first Ctrl-C or SIGTERM only sets the `Request` that is yielded; the next one acts as usual.
+def first_signal(request, act):
+    """Inside, the first Ctrl-C or SIGTERM sets the `Request` and calls `act()`; the next one acts as before.
 
-    A run of several processes, whose steps must stay together, and threads beside the main one get a `Request` that is
-    never set.
+    A signal that was ignored stays so: what a shell script starts with `&` is deaf to Ctrl-C. In threads beside the
+    main one, which Python never interrupts, nothing changes.
     """
-    request = Request()
-    if dist.world_size() > 1 or threading.current_thread() is not threading.main_thread():
-        yield request
+    if threading.current_thread() is not threading.main_thread():
+        yield
         return
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+    before = {number: handler for number in SIGNALS if (handler := signal.getsignal(number)) != signal.SIG_IGN}
 
     def restore():
         for number, handler in before.items():
@@ -44,17 +43,42 @@ def requests():
     def asked(number, _):
         request.signal = signal.Signals(number)
         restore()
+        act()
+
+    for number in before:
+        signal.signal(number, asked)
+    try:
+        yield
+    finally:
+        restore()
+
+
+@contextmanager
+def requests():
+    """Inside, the first Ctrl-C or SIGTERM only sets the `Request` that is yielded. In a run of several processes, whose
+    steps must stay together, it acts as usual."""
+    request = Request()
+    if dist.world_size() > 1:
+        yield request
+        return
+
+    def act():
         # A signal to the whole group ends the loader's workers, and Paddle would raise an error in the midst of a step.
         if hasattr(signal, "SIGCHLD"):
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         logger.info("%s: stopping after this step with a checkpoint; once more stops at once", request.signal.name)
 
-    for number in SIGNALS:
-        signal.signal(number, asked)
-    try:
+    with first_signal(request, act):
         yield request
-    finally:
-        restore()
+
+
+def raised(request):
+    """Inside, the first Ctrl-C or SIGTERM sets the `Request` and raises KeyboardInterrupt, so that what was begun is
+    tidied up."""
+    def act():
+        raise KeyboardInterrupt
+
+    return first_signal(request, act)
 
 
 @contextmanager
@@ -67,33 +91,6 @@ def held_back():
     finally:
         if hasattr(signal, "pthread_sigmask"):
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-
-
-class _Terminated(Interrupted):
-    """Takes no notice of its arguments: Paddle rebuilds what is raised within its tracing from a message of its own."""
-
-    def __init__(self, *_):
-        super().__init__("stopped by SIGTERM", signal.SIGTERM)
-
-
-@contextmanager
-def sigterm_raises():
-    """Inside, SIGTERM raises Interrupted, as Ctrl-C raises KeyboardInterrupt, so that what was begun is tidied up. The
-    next one acts as usual."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGTERM)
-
-    def raise_it(number, _):
-        signal.signal(number, before)
-        raise _Terminated
-
-    signal.signal(signal.SIGTERM, raise_it)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def in_worker():

@@ -3,6 +3,7 @@ import json
 import logging
 import os
 import pickle
+import signal
 import sys
 from pathlib import Path
 
@@ -15,6 +16,9 @@ GOLDEN = ROOT / "tests" / "golden"
 sys.path[:0] = [str(ROOT), str(GOLDEN)]
 
 import ppgfl  # noqa: E402  before paddle, as every program must
+
+# A shell script starts `make test &` with Ctrl-C ignored, and so would be the processes that tests send it to.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ZOO = ["gfl_r50_fpn_1x_coco", "gfl_r101vd_fpn_mstrain_2x_coco", "gfl_r34vd_1x_coco", "gfl_r18vd_1x_coco",
        "gflv2_r50_fpn_1x_coco"]

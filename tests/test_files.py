@@ -1,6 +1,8 @@
 """Files that are written whole or not at all, and the lines about disks and folders."""
 import errno
 import os
+import signal
+import time
 
 import pytest
 
@@ -50,7 +52,6 @@ def test_what_a_user_can_mend_is_explained(error, line):
 
 @pytest.mark.parametrize(("error", "code", "said"), [
     (DataError("a: is bad"), 2, "error: a: is bad\n"),
-    (KeyboardInterrupt(), 130, "stopped by the user\n"),
     (PermissionError(errno.EACCES, "x", "/a"), 2,
      "error: /a: permission denied; choose another folder, or change its permissions\n")])
 def test_the_exit_code_of_a_command(error, code, said, capsys):
@@ -59,6 +60,21 @@ def test_the_exit_code_of_a_command(error, code, said, capsys):
 
     assert exit_code(run) == code
     assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_command_that_is_asked_to_stop(number, code, capsys):
+    def run():
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(60)
+        except KeyboardInterrupt:  # as C++ does that calls Python
+            raise SystemError("returned a result with an exception set") from None
+
+    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    assert exit_code(run, with_paddle=False) == code
+    assert capsys.readouterr().err == f"stopped by {number.name}\n"
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 def test_a_bug_is_not_hidden():

@@ -17,6 +17,7 @@ from conftest import COCO_MINI, ROOT, recorded, run_tool
 from ppgfl import CheckpointError, ConfigError, TrainingError, build_model, load_config, onednn, train
 from ppgfl.checkpoint import load_pretrained, read
 from ppgfl.data.shapes import CLASSES, draw_scene, make_shapes
+from ppgfl.interrupt import requests
 from ppgfl.run_folder import RunFolder
 from ppgfl.safe_pickle import load as load_pickle
 
@@ -472,6 +473,20 @@ def test_kills_leave_whole_files_and_every_resume_works(shapes, tmp_path, rounds
     done = run_tool("train", *command[2:], f"epoch={len(table) + 1}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "resumed from" in done.stdout
+
+
+def test_a_ctrl_c_that_was_ignored_stays_ignored():
+    """As in what a shell script starts in the background."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with requests() as request:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert not request
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert request.signal == signal.SIGTERM
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.slow
