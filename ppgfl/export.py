@@ -16,6 +16,7 @@ from .data.transforms import NormalizeImage
 from .errors import ConfigError, ExportError
 from .export_check import check
 from .files import write_text
+from .interrupt import held_back
 from .log import logger
 from .model.layers import fold_norm
 
@@ -150,7 +151,7 @@ def _save(graph, image_shape, folder, kind, writing):
     specs = [InputSpec(list(image_shape), "float32", "image")]  # a copy, since it is changed
     if not graph.bare:
         specs.append(InputSpec([image_shape[0], 2], "float32", "scale_factor"))
-    with warnings.catch_warnings(), writing():
+    with warnings.catch_warnings(), writing(), held_back():
         warnings.simplefilter("ignore")  # paddle's advice about its own internals
         static = paddle.jit.to_static(graph.forward, input_spec=specs, full_graph=True)
         try:

@@ -83,14 +83,15 @@ def raised(request):
 
 @contextmanager
 def held_back():
-    """Inside, Ctrl-C and SIGTERM wait: while Paddle is imported, they make it hang or fail in its own words."""
-    if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    """Inside, Ctrl-C and SIGTERM wait: while Paddle is imported or traces a model, they make it hang or crash."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
     finally:
-        if hasattr(signal, "pthread_sigmask"):
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def in_worker():

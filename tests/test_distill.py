@@ -231,10 +231,10 @@ def test_the_teacher_changes_nothing_but_the_losses(shapes, teacher_weights, tmp
 
 
 def test_cwd_compiled_and_with_several_batches_per_step(shapes, teacher_weights, tmp_path):  # noqa: F811
-    cwd = ["teacher.slim_method=CWD", "teacher.CWDFeatureLoss={student_channels: 3, teacher_channels: 3}", "epoch=1"]
     results = []
     for name, kwargs in (("a", {}), ("b", {"to_static": True})):
-        cfg = distilled(shapes, tmp_path / name, teacher_weights, *cwd, config="shapes_gfl_student")
+        cfg = distilled(shapes, tmp_path / name, teacher_weights, "epoch=1", config="shapes_gfl_student_wide",
+                        slim="shapes_distill_cwd")
         train(cfg, accumulate=2, **kwargs)
         results.append([float(value) for key, value in rows(tmp_path / name)[0].items() if key.startswith("loss")])
     assert len(results[0]) == 1 + 3 + 6

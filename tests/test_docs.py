@@ -19,8 +19,9 @@ from ppgfl.data.shapes import make_shapes
 
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 MODEL = "gfl_r18vd_1x_coco"
-SMALL = [f"{reader}.sample_transforms.1.Resize.target_size=[64, 96]" for reader in ("EvalReader", "TestReader")]
-SMALL += ["TrainReader.sample_transforms.2.Resize.target_size=[64, 96]", "worker_num=0", "use_gpu=false"]
+HERE = ["worker_num=0", "use_gpu=false"]
+SMALL = [f"{reader}.sample_transforms.{i}.Resize.target_size=[64, 96]"
+         for reader, i in (("EvalReader", 1), ("TestReader", 1), ("TrainReader", 2))]
 
 
 def blocks(page, language):
@@ -77,12 +78,14 @@ def small(words, place):
     words = [re.sub(r"^(.*=)?/data/", rf"\g<1>{place}/", word) for word in words]
     words = [word.replace("gfl_r50_fpn_1x_coco", MODEL).replace("gflv2_r50_fpn_1x_coco", MODEL) for word in words]
     takes_overrides = "-c" in words or "my_config.yml" in words or words[0] in ("zoo", "model_zoo")
-    overrides = [*SMALL, *(["epoch=1"] if "train" in words[0] else [])]
-    if "--slim_config" in words:
+    drawn = any(word.startswith("shapes_") for word in words)  # images of 128 pixels
+    overrides = [*HERE, *(() if drawn else SMALL), *(["epoch=1"] if "train" in words[0] else [])]
+    slim = words[words.index("--slim_config") + 1] if "--slim_config" in words else ""
+    if "slim/distill/" in slim:
         overrides += ["teacher.ResNet.depth=18"]
-        if any("cwd" in word for word in words):  # its TrainReader is that of the teacher
-            overrides[2] = "TrainReader.sample_transforms.1.RandomResize.target_size=[[64, 96]]"
-    return [*words, "-o", *overrides] if takes_overrides and "shapes_gfl" not in words else words
+        if "cwd" in slim:  # its TrainReader is that of the teacher
+            overrides[4] = "TrainReader.sample_transforms.1.RandomResize.target_size=[[64, 96]]"
+    return [*words, "-o", *overrides] if takes_overrides else words
 
 
 def tool(words, place):
@@ -203,7 +206,7 @@ def test_every_command_runs(page, place, monkeypatch):
 
 def test_the_program_in_the_readme_runs(place):
     code = "\n".join(blocks("README.md", "python")).replace("gfl_r50_fpn_1x_coco", MODEL)
-    code = code.replace(f'weights="{MODEL}"', f'weights="{MODEL}", overrides={SMALL!r}')
+    code = code.replace(f'weights="{MODEL}"', f'weights="{MODEL}", overrides={[*HERE, *SMALL]!r}')
     names = {}
     exec(code, names)
     assert names["picture"].ndim == 3
