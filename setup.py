@@ -33,6 +33,6 @@ setup(
         "gpu": ["paddlepaddle-gpu"],
         "onnx": ONNX,
         "serve": SERVE,
-        "dev": ["pytest", "ruff", "httpx", "selenium", *ONNX, *SERVE],
+        "dev": ["pytest>=7.3", "ruff", "httpx", "selenium", *ONNX, *SERVE],
     },
 )

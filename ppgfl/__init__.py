@@ -1,6 +1,6 @@
 """ppgfl: the Generalized Focal Loss detector (GFL, GFLv2) on PaddlePaddle.
 
-The public names load on first use, so that `import ppgfl` takes a tenth of a second:
+The public names load on first use, so that `import ppgfl` takes hundredths of a second:
 
     cfg = ppgfl.load_config("configs/gfl/gfl_r50_fpn_1x_coco.yml", overrides=["TestReader.batch_size=4"])
     model = ppgfl.build_model(cfg)

@@ -14,9 +14,7 @@ from .log import logger
 
 
 def prepare_for_paddle():
-    """What must happen before paddle is imported: OpenCV is loaded, and the CPU path made fast.
-
-    Paddle 2.6 exports its own zlib to the whole process; an OpenCV loaded after it crashes on the first PNG file.
+    """What must happen before paddle is imported: OpenCV will be loaded first, and the CPU path is made fast.
 
     Without ``OMP_NUM_THREADS`` the wheel falls back to one thread. The MKL it carries takes its slowest path on
     AMD processors unless ``MKL_DEBUG_CPU_TYPE`` is 5. Together they made a 3x3 convolution four times as fast on two
@@ -26,14 +24,26 @@ def prepare_for_paddle():
     os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 28))
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # of a damaged image our own line says enough
     os.environ.setdefault("GLOG_minloglevel", "1")  # Paddle's notes about its own executors; warnings stay
-    import cv2  # noqa: F401
-
+    sys.meta_path.insert(0, _OpenCVBeforePaddle)
     os.environ.setdefault("OMP_NUM_THREADS", str(physical_cores()))
     if is_amd():
         os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
     # Paddle looks for a compiler cache that running a detector never needs, and explains BatchNorm at every training.
     warnings.filterwarnings("ignore", message="No ccache found")
     warnings.filterwarnings("ignore", message="When training, we now always track global mean")
+
+
+class _OpenCVBeforePaddle:
+    """Paddle 2.6 exports its own zlib to the whole process; an OpenCV loaded after it crashes on the first PNG file.
+
+    A finder of Python's import system that finds nothing, but loads OpenCV when paddle is about to be imported, by
+    whomever: loaded at once, it would be nearly all that `import ppgfl` takes.
+    """
+
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == "paddle":
+            import cv2  # noqa: F401
 
 
 def mkl_is_slow():

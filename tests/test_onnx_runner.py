@@ -108,3 +108,13 @@ def test_a_file_that_cannot_be_used_is_one_line(exported, picture, tmp_path, cha
     assert words in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "output").exists()
+
+
+@pytest.mark.parametrize("data", [b"", b"text", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (100_000).to_bytes(4, "big") * 2 +
+                                  b"\x08\x02\0\0\0" + bytes(500)], ids=["empty", "text", "bomb"])
+def test_an_image_that_cannot_be_read_is_named(exported, tmp_path, data):
+    (tmp_path / "picture.png").write_bytes(data)
+    done = run("--model", exported[0] / "model.onnx", "--image_file", "picture.png", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1].startswith("error: picture.png: not an image")
+    assert "Traceback" not in done.stderr

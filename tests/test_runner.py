@@ -2,6 +2,7 @@
 import ctypes
 import json
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -233,6 +234,38 @@ def test_settings_that_this_machine_lacks(exported, picture, tmp_path, arguments
     done = run("--model_dir", exported[0], "--image_file", picture, *arguments, cwd=tmp_path)
     assert done.returncode == 2
     assert words in done.stderr
+
+
+@pytest.mark.parametrize("data", [b"", b"text", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (100_000).to_bytes(4, "big") * 2 +
+                                  b"\x08\x02\0\0\0" + bytes(500)], ids=["empty", "text", "bomb"])
+def test_an_image_that_cannot_be_read_is_named(exported, tmp_path, data):
+    (tmp_path / "picture.png").write_bytes(data)
+    done = run("--model_dir", exported[0], "--image_file", "picture.png", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1].startswith("error: picture.png: not an image that can be decoded")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
+def test_ctrl_c_is_one_line(exported, picture, tmp_path):
+    command = [sys.executable, "-u", RUNNER, "--model_dir", exported[0], "--image_file", picture, "--run_benchmark",
+               "--benchmark_seconds", "100"]
+    process = subprocess.Popen(list(map(str, command)), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               text=True)
+    assert process.stdout.readline().startswith("running")
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.splitlines()[-1] == "stopped by SIGINT"
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("arguments", [["--batch_size", "0"], ["--cpu_threads", "-1"], ["--benchmark_seconds", "0"],
+                                       ["--batch_size", "two"]])
+def test_numbers_that_make_no_sense_are_refused(picture, tmp_path, arguments):
+    done = run("--model_dir", tmp_path, "--image_file", picture, *arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert arguments[0] in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the signal stack is Linux's")

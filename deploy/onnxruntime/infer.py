@@ -7,7 +7,9 @@
 The file holds its class names, how images are prepared and the settings of the NMS as metadata.
 """
 import argparse
+import contextlib
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -17,6 +19,8 @@ import numpy as np
 import onnxruntime
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+# A small file can claim far more pixels than an image of 16,384 x 16,384; OpenCV looks at this with its first image.
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 28))
 
 
 class RunnerError(ValueError):
@@ -144,6 +148,14 @@ def main():
     except RunnerError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}; mend that, or choose another path", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped by SIGINT", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -158,15 +170,15 @@ def find_images(path):
 
 def read_image(path):
     """[H, W, 3] uint8 BGR; also from paths that OpenCV cannot open by itself on Windows."""
-    data = np.fromfile(path, np.uint8)
-    image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+    data, image = np.fromfile(path, np.uint8), None
+    with contextlib.suppress(cv2.error):  # as of more pixels than allowed, or of an empty file
+        image = cv2.imdecode(data, cv2.IMREAD_COLOR)
     if image is None:
         raise RunnerError(f"{path}: not an image that OpenCV can read")
     return image
 
 
 def detect(runner, files, threshold, folder):
-    folder.mkdir(parents=True, exist_ok=True)
     results = []
     for number, path in enumerate(files):
         image = read_image(path)
@@ -178,12 +190,25 @@ def detect(runner, files, threshold, folder):
             cv2.putText(image, f"{runner.class_names[int(label)]} {score:.2f}", (max(0, x1), max(12, y1 - 4)),
                         cv2.FONT_HERSHEY_SIMPLEX, 0.5, (60, 200, 60), 1, cv2.LINE_AA)
         # Numbered, since two folders may hold pictures of one name.
-        cv2.imencode(".jpg", image)[1].tofile(str(folder / f"{number:06d}_{path.stem}.jpg"))
+        write(folder / f"{number:06d}_{path.stem}.jpg", cv2.imencode(".jpg", image)[1])
         results.append({"file": str(path), "detections": [
             {"label": int(row[0]), "name": runner.class_names[int(row[0])], "score": round(float(row[1]), 5),
              "box": [round(float(n), 2) for n in row[2:]]} for row in rows]})
-    (folder / "results.json").write_text(json.dumps(results, ensure_ascii=False), encoding="utf-8")
+    write(folder / "results.json", json.dumps(results, ensure_ascii=False).encode("utf-8"))
     print(f"{len(files)} pictures and results.json in {folder.resolve()}")
+
+
+def write(path, data):
+    """Write all of a file, or raise OSError with the path and leave what was there."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def benchmark(runner, path, seconds=10.0):

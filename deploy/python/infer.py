@@ -13,7 +13,7 @@ import os
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import cv2  # before paddle: Paddle 2.6 brings a zlib that breaks an OpenCV loaded after it
@@ -21,6 +21,8 @@ import numpy as np
 import yaml
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+# A small file can claim far more pixels than an image of 16,384 x 16,384; OpenCV looks at this with its first image.
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 28))
 RUN_MODES = ("paddle", "bf16", "int8", "trt_fp32", "trt_fp16")
 ENGINES = ("auto", "onednn", "openvino", "native")
 
@@ -79,14 +81,14 @@ class Runner:
         else:
             notes = self._use_cpu(config, run_mode, engine)
         description = f"{self.model_file.name} on {device}, {notes}"
-        try:
-            with tempfile.TemporaryDirectory() as folder, kept_signal_stack():
-                config.set_optim_cache_dir(folder)  # OpenVINO leaves a compiled copy: not in the user's folder
+        with tempfile.TemporaryDirectory() as folder, kept_signal_stack():
+            config.set_optim_cache_dir(folder)  # OpenVINO leaves a compiled copy: not in the user's folder
+            try:
                 return inference.create_predictor(config), description
-        except Exception as error:  # Paddle raises many kinds
-            reason = " ".join(str(error).split())[-300:]
-            raise RunnerError(f"{self.model_file}: Paddle cannot load it ({description}): ...{reason}; export it "
-                              "again, or try --engine native") from error
+            except Exception as error:  # Paddle raises many kinds
+                reason = " ".join(str(error).split())[-300:]
+                raise RunnerError(f"{self.model_file}: Paddle cannot load it ({description}): ...{reason}; export it "
+                                  "again, or try --engine native") from error
 
     def _use_cpu(self, config, run_mode, engine):
         if run_mode.startswith("trt"):
@@ -400,6 +402,14 @@ def main():
     except RunnerError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}; mend that, or choose another path", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped by SIGINT", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -413,14 +423,26 @@ def parse_arguments():
     parser.add_argument("--run_mode", default="paddle", choices=RUN_MODES)
     parser.add_argument("--engine", default="auto", choices=ENGINES,
                         help="on a CPU (auto: the fastest that is safe for the file)")
-    parser.add_argument("--batch_size", type=int, default=1)
-    parser.add_argument("--cpu_threads", type=int, help="default: the physical cores")
+    parser.add_argument("--batch_size", type=positive(int), default=1)
+    parser.add_argument("--cpu_threads", type=positive(int), help="default: the physical cores")
     parser.add_argument("--threshold", type=float, default=0.5, help="least score drawn and saved (0.5)")
     parser.add_argument("--output_dir", default="output")
     parser.add_argument("--save_results", action="store_true", help="also write results.json to the output folder")
     parser.add_argument("--run_benchmark", action="store_true", help="print milliseconds per stage, write nothing")
-    parser.add_argument("--benchmark_seconds", type=float, default=10.0)
+    parser.add_argument("--benchmark_seconds", type=positive(float), default=10.0)
     return parser.parse_args()
+
+
+def positive(kind):
+    """The type of an argument: an int or a float above 0."""
+    def convert(text):
+        value = kind(text)
+        if not value > 0:
+            raise argparse.ArgumentTypeError(f"{text}: it must be above 0")
+        return value
+
+    convert.__name__ = kind.__name__  # for argparse's own message
+    return convert
 
 
 def find_images(path):
@@ -434,8 +456,9 @@ def find_images(path):
 
 
 def read_image(path):
-    data = np.fromfile(path, np.uint8)
-    image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+    data, image = np.fromfile(path, np.uint8), None
+    with suppress(cv2.error):  # as of more pixels than allowed, or of an empty file
+        image = cv2.imdecode(data, cv2.IMREAD_COLOR)
     if image is None:
         raise RunnerError(f"{path}: not an image that can be decoded; replace or remove it")
     return image
@@ -453,14 +476,26 @@ def detect(runner, files, args):
             target = folder / path.resolve().relative_to(root)
             if target.resolve() == path.resolve():
                 raise RunnerError(f"{path}: the drawn picture would replace the image; give another --output_dir")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            cv2.imencode(path.suffix, draw(image, rows, runner.class_names))[1].tofile(str(target))
+            write(target, cv2.imencode(path.suffix, draw(image, rows, runner.class_names))[1])
             results.append({"file": str(path), "detections": [
                 {"label": int(r[0]), "name": runner.class_names[int(r[0])], "score": round(float(r[1]), 5),
                  "box": [round(float(n), 2) for n in r[2:]]} for r in rows]})
     if args.save_results:
-        (folder / "results.json").write_text(json.dumps(results, ensure_ascii=False), encoding="utf-8")
+        write(folder / "results.json", json.dumps(results, ensure_ascii=False).encode("utf-8"))
     print(f"{len(files)} pictures{' and results.json' if args.save_results else ''} in {folder.resolve()}")
+
+
+def write(path, data):
+    """Write all of a file, or raise OSError with the path and leave what was there."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def draw(image, rows, class_names):

@@ -25,7 +25,7 @@ class Detect:
     def __call__(self, row):
         try:
             found = self.runner([self.infer.read_image(Path(row["file"]))])[0]
-        except self.infer.RunnerError as error:
+        except (self.infer.RunnerError, OSError) as error:
             return {**row, "labels": [], "scores": [], "boxes": [], "error": str(error)}
         found = found[found[:, 1] >= self.threshold]
         return {**row, "labels": [self.runner.class_names[int(label)] for label in found[:, 0]],
@@ -52,7 +52,11 @@ def main():
 
     import ray
 
-    files = [{"file": str(path.resolve())} for path in load_infer().find_images(Path(args.image_dir))]
+    infer = load_infer()
+    try:
+        files = [{"file": str(path.resolve())} for path in infer.find_images(Path(args.image_dir))]
+    except infer.RunnerError as error:
+        parser.error(str(error))
     output = Path(args.output_dir).resolve()
     if any(output.glob("*.json")):
         parser.error(f"{output} holds results already, and Ray would add to them; give another --output_dir")
