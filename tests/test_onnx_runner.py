@@ -1,8 +1,11 @@
 """deploy/onnxruntime/infer.py: one file, without Paddle, that finds what the runner of the exported folder finds."""
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -118,3 +121,21 @@ def test_an_image_that_cannot_be_read_is_named(exported, tmp_path, data):
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("error: picture.png: not an image")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
+def test_ctrl_c_is_one_line_and_leaves_whole_pictures(exported, picture, tmp_path):
+    photos, output = tmp_path / "photos", tmp_path / "output"
+    photos.mkdir()
+    for i in range(5000):
+        os.link(picture, photos / f"{i}.jpg")
+    process = subprocess.Popen([sys.executable, FILE, "--model", exported[0] / "model.onnx", "--image_dir", photos],
+                               cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not list(output.glob("*.jpg")) and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert errors.splitlines()[-1] == "stopped by SIGINT"
+    assert "Traceback" not in errors
+    assert all(read(path) is not None for path in output.iterdir())

@@ -255,7 +255,7 @@ def test_ctrl_c_is_one_line(exported, picture, tmp_path):
     assert process.stdout.readline().startswith("running")
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 130, errors
     assert errors.splitlines()[-1] == "stopped by SIGINT"
     assert "Traceback" not in errors
 

@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -138,13 +139,14 @@ def main():
     parser.add_argument("--output_dir", default="output", help="pictures and results.json go here (output)")
     parser.add_argument("--run_benchmark", action="store_true", help="print milliseconds per image, write nothing")
     args = parser.parse_args()
+    ctrl_c = CtrlC()
     try:
         runner = Runner(args.model, args.threads)
         files = find_images(Path(args.image_file or args.image_dir))
         if args.run_benchmark:
-            benchmark(runner, files[0])
+            benchmark(runner, files[0], ctrl_c)
         else:
-            detect(runner, files, args.threshold, Path(args.output_dir))
+            detect(runner, files, args.threshold, Path(args.output_dir), ctrl_c)
     except RunnerError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -157,6 +159,25 @@ def main():
         print("stopped by SIGINT", file=sys.stderr)
         return 130
     return 0
+
+
+class CtrlC:
+    """The first Ctrl-C waits for the next `obey`: in the midst of a C++ library it may turn up as another error. The
+    second acts at once. Where the parent ignores it, as a shell script does for what it starts with `&`, it stays
+    ignored."""
+
+    def __init__(self):
+        self.pressed = False
+        if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+            signal.signal(signal.SIGINT, self._press)
+
+    def _press(self, *_):
+        self.pressed = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def obey(self):
+        if self.pressed:
+            raise KeyboardInterrupt
 
 
 def find_images(path):
@@ -178,9 +199,10 @@ def read_image(path):
     return image
 
 
-def detect(runner, files, threshold, folder):
+def detect(runner, files, threshold, folder, ctrl_c):
     results = []
     for number, path in enumerate(files):
+        ctrl_c.obey()
         image = read_image(path)
         rows = runner.detect(image)
         rows = rows[rows[:, 1] >= threshold]
@@ -211,11 +233,12 @@ def write(path, data):
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def benchmark(runner, path, seconds=10.0):
+def benchmark(runner, path, ctrl_c, seconds=10.0):
     image, times = read_image(path), []
     runner.detect(image)
     stop = time.perf_counter() + seconds
     while time.perf_counter() < stop:
+        ctrl_c.obey()
         start = time.perf_counter()
         runner.detect(image)
         times.append(time.perf_counter() - start)

@@ -10,6 +10,7 @@ import ctypes
 import hashlib
 import json
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -391,14 +392,15 @@ def _has_bf16():
 
 def main():
     args = parse_arguments()
+    ctrl_c = CtrlC()
     try:
         runner = Runner(args.model_dir, args.device, args.run_mode, args.cpu_threads, args.engine)
         print(f"running {runner.description}")
         files = find_images(args.image_file or args.image_dir)
         if args.run_benchmark:
-            benchmark(runner, files, args.batch_size, args.benchmark_seconds)
+            benchmark(runner, files, args.batch_size, args.benchmark_seconds, ctrl_c)
         else:
-            detect(runner, files, args)
+            detect(runner, files, args, ctrl_c)
     except RunnerError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -411,6 +413,25 @@ def main():
         print("stopped by SIGINT", file=sys.stderr)
         return 130
     return 0
+
+
+class CtrlC:
+    """The first Ctrl-C waits for the next `obey`: in the midst of a C++ library it may hang, crash or turn up as
+    another error. The second acts at once. Where the parent ignores it, as a shell script does for what it starts with
+    `&`, it stays ignored."""
+
+    def __init__(self):
+        self.pressed = False
+        if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+            signal.signal(signal.SIGINT, self._press)
+
+    def _press(self, *_):
+        self.pressed = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def obey(self):
+        if self.pressed:
+            raise KeyboardInterrupt
 
 
 def parse_arguments():
@@ -464,11 +485,12 @@ def read_image(path):
     return image
 
 
-def detect(runner, files, args):
+def detect(runner, files, args, ctrl_c):
     folder = Path(args.output_dir)
     root = Path(os.path.commonpath([p.resolve().parent for p in files]))
     results = []
     for start in range(0, len(files), args.batch_size):
+        ctrl_c.obey()
         group = files[start:start + args.batch_size]
         images = [read_image(path) for path in group]
         for path, image, rows in zip(group, images, runner(images)):
@@ -510,13 +532,14 @@ def draw(image, rows, class_names):
     return picture
 
 
-def benchmark(runner, files, batch_size, seconds):
+def benchmark(runner, files, batch_size, seconds, ctrl_c):
     """Milliseconds per image and stage over `seconds`, after one batch of warm-up."""
     images = [read_image(path) for path in (files * batch_size)[:batch_size]]
     runner(images)
     runner.times = dict.fromkeys(runner.times, 0.0)
     count, start = 0, time.perf_counter()
     while time.perf_counter() - start < seconds:
+        ctrl_c.obey()
         runner(images)
         count += batch_size
     for stage, total in runner.times.items():
