@@ -2,6 +2,7 @@
 import signal
 import threading
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 from . import dist
 from .errors import Interrupted
@@ -72,13 +73,30 @@ def requests():
         yield request
 
 
+_command = ContextVar("the Request of the command that runs", default=None)
+
+
+@contextmanager
 def raised(request):
     """Inside, the first Ctrl-C or SIGTERM sets the `Request` and raises KeyboardInterrupt, so that what was begun is
     tidied up."""
     def act():
         raise KeyboardInterrupt
 
-    return first_signal(request, act)
+    token = _command.set(request)
+    try:
+        with first_signal(request, act):
+            yield
+    finally:
+        _command.reset(token)
+
+
+def raise_lost():
+    """Raise KeyboardInterrupt if the command was asked to stop and still goes on. The exception of `raised` gets lost
+    where the signal comes inside of a `__del__`, a weak reference's callback, or C code that drops errors, so whoever
+    works for long calls this for each batch or image."""
+    if _command.get():
+        raise KeyboardInterrupt
 
 
 @contextmanager

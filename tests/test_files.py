@@ -4,10 +4,13 @@ import os
 import signal
 import time
 
+import numpy as np
 import pytest
 
 from ppgfl import files
 from ppgfl.command import exit_code
+from ppgfl.data.image import write_image
+from ppgfl.data.loader import read_images
 from ppgfl.errors import DataError
 
 
@@ -75,6 +78,25 @@ def test_a_command_that_is_asked_to_stop(number, code, capsys):
     assert exit_code(run, with_paddle=False) == code
     assert capsys.readouterr().err == f"stopped by {number.name}\n"
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_stop_whose_exception_gets_lost(tmp_path, capsys):
+    class Careless:
+        def __del__(self):  # Python prints what is raised here, and goes on
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def run():
+        for _, image in read_images([{"im_file": str(tmp_path / "a.png")}] * 3):
+            images.append(image)
+            thing = Careless()
+            del thing
+
+    images = []
+    write_image(str(tmp_path / "a.png"), np.zeros((4, 4, 3), np.uint8))
+    assert exit_code(run, with_paddle=False) == 130
+    assert len(images) == 1
+    assert capsys.readouterr().err == "stopped by SIGINT\n"
 
 
 def test_a_bug_is_not_hidden():
