@@ -10,8 +10,9 @@ import numpy as np
 
 from . import runtime
 from .errors import ExportError
-from .log import logger, progress
+from .log import logger
 from .predictor import load_runner
+from .progress import progress
 
 
 def benchmark(model_dir, *, against=None, size=(800, 1088), batch_size=1, threads=None, rounds=10):

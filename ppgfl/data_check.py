@@ -11,7 +11,8 @@ from .build import check_config
 from .data.dataset import read_annotations, reason_to_reject
 from .data.image import read_image
 from .errors import ConfigError, DataError
-from .log import logger, progress
+from .log import logger
+from .progress import progress
 
 SECTIONS = ("TrainDataset", "EvalDataset")
 LISTED = 5  # examples of a fault

@@ -12,7 +12,8 @@ from . import runtime
 from .data.image import SUFFIXES, read_image
 from .errors import DataError
 from .files import write_json
-from .log import logger, progress
+from .log import logger
+from .progress import progress
 
 LEAST_SIDE = 0.5  # pixels of a box
 

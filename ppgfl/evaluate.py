@@ -15,9 +15,10 @@ from .detections import coco_records, split_batch
 from .engine import load_detector
 from .errors import ConfigError, DataError
 from .files import write_json
-from .log import logger, progress
+from .log import logger
 from .predict import detection_function
 from .predictor import make_runner
+from .progress import progress
 from .slicing import sliced
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")

@@ -91,12 +91,14 @@ def raised(request):
         _command.reset(token)
 
 
-def raise_lost():
-    """Raise KeyboardInterrupt if the command was asked to stop and still goes on. The exception of `raised` gets lost
-    where the signal comes inside of a `__del__`, a weak reference's callback, or C code that drops errors, so whoever
-    works for long calls this for each batch or image."""
-    if _command.get():
-        raise KeyboardInterrupt
+def stoppable(items):
+    """Yield from `items`, unless the command was asked to stop and still goes on: then raise KeyboardInterrupt. That of
+    `raised` gets lost where the signal comes inside of a `__del__`, a weak reference's callback, or C code that drops
+    errors."""
+    for item in items:
+        if _command.get():
+            raise KeyboardInterrupt
+        yield item
 
 
 @contextmanager

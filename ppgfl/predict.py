@@ -17,8 +17,9 @@ from .engine import load_detector
 from .errors import ConfigError, DataError
 from .files import write_json
 from .json_lines import JsonLines
-from .log import logger, progress
+from .log import logger
 from .predictor import is_exported, make_runner
+from .progress import progress
 from .slicing import sliced
 
 

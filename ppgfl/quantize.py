@@ -6,8 +6,9 @@ from pathlib import Path
 
 from .data.dataset import ImageFolder
 from .data.image import read_image
-from .log import logger, progress
+from .log import logger
 from .predictor import make_runner
+from .progress import progress
 
 MOST_IMAGES = 100
 

@@ -12,8 +12,9 @@ from .dashboard import Dashboard, prediction_pictures
 from .data.loader import iterate, worker_losses_explained
 from .errors import ConfigError
 from .evaluate import METRICS, check_classes, coco_evaluator, run, summarize
-from .log import logger, training_bar
+from .log import logger
 from .meter import Meter
+from .progress import training_bar
 from .run_folder import RunFolder
 from .step import make_step
 

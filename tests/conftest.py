@@ -22,6 +22,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ZOO = ["gfl_r50_fpn_1x_coco", "gfl_r101vd_fpn_mstrain_2x_coco", "gfl_r34vd_1x_coco", "gfl_r18vd_1x_coco",
        "gflv2_r50_fpn_1x_coco"]
+# Files that are no image; the last one claims 10^10 pixels.
+UNREADABLE = {
+    "empty": b"", "text": b"text",
+    "bomb": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + 2 * (100_000).to_bytes(4, "big") + b"\x08\x02\0\0\0" + bytes(500)}
 COCO_MINI = ROOT.parent / "shared" / "data" / "coco_mini"
 
 

@@ -10,7 +10,7 @@ from conftest import ROOT
 FLOORS = [
     ["errors", "log", "dist", "operators", "zoo", "config_keys", "files"],
     ["slicing", "interrupt"],
-    ["runtime", "config", "boxes", "safe_pickle", "data.coco_classes", "predictor"],
+    ["runtime", "config", "boxes", "safe_pickle", "data.coco_classes", "predictor", "progress"],
     ["download", "command"],
     ["data.image", "checkpoint", "losses", "decode", "targets", "draw", "model.layers", "onednn"],
     ["data.transforms", "data.batch", "data.dataset", "model.resnet", "model.fpn", "model.head", "model.gfl",

@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT, match, read, tiny_config
+from conftest import ROOT, UNREADABLE, match, read, tiny_config
 
 from ppgfl import export
 from ppgfl.predictor import load_runner
@@ -113,8 +113,7 @@ def test_a_file_that_cannot_be_used_is_one_line(exported, picture, tmp_path, cha
     assert not (tmp_path / "output").exists()
 
 
-@pytest.mark.parametrize("data", [b"", b"text", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (100_000).to_bytes(4, "big") * 2 +
-                                  b"\x08\x02\0\0\0" + bytes(500)], ids=["empty", "text", "bomb"])
+@pytest.mark.parametrize("data", UNREADABLE.values(), ids=UNREADABLE)
 def test_an_image_that_cannot_be_read_is_named(exported, tmp_path, data):
     (tmp_path / "picture.png").write_bytes(data)
     done = run("--model", exported[0] / "model.onnx", "--image_file", "picture.png", cwd=tmp_path)

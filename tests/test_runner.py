@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import paddle
 import pytest
-from conftest import ROOT, match, read, tiny_config
+from conftest import ROOT, UNREADABLE, match, read, tiny_config
 
 from ppgfl import Detector, build_model, load_weights
 from ppgfl.data import transforms
@@ -236,8 +236,7 @@ def test_settings_that_this_machine_lacks(exported, picture, tmp_path, arguments
     assert words in done.stderr
 
 
-@pytest.mark.parametrize("data", [b"", b"text", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (100_000).to_bytes(4, "big") * 2 +
-                                  b"\x08\x02\0\0\0" + bytes(500)], ids=["empty", "text", "bomb"])
+@pytest.mark.parametrize("data", UNREADABLE.values(), ids=UNREADABLE)
 def test_an_image_that_cannot_be_read_is_named(exported, tmp_path, data):
     (tmp_path / "picture.png").write_bytes(data)
     done = run("--model_dir", exported[0], "--image_file", "picture.png", cwd=tmp_path)

@@ -151,7 +151,6 @@ def iterate(loader):
     batches = iter(loader)
     try:
         for batch in batches:
-            interrupt.raise_lost()
             if ERROR in batch:
                 raise DataError(_as_text(batch[ERROR]))
             for message in _as_text(batch.pop(SKIPPED)).split("\n") if SKIPPED in batch else ():
@@ -181,7 +180,6 @@ def read_images(records, *, skip=False):
     """Yield (record, image [H, W, 3] uint8 RGB). An image that cannot be read is left out (`skip`) or a DataError."""
     skipped = []
     for record in records:
-        interrupt.raise_lost()
         try:
             image = read_image(record["im_file"])
         except DataError as error:
