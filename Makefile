@@ -7,24 +7,26 @@ VENV26 := .venv-paddle26
 
 # In five processes, since Paddle keeps memory of every graph that it has made or opened until a process ends: one
 # process for all took 22 GiB.
-PARTS := a-c d e f-o p-z
+PARTS := tests/*.py tests/system tests/config tests/weights tests/model tests/data tests/inference tests/evaluation \
+	tests/training tests/cli tests/deploy
 
 test: $(VENV)/ready  ## the whole suite
-	for part in $(PARTS); do $(VENV)/bin/python -m pytest tests/test_[$$part]*.py || exit 1; done
+	for part in $(PARTS); do $(VENV)/bin/python -m pytest $$part || exit 1; done
 	$(VENV)/bin/python -m pytest tests/faults
 
 test-paddle26: $(VENV26)/ready  ## the same under Paddle 2.6.2 and numpy 1.26, the newest pair with a GPU build on PyPI
-	for part in $(PARTS); do $(VENV26)/bin/python -m pytest tests/test_[$$part]*.py || exit 1; done
+	for part in $(PARTS); do $(VENV26)/bin/python -m pytest $$part || exit 1; done
 	$(VENV26)/bin/python -m pytest tests/faults
 
 check: $(VENV)/ready  ## style and the fast tests
 	$(VENV)/bin/python -m ruff check .
-	for part in $(PARTS); do $(VENV)/bin/python -m pytest -m "not slow" tests/test_[$$part]*.py || exit 1; done
+	for part in $(PARTS); do $(VENV)/bin/python -m pytest -m "not slow" $$part || exit 1; done
 
 faults: $(VENV)/ready  ## hostile files and kills, with more rounds than the suite (docs/reliability.md)
 	-$(VENV)/bin/python -m pip install --quiet atheris  # not for every Python; without it one test is skipped
 	PPGFL_FUZZ=30000 PPGFL_MUTATIONS=1000 PPGFL_LONG=1 PPGFL_KILLS=100 $(VENV)/bin/python -m pytest -s tests/faults
-	PPGFL_KILLS=20 $(VENV)/bin/python -m pytest tests/test_train.py tests/test_json_lines.py tests/test_download.py \
+	PPGFL_KILLS=20 $(VENV)/bin/python -m pytest tests/training/test_train.py tests/inference/test_json_lines.py \
+		tests/weights/test_download.py \
 		-k "kill or asked_to_stop or cut or second_run"
 
 demo: $(VENV)/ready  ## draw a data set, train, evaluate, detect: about four minutes on two cores

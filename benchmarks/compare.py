@@ -23,8 +23,8 @@ ROOT = HERE.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "golden")]
 from peers import Worker, python_of  # noqa: E402
 
-from ppgfl.benchmark import machine, take_turns  # noqa: E402
-from ppgfl.runtime import physical_cores  # noqa: E402
+from ppgfl.cli.benchmark import machine, take_turns  # noqa: E402
+from ppgfl.system.runtime import physical_cores  # noqa: E402
 
 PER_IMAGE = ("evaluation", "loader", "targets")  # seconds of one image instead of a run
 MODEL = "gfl_r18vd_1x_coco"

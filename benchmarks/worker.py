@@ -54,7 +54,7 @@ class Ppgfl:
 
     def inference(self):
         """One exported image, decoding and NMS included."""
-        from ppgfl.predictor import make_runner
+        from ppgfl.inference.runner import make_runner
 
         runner = make_runner(exported(self.settings), run_mode=self.settings["run_mode"])
         self.setting = runner.description
@@ -83,7 +83,8 @@ class Ppgfl:
         """Forward, backward and update on one batch whose targets are there already."""
         import paddle
 
-        from ppgfl import build, onednn
+        from ppgfl import build
+        from ppgfl.training import onednn
 
         model = build.build_model(self.cfg)
         model.train()
@@ -107,7 +108,7 @@ class Ppgfl:
 
     def targets(self):
         """Gt2GFLTarget of one image."""
-        from ppgfl.targets import Gt2GFLTarget
+        from ppgfl.data.targets import Gt2GFLTarget
 
         target = Gt2GFLTarget(num_classes=80, grid_cell_scale=8)
         return lambda: len(target(samples(1, self.settings["boxes"], CANVAS)))

@@ -1,4 +1,4 @@
-"""Write docs/configs.md from the code: signatures and docstrings of the classes, and the tables of config_keys.
+"""Write docs/configs.md from the code: signatures and docstrings of the classes, and the tables of config.keys.
 
     python docs/make_configs.py
 """
@@ -9,7 +9,8 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-from ppgfl import build, config_keys  # noqa: E402
+from ppgfl import build  # noqa: E402
+from ppgfl.config import keys  # noqa: E402
 
 HEAD = """# Configs, key by key
 
@@ -38,11 +39,11 @@ FACTS = {"FPN": ["in_channels"], "COCODataSet": ["section"], "ImageFolder": ["se
 
 def page():
     """The text of docs/configs.md."""
-    parts = [HEAD, "## Top level\n", _table(["key", "meaning"], config_keys.TOP_LEVEL.items())]
+    parts = [HEAD, "## Top level\n", _table(["key", "meaning"], keys.TOP_LEVEL.items())]
     readers = ["TrainReader", "EvalReader", "TestReader"]
     for names in ([["GFL"], readers, ["LearningRate"], ["OptimizerBuilder"], ["export"]]):
         parts += [f"## {', '.join(f'`{name}`' for name in names)}\n",
-                  _table(["key", "meaning"], config_keys.SECTIONS[names[0]].items())]
+                  _table(["key", "meaning"], keys.SECTIONS[names[0]].items())]
     for title, tables in GROUPS:
         parts.append(f"## {title}\n")
         for name, cls in ((name, cls) for table in tables for name, cls in table.items()):
@@ -57,7 +58,7 @@ def _of_class(name, cls):
         if key not in FACTS.get(name, ()):
             default = "" if parameter.default is parameter.empty else f"`{_yaml(parameter.default)}`"
             rows.append((key, default, meanings[key]))
-    rows += [(key, "", meaning) for key, meaning in config_keys.OTHER_KEYS.get(name, {}).items()
+    rows += [(key, "", meaning) for key, meaning in keys.OTHER_KEYS.get(name, {}).items()
              if key not in dict.fromkeys(row[0] for row in rows)]
     table = _table(["key", "default", "meaning"], rows) if rows else "No keys.\n"
     return f"### {name}\n\n{summary}\n\n{table}"

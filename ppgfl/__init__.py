@@ -9,57 +9,58 @@ The public names load on first use, so that `import ppgfl` takes hundredths of a
     found = ppgfl.Detector("gfl_r50_fpn_1x_coco", weights="gfl_r50_fpn_1x_coco.pdparams")("photo.jpg")
 """
 import importlib
-import sys
-import types
+from typing import TYPE_CHECKING, Any
 
-from . import runtime
+from .system import runtime
+
+if TYPE_CHECKING:  # the names below, for editors and type checkers
+    from . import build, data, errors, model, optim
+    from .build import build_model
+    from .config import load_config
+    from .data import targets
+    from .errors import CheckpointError, ConfigError, DataError, ExportError, TrainingError
+    from .evaluation.evaluate import evaluate
+    from .inference.detections import Detections
+    from .inference.export import export
+    from .inference.infer import Detector
+    from .training.train import train
+    from .weights.checkpoint import load_weights
 
 __version__ = "0.1.0"
 
 runtime.prepare_for_paddle()  # before anything below can import it
 
-_HOMES = {
+# Public name -> the module that holds it.
+_NAMES = {
     "load_config": "config",
     "build_model": "build",
-    "load_weights": "checkpoint",
-    "evaluate": "evaluate",
-    "train": "train",
-    "export": "export",
-    "Detector": "predict",
-    "Detections": "detections",
+    "load_weights": "weights.checkpoint",
+    "evaluate": "evaluation.evaluate",
+    "train": "training.train",
+    "export": "inference.export",
+    "Detector": "inference.infer",
+    "Detections": "inference.detections",
     "ConfigError": "errors",
     "TrainingError": "errors",
     "ExportError": "errors",
     "DataError": "errors",
     "CheckpointError": "errors",
 }
-_MODULES = {
-    "boxes", "build", "checkpoint", "config", "data", "decode", "detections", "draw", "errors", "losses", "model",
-    "optim", "predict", "resume", "targets",
-}
-__all__ = list(_HOMES)
+# Public module -> where it stands.
+_MODULES = {"build": "build", "data": "data", "errors": "errors", "model": "model", "optim": "optim",
+            "targets": "data.targets"}
+__all__ = list(_NAMES)  # noqa: PLE0604
 
 
-def __getattr__(name):
-    if name not in {*_HOMES, *_MODULES}:
+def __getattr__(name: str) -> Any:
+    home = _NAMES.get(name) or _MODULES.get(name)
+    if home is None:
         raise AttributeError(f"module 'ppgfl' has no attribute '{name}'")
-    home = _HOMES.get(name, name)
     if home not in ("config", "errors"):
         runtime.import_paddle()
     module = importlib.import_module(f".{home}", __name__)
-    return getattr(module, name) if name in _HOMES else module
+    return getattr(module, name) if name in _NAMES else module
 
 
-def __dir__():
-    return sorted(set(globals()) | set(_HOMES) | _MODULES)
-
-
-class _Package(types.ModuleType):
-    """`ppgfl.evaluate` and `ppgfl.train` are the functions, though importing their modules binds those names too."""
-
-    def __setattr__(self, name, value):
-        same_name = _HOMES.get(name) == name and isinstance(value, types.ModuleType)
-        super().__setattr__(name, getattr(value, name) if same_name else value)
-
-
-sys.modules[__name__].__class__ = _Package
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_NAMES, *_MODULES})

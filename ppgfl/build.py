@@ -6,17 +6,17 @@ Arguments of an object, strongest first: facts the program knows (channels and s
 nested in the parent's section, the top-level section of that name, top-level keys that several sections share
 (`num_classes`, `norm_type`, `upstream_scores`, written out at each call), the Python default.
 """
-import functools
 import inspect
 
-from .checkpoint import load_weights
-from .config_keys import OTHER_KEYS, SECTIONS, TOP_LEVEL
+from .config.check import check_config
 from .data.batch import PadBatch
 from .data.dataset import COCODataSet, ImageFolder
 from .data.loader import POLICIES, Batches, Samples, make_loader
+from .data.targets import Gt2GFLTarget
 from .data.transforms import Decode, NormalizeImage, Permute, RandomFlip, RandomResize, Resize
-from .decode import Decoder, MultiClassNMS
-from .distill import (
+from .errors import CheckpointError, ConfigError, nearest
+from .model.decode import Decoder, MultiClassNMS
+from .model.distill import (
     ChannelWiseDistillation,
     CWDFeatureLoss,
     KnowledgeDistillationKLDivLoss,
@@ -24,15 +24,14 @@ from .distill import (
     Teacher,
     check_fit,
 )
-from .errors import CheckpointError, ConfigError, nearest
-from .log import logger
-from .losses import DistributionFocalLoss, GFLCriterion, GIoULoss, QualityFocalLoss
 from .model.fpn import FPN
 from .model.gfl import GFL
 from .model.head import DGQP, FCOSFeat, GFLHead
+from .model.losses import DistributionFocalLoss, GFLCriterion, GIoULoss, QualityFocalLoss
 from .model.resnet import ResNet
 from .optim import EMA, CosineDecay, ExpWarmup, LinearWarmup, PiecewiseDecay, make_optimizer, make_schedule
-from .targets import Gt2GFLTarget
+from .system.log import logger
+from .weights.checkpoint import load_weights
 
 BACKBONES = {"ResNet": ResNet}
 NECKS = {"FPN": FPN}
@@ -58,7 +57,7 @@ def build_model(cfg):
     Returns: a `model.gfl.GFL`, a paddle Layer with .backbone .neck .head, in training mode.
     Raises: ConfigError.
     """
-    check_config(cfg)
+    check_config(cfg, CLASSES)
     if cfg.get("architecture", "GFL") != "GFL":
         raise ConfigError(f"architecture: {cfg['architecture']!r}; ppgfl builds GFL only")
     parts = {"backbone": "ResNet", "neck": "FPN", "head": "GFLHead", **cfg.get("GFL", {})}
@@ -164,7 +163,7 @@ def build_teacher(cfg, student):
 
 def build_dataset(cfg, section):
     """The data set of a section: "TrainDataset", "EvalDataset" or "TestDataset"."""
-    check_config(cfg)
+    check_config(cfg, CLASSES)
     if not isinstance(cfg.get(section), dict):
         raise ConfigError(f"{section}: the config has no such section; add configs/datasets/coco_detection.yml to "
                           "its _BASE_")
@@ -174,7 +173,7 @@ def build_dataset(cfg, section):
 
 def build_transforms(cfg, reader):
     """The sample transforms and the batch transforms of "TrainReader", "EvalReader" or "TestReader"."""
-    check_config(cfg)
+    check_config(cfg, CLASSES)
     section = cfg.get(reader)
     if not isinstance(section, dict):
         raise ConfigError(f"{reader}: the config has no such section; add a reader to its _BASE_")
@@ -229,7 +228,7 @@ def build_optimizer(cfg, model, *, steps_per_epoch, total_batch_size=None):
             LearningRate.total_batch_size images (16, PaddleDetection's 8 GPUs with 2 each, unless it says otherwise)
             and is scaled linearly. None: the rate as it stands.
     """
-    check_config(cfg)
+    check_config(cfg, CLASSES)
     section = {"base_lr": 0.01, "schedulers": ["PiecewiseDecay", "LinearWarmup"], **(cfg.get("LearningRate") or {})}
     base_lr = section["base_lr"]
     if not isinstance(base_lr, (int, float)) or base_lr <= 0:
@@ -287,64 +286,5 @@ def _parameters(cls):
     return list(inspect.signature(cls).parameters)
 
 
-# --- are all keys known?
-
 CLASSES = {**BACKBONES, **NECKS, **HEADS, **TOWERS, **QUALITY_PREDICTORS, **LOSSES, **NMS, **SAMPLE_TRANSFORMS,
            **BATCH_TRANSFORMS, **DATASETS, **DECAYS, **WARMUPS}
-
-DATASET_SECTIONS = ["TrainDataset", "EvalDataset", "TestDataset"]
-
-
-def check_config(cfg):
-    """Raise a ConfigError that lists every unknown key in a known section; warn of unknown top-level keys."""
-    errors = []
-    for key, section in cfg.items():
-        if key in DATASET_SECTIONS and isinstance(section, dict):
-            _check_keys(key, section, _valid_keys(section.get("name")), errors)
-        elif key in CLASSES:
-            _check_section(key, key, section, errors)
-        elif key in SECTIONS:
-            _check_keys(key, section, SECTIONS[key], errors)
-            _check_transforms(key, section, errors)
-        elif key not in TOP_LEVEL and key not in DATASET_SECTIONS:
-            _warn_once(f"unknown top-level key '{key}' is ignored; "
-                       + nearest(key, [*TOP_LEVEL, *SECTIONS, *DATASET_SECTIONS]).split("Allowed")[0])
-    if errors:
-        raise ConfigError("; ".join(errors))
-
-
-def _check_section(where, name, section, errors):
-    _check_keys(where, section, _valid_keys(name), errors)
-    for key, value in section.items() if isinstance(section, dict) else ():
-        if isinstance(value, dict) and value.get("name") in CLASSES:
-            _check_section(f"{where}.{key}", value["name"], value, errors)
-
-
-def _check_transforms(reader, section, errors):
-    for key in ("sample_transforms", "batch_transforms"):
-        for i, entry in enumerate((section or {}).get(key) or []):
-            for name, args in entry.items() if isinstance(entry, dict) else ():
-                if name in CLASSES and args:
-                    _check_section(f"{reader}.{key}[{i}].{name}", name, args, errors)
-
-
-def _check_keys(where, section, valid, errors):
-    if valid is None or section is None:
-        return
-    if not isinstance(section, dict):
-        errors.append(f"{where}: {section!r}; it must be a mapping of keys")
-        return
-    errors += [f"{where}: unknown key '{key}', {nearest(key, valid)}" for key in section
-               if key not in valid and key != "name"]
-
-
-def _valid_keys(name):
-    """The keys of a section, None for a class nobody knows (`_spec` says so when it is built)."""
-    if name not in CLASSES:
-        return None
-    return [key for key in _parameters(CLASSES[name]) if key != "section"] + list(OTHER_KEYS.get(name, ()))
-
-
-@functools.cache
-def _warn_once(message):
-    logger.warning(message)

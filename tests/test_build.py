@@ -1,17 +1,18 @@
 import logging
 
 import pytest
-from conftest import ZOO, tiny_config
+from helpers import ZOO, tiny_config
 
 from ppgfl import ConfigError, build, build_model, load_config
+from ppgfl.config import check
 
 
 @pytest.mark.parametrize("name", ZOO)
 def test_every_shipped_config_is_free_of_findings(name, caplog):
-    build._warn_once.cache_clear()
+    check._warn_once.cache_clear()
     cfg = load_config(name)
     with caplog.at_level(logging.WARNING):
-        build.check_config(cfg)
+        check.check_config(cfg, build.CLASSES)
     assert not caplog.records
     for reader in ("TrainReader", "EvalReader", "TestReader"):
         build.build_transforms(cfg, reader)
@@ -49,9 +50,9 @@ def test_all_findings_are_reported_together():
 
 
 def test_an_unknown_top_level_key_is_a_warning(caplog):
-    build._warn_once.cache_clear()
+    check._warn_once.cache_clear()
     with caplog.at_level(logging.WARNING):
-        build.check_config({"EvalDatset": {"x": 1}, "snapshot_epoch": 2})
+        check.check_config({"EvalDatset": {"x": 1}, "snapshot_epoch": 2}, build.CLASSES)
     assert ["'EvalDatset'" in r.message and "EvalDataset" in r.message for r in caplog.records] == [True]
 
 

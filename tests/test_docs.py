@@ -11,11 +11,11 @@ import sys
 import threading
 
 import pytest
-from conftest import ROOT
-from test_data_convert import image, text, voc_object
+from helpers import ROOT, image, text, voc_object
 
-from ppgfl import cli, download, load_config, zoo
+from ppgfl import cli, load_config
 from ppgfl.data.shapes import make_shapes
+from ppgfl.weights import download, zoo
 
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 MODEL = "gfl_r18vd_1x_coco"
@@ -102,7 +102,7 @@ def tool(words, place):
 
 def a_short_demo(distill):
     """The demo's commands on twelve pictures for one epoch: its AP is too low, which it says."""
-    from ppgfl import demo
+    from ppgfl.cli import demo
 
     make_shapes("output/shapes", train=8, val=4)  # and the demo keeps them
 
@@ -162,7 +162,7 @@ def launched(words, place):
 def parses(name, arguments):
     import argparse
 
-    run, add_arguments = cli.COMMANDS[name.split("/")[-1][:-len(".py")]]
+    run, add_arguments = cli.commands.COMMANDS[name.split("/")[-1][:-len(".py")]]
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     parser.parse_args(arguments)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a checkout, installed or not
 
-from ppgfl.cli import main  # noqa: E402
+from ppgfl.cli.commands import main  # noqa: E402
 
 if __name__ == "__main__":
     sys.exit(main("train"))

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DataError
-from ..log import logger
+from ..system.log import logger
 from .coco_classes import COCO_CLASSES
 from .image import SUFFIXES
 

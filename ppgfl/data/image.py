@@ -5,7 +5,7 @@ import cv2
 import numpy as np
 
 from ..errors import DataError
-from ..files import write_bytes
+from ..system.atomic_write import write_bytes
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 

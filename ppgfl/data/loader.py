@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 import paddle
 
-from .. import interrupt
 from ..errors import DataError
-from ..log import logger
+from ..system import interrupt
+from ..system.log import logger
 from . import transforms
 from .batch import collate
 from .image import read_image

@@ -9,8 +9,8 @@ import paddle.nn.functional as F
 from paddle import ParamAttr, nn
 from paddle.nn.initializer import Constant, Normal
 
-from .. import operators
 from ..errors import ConfigError
+from . import operators
 from .layers import ConvNorm, DeformConv, normalization
 
 

@@ -6,8 +6,8 @@ from paddle.nn.initializer import Constant
 from paddle.regularizer import L2Decay
 from paddle.vision.ops import DeformConv2D
 
-from .. import operators
 from ..errors import ConfigError
+from . import operators
 
 
 def normalization(norm_type, channels, *, norm_decay=0.0, frozen=False, learning_rate=1.0):

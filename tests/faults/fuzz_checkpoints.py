@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 for module in ("pickle", "_pickle", "ppgfl.safe_pickle"):
     sys.modules.pop(module, None)
 with atheris.instrument_imports(include=["pickle", "ppgfl.safe_pickle"]):
-    from ppgfl import safe_pickle
+    from ppgfl.weights import safe_pickle
 from ppgfl.errors import CheckpointError  # noqa: E402
 
 # What a harmless file never needs; Python tells of each (https://docs.python.org/3/library/audit_events.html).

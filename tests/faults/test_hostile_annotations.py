@@ -5,12 +5,12 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, draw_image
+from helpers import ROOT, draw_image
 
 from ppgfl import ConfigError, DataError, load_config
 from ppgfl.data.dataset import COCODataSet
 from ppgfl.data.image import write_image
-from ppgfl.targets import Gt2GFLTarget
+from ppgfl.data.targets import Gt2GFLTarget
 
 BOX = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 30, 20], "area": 600, "iscrowd": 0}
 

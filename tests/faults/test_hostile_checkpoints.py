@@ -8,10 +8,10 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 
 from ppgfl import CheckpointError
-from ppgfl.checkpoint import read
+from ppgfl.weights.checkpoint import read
 
 CALLABLES = [
     ("os", "system"), ("posix", "system"), ("os", "popen"), ("os", "execv"), ("subprocess", "Popen"),

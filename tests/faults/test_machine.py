@@ -10,11 +10,11 @@ import time
 import numpy as np
 import pytest
 import yaml
-from conftest import ROOT, read, run_tool
+from helpers import ROOT, read, run_tool
 
 from ppgfl.data.shapes import make_shapes
-from ppgfl.resume import find_training
-from ppgfl.safe_pickle import load
+from ppgfl.training.checkpoints import find_training
+from ppgfl.weights.safe_pickle import load
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="mounts, signals, /dev/shm")]
 

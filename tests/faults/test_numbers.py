@@ -5,12 +5,12 @@ import numpy as np
 import paddle
 import pytest
 
-from ppgfl.boxes import giou, iou
 from ppgfl.data.batch import collate
-from ppgfl.decode import Decoder, MultiClassNMS
-from ppgfl.losses import DistributionFocalLoss, GFLCriterion, GIoULoss, QualityFocalLoss
+from ppgfl.data.targets import Gt2GFLTarget
+from ppgfl.model.boxes import giou, iou
+from ppgfl.model.decode import Decoder, MultiClassNMS
 from ppgfl.model.head import Integral
-from ppgfl.targets import Gt2GFLTarget
+from ppgfl.model.losses import DistributionFocalLoss, GFLCriterion, GIoULoss, QualityFocalLoss
 
 STRIDES, SIZES, CLASSES, REG_MAX = (8, 16), [(4, 6), (2, 3)], 3, 16
 LOGITS = {"zero": lambda rng, shape: np.zeros(shape), "small": lambda rng, shape: rng.normal(size=shape),

@@ -1,0 +1,2 @@
+"""The command lines. Imports everything; nothing imports it."""
+from .commands import entry, main  # noqa: F401

@@ -1,0 +1,121 @@
+"""How fast something is, against something else: taking turns in one run, since machines speed up and slow down."""
+import importlib.util
+import os
+import platform
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import ExportError
+from ..inference.runner import load_runner
+from ..system import runtime
+from ..system.log import logger
+from ..system.progress import progress
+
+
+def benchmark(model_dir, *, against=None, size=(800, 1088), batch_size=1, threads=None, rounds=10):
+    """Measure an exported model on this machine's CPU and print a table.
+
+    Every engine of ppgfl's runner in float32 and bfloat16, decoding and NMS included; and, where they are installed
+    and the export has a model.onnx or model_int8.onnx, ONNX Runtime and OpenVINO up to decoded boxes and scores,
+    without NMS.
+
+    Args:
+        model_dir: an exported folder.
+        against: another one, as PaddleDetection's of the same model.
+        size: height and width of the input, after preparation.
+        batch_size: images computed together.
+        threads: of every subject; None: the physical cores.
+        rounds: how often each subject runs, taking turns.
+
+    Returns: {subject: its seconds}.
+    Raises: ExportError.
+    """
+    threads = threads or runtime.physical_cores()
+    arrays = {"image": np.random.default_rng(0).normal(size=(batch_size, 3, *size)).astype("float32"),
+              "scale_factor": np.ones((batch_size, 2), np.float32)}
+    subjects = {}
+    for settings in ({}, {"engine": "onednn"}, {"run_mode": "bf16"}, {"run_mode": "bf16", "engine": "onednn"}):
+        subjects.update(_runner(model_dir, arrays, cpu_threads=threads, **settings))
+    for name, kinds in (("model.onnx", ("f32", "bf16")), ("model_int8.onnx", ("int8",))):
+        subjects.update(_onnx(Path(model_dir) / name, arrays, threads, kinds))
+    if against:
+        for settings in ({}, {"engine": "onednn"}):
+            subjects.update(_runner(against, arrays, label="--against: ", cpu_threads=threads, **settings))
+    times = take_turns(subjects, rounds)
+    print(f"\n{Path(model_dir).name}, {batch_size} x {size[0]} x {size[1]}, {threads} threads, median of {rounds} "
+          f"rounds taking turns\n{machine()}\n\n{table(times)}")
+    return times
+
+
+def take_turns(subjects, rounds):
+    """{name: function} -> {name: seconds of each round}; each runs once before, unmeasured."""
+    for run in subjects.values():
+        run()
+    times = {name: [] for name in subjects}
+    for _ in progress(range(rounds), total=rounds, unit="round", what="measure", size=lambda _: 1):
+        for name, run in subjects.items():
+            start = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - start)
+    return times
+
+
+def table(times):
+    """{name: seconds of each round} -> a Markdown table with the median, the spread, and the ratio to the first."""
+    lines = ["| | seconds | least to most | against the first |", "| --- | --- | --- | --- |"]
+    first = statistics.median(next(iter(times.values())))
+    for name, taken in times.items():
+        middle = statistics.median(taken)
+        lines.append(f"| {name} | {middle:.4g} | {min(taken):.4g} to {max(taken):.4g} | {middle / first:.2f} |")
+    return "\n".join(lines)
+
+
+def machine():
+    """Processor, cores and versions in one line."""
+    import paddle
+
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        processor = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        processor = platform.processor() or platform.machine()
+    return (f"{processor}, {os.cpu_count()} logical cores; Paddle {paddle.__version__}, numpy {np.__version__}, "
+            f"Python {platform.python_version()}")
+
+
+def _runner(model_dir, arrays, label="", **settings):
+    """{description: function} of ppgfl's runner, none when it cannot run so and another has taken its place."""
+    module = load_runner()
+    try:
+        runner = module.Runner(model_dir, **settings)
+    except module.RunnerError as error:
+        if len(settings) > 1:  # this way of running is not there, as bfloat16 on an old processor
+            logger.info("left out: %s", error)
+            return {}
+        raise ExportError(str(error)) from error
+    return {label + runner.description: lambda: runner.detect(arrays)}
+
+
+def _onnx(path, arrays, threads, kinds):
+    """{description: function} of an ONNX file in ONNX Runtime, and in OpenVINO in each of the kinds."""
+    subjects = {}
+    if path.is_file() and importlib.util.find_spec("onnxruntime"):
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        subjects[f"ONNX Runtime {onnxruntime.__version__}, {kinds[0]}, no NMS"] = lambda: session.run(None, arrays)
+    if path.is_file() and importlib.util.find_spec("openvino"):
+        import openvino
+
+        for kind in kinds:  # what is not quantised in an int8 file is computed in float32
+            settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": kind.replace("int8", "f32")}
+            with load_runner().kept_signal_stack():
+                request = openvino.Core().compile_model(str(path), "CPU", settings).create_infer_request()
+            name = f"OpenVINO {openvino.__version__.split('-')[0]}, {kind}, no NMS"
+            subjects[name] = lambda request=request: request.infer(arrays)
+    return subjects

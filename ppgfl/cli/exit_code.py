@@ -1,0 +1,46 @@
+"""One command from its start to its exit code: what a user can mend or wished for is one line, a bug is a traceback."""
+import sys
+from contextlib import ExitStack
+
+from ..errors import Interrupted, UserError
+from ..system import atomic_write, interrupt, runtime
+from ..system.log import logger
+
+
+def exit_code(run, *args, with_paddle=True):
+    """Call a function and return the exit code of a command: 0 or what it returned; 2 after one line on stderr about a
+    mistake, a disk or a folder; 130 after Ctrl-C, 143 after SIGTERM."""
+    stop = interrupt.Request()
+    try:
+        with ExitStack() as stack:
+            with interrupt.held_back():
+                if with_paddle:
+                    runtime.import_paddle()
+                stack.enter_context(interrupt.raised(stop))  # after Paddle has set a handler of its own
+            return run(*args) or 0
+    except Interrupted as error:  # it says what was saved
+        return _say(error, 128 + error.signal)
+    except (Exception, KeyboardInterrupt) as error:
+        if stop:  # whatever has become of its exception: C++ that calls Python makes others of it
+            return _say(f"stopped by {stop.signal.name}", 128 + stop.signal)
+        line = _mistake(error)
+        if line is None:
+            raise
+        return _say(f"error: {line}", 2)
+
+
+def _mistake(error):
+    """What the user can mend, in one line, or None for a bug."""
+    if isinstance(error, OSError):
+        return atomic_write.explain(error)
+    if not isinstance(error, UserError):
+        return None
+    report = getattr(error, "report", None)
+    if report is not None:
+        logger.info("%s: entries that do not match\n%s", report.path, report.table())
+    return str(error)
+
+
+def _say(line, code):
+    print(line, file=sys.stderr)
+    return code

@@ -1,0 +1,197 @@
+"""YAML files -> one plain dict. Knows the format of PaddleDetection's configs, and no class of ours."""
+import copy
+import math
+import os
+import re
+from pathlib import Path
+
+import yaml
+
+from ..errors import ConfigError
+
+LARGEST = 100_000  # values in a config
+# What a slim config says about the training of the student; all else in it is about the teacher.
+OF_TRAINING = ("epoch", "TrainReader", "LearningRate", "OptimizerBuilder", "use_ema", "ema_decay", "ema_decay_type")
+
+
+def load_config(path, overrides=(), *, slim_config=None):
+    """Read a config with its `_BASE_` files and apply overrides.
+
+    Args:
+        path: a .yml file, or the bare name of one shipped with ppgfl ("gfl_r50_fpn_1x_coco").
+        overrides: strings "a.b.c=value"; the value is read as YAML, siblings are kept. A number steps into a list.
+        slim_config: a second one, of a teacher and how to learn from it. What it says about training is merged into
+            the first, as PaddleDetection does, and the whole of it becomes the section `teacher`.
+
+    Returns:
+        A plain dict. Files (or shipped configs) named under `_BASE_` are merged in order, then the file itself: dicts
+        merge deeply, everything else is replaced. `!Name {a: 1}` reads as `{name: Name, a: 1}`.
+
+    Raises:
+        ConfigError: a missing file, bad YAML, a duplicate key, a loop of `_BASE_`, an override that fits nowhere.
+    """
+    cfg = _load_with_bases(find_config(path), ())
+    if slim_config is not None:
+        _add_slim_config(cfg, slim_config)
+    for override in overrides:
+        _apply_override(cfg, override)
+    return cfg
+
+
+def _add_slim_config(cfg, path):
+    slim = _load_with_bases(find_config(path), ())
+    if slim.get("slim") != "Distill":
+        raise ConfigError(f"{path}: slim is {slim.get('slim')!r}; ppgfl knows slim: Distill only (neither pruning nor "
+                          "training with quantised weights)")
+    merge(cfg, copy.deepcopy({key: slim[key] for key in OF_TRAINING if key in slim}))
+    cfg["teacher"] = slim
+
+
+def find_config(path):
+    """The file of a config: the path itself, or the shipped config of that name. Raises ConfigError."""
+    path = Path(os.path.expanduser(str(path)))
+    if path.is_file():
+        return path.resolve()
+    if _shipped(path):
+        return _shipped(path)
+    if path.is_dir():
+        raise ConfigError(f"{path}: is a folder, not a config; give a .yml file")
+    known = sorted({p.stem for folder in shipped_configs() for p in (folder / "gfl").glob("*.yml")})
+    raise ConfigError(f"{path}: no such config (looked at {path.absolute()}); shipped ones: {', '.join(known)}")
+
+
+def _shipped(name):
+    """The shipped config of a bare name, or None."""
+    found = [path for folder in shipped_configs() for path in sorted(folder.rglob("*.yml")) if path.stem == str(name)]
+    return found[0] if found else None
+
+
+def shipped_configs():
+    """Folders that hold ppgfl's own configs: beside the package in a checkout, inside it when installed."""
+    here = Path(__file__).resolve().parent.parent
+    return [folder for folder in (here.parent / "configs", here / "configs") if (folder / "gfl").is_dir()]
+
+
+def _load_with_bases(path, chain):
+    if path in chain:
+        loop = " -> ".join(p.name for p in (*chain[chain.index(path):], path))
+        raise ConfigError(f"{path}: _BASE_ runs in a loop: {loop}; remove one of them")
+    own = _read(path)
+    bases = own.pop("_BASE_", [])
+    if isinstance(bases, str):
+        bases = [bases]
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ConfigError(f"{path}: _BASE_ is {bases!r}; it must be a list of files")
+    cfg = {}
+    for base in bases:
+        base_path = (path.parent / os.path.expanduser(base)).resolve()
+        base_path = base_path if base_path.is_file() else _shipped(base)
+        if base_path is None:
+            raise ConfigError(f"{path}: _BASE_ names {base}, but there is no {path.parent / base}, and no shipped "
+                              "config of that name")
+        merge(cfg, _load_with_bases(base_path, (*chain, path)))
+    return merge(cfg, own)
+
+
+def merge(into, other):
+    """Merge dict `other` into dict `into`, deeply where both hold a dict; else `other` wins. Returns `into`."""
+    for key, value in other.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            merge(into[key], value)
+        else:
+            into[key] = value
+    return into
+
+
+def _read(path):
+    try:
+        text = path.read_text(encoding="utf-8")
+        cfg = yaml.load(text, Loader=_Loader)  # a SafeLoader: see below
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{path}: {_one_line(error)}") from error
+    if cfg is None:
+        return {}
+    if not isinstance(cfg, dict):
+        raise ConfigError(f"{path}: holds a {type(cfg).__name__}; a config is a mapping of keys")
+    if _size(cfg, {}) > LARGEST:
+        raise ConfigError(f"{path}: its aliases (*name) make more than {LARGEST:,} values, or a loop; write them out")
+    return cfg
+
+
+def _size(value, known):
+    """How many values there are when every alias is written out: a few lines of YAML can make billions, or a loop."""
+    if not isinstance(value, (dict, list)):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = math.inf  # until it is counted: it contains itself
+        known[id(value)] = 1 + sum(_size(item, known) for item in (
+            value.values() if isinstance(value, dict) else value))
+    return known[id(value)]
+
+
+def _one_line(error):
+    mark = getattr(error, "problem_mark", None)
+    where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+    return where + " ".join(str(getattr(error, "problem", None) or error).split())
+
+
+def _apply_override(cfg, override):
+    dotted, equals, text = override.partition("=")
+    keys = dotted.strip().split(".")
+    if not equals or not all(keys):
+        raise ConfigError(f"-o {override}: must read key=value, as in -o TestReader.batch_size=4")
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"-o {override}: the value is not YAML: {_one_line(error)}") from error
+    parent = cfg
+    for depth, key in enumerate(keys[:-1]):
+        if isinstance(parent, dict) and parent.get(key) is None:
+            parent[key] = {}
+        parent = _step(parent, key, override, keys[:depth + 1])
+    last = keys[-1]
+    if isinstance(parent, dict):
+        merge(parent, {last: value})
+    else:
+        _step(parent, last, override, keys)  # the item must exist
+        parent[int(last)] = value
+
+
+def _step(parent, key, override, keys):
+    where = ".".join(keys)
+    if isinstance(parent, dict):
+        child = parent.get(key)
+    elif isinstance(parent, list) and key.isdigit() and int(key) < len(parent):
+        child = parent[int(key)]
+    else:
+        found = f"a list of {len(parent)}" if isinstance(parent, list) else repr(parent)
+        raise ConfigError(f"-o {override}: '{where}' leads nowhere, '{'.'.join(keys[:-1])}' is {found}")
+    return child
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader plus: `!Name {..}` as `{name: Name, ..}`, duplicate keys refused, 1e-3 read as a number."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, str) and key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key '{key}' stands twice; keep one", key_node.start_mark)
+            seen.add(key if isinstance(key, str) else None)
+        return super().construct_mapping(node, deep=deep)
+
+
+def _construct_named(loader, name, node):
+    if isinstance(node, yaml.MappingNode):
+        return {"name": name, **loader.construct_mapping(node, deep=True)}
+    if isinstance(node, yaml.ScalarNode) and not node.value:
+        return {"name": name}
+    raise yaml.constructor.ConstructorError(
+        None, None, f"!{name} must be followed by a mapping, as in !{name} {{a: 1}}", node.start_mark)
+
+
+_Loader.add_multi_constructor("!", _construct_named)
+# YAML 1.1 reads 1e-3 as a string, since it has no dot: a trap for learning rates.
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))

@@ -1,0 +1,161 @@
+"""Reproduce the table of the model zoo: fetch, evaluate, measure, compare."""
+import json
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import paddle
+
+from ..build import build_dataset, load_model
+from ..config.load import load_config
+from ..data.image import read_image
+from ..errors import ConfigError, UserError, nearest
+from ..inference.export import Graph, export
+from ..inference.infer import detection_function
+from ..inference.runner import make_runner
+from ..system import runtime
+from ..system.atomic_write import write_csv, write_json, write_text
+from ..system.log import logger
+from ..weights import checkpoint, download, zoo
+from .evaluate import evaluate
+
+TOLERANCE = 0.1  # AP, in percent
+WARM_UP = 2  # images
+COLUMNS = ("model", "schedule", "released AP", "measured AP", "difference", "FPS", "FPS exported", "parameters (M)",
+           "GFLOPs", "remark")
+
+
+def reproduce(names=(), *, overrides=(), output_dir="output/model_zoo", mirror=None, fps_images=20):
+    """Evaluate released models and write the table as model_zoo.md, .json and .csv.
+
+    Finished rows of an earlier call are kept unless weights, data, Paddle or device are others.
+
+    Args:
+        names: of `zoo.MODELS`; none: all.
+        overrides: of every config, as in `load_config`: EvalDataset.dataset_dir=/data/coco.
+        output_dir: where the tables, and a folder for each model, are written.
+        mirror: an address with the same files as `zoo.ADDRESS`.
+        fps_images: images that speed is measured on.
+
+    Returns: the rows, {column: value} of `COLUMNS`; a model that failed has the reason as its remark and no numbers.
+    Raises: ConfigError for a name that does not exist.
+    """
+    for name in names:
+        if name not in zoo.MODELS:
+            raise ConfigError(f"{name}: no released model; {nearest(name, zoo.MODELS)}")
+    folder = Path(output_dir)
+    finished = _read(folder / "model_zoo.json")
+    rows = {}
+    for name in names or zoo.MODELS:
+        try:
+            rows[name] = _row(zoo.MODELS[name], overrides, folder, mirror, fps_images, finished.get(name))
+        except UserError as error:
+            logger.warning("%s: %s", name, error)
+            rows[name] = {"model": name, "remark": str(error)}
+        _write(folder, {**finished, **rows})
+    text = markdown(rows.values())
+    write_text(folder / "model_zoo.md", text)
+    logger.info("%s\nwritten to %s: model_zoo.md, .json, .csv", text, folder.resolve())
+    return list(rows.values())
+
+
+def failed(rows):
+    """The rows that miss the released AP by more than `TOLERANCE`, or have no number."""
+    return [row for row in rows if abs(row.get("difference", np.inf)) > TOLERANCE + 1e-9]
+
+
+def _row(model, overrides, folder, mirror, fps_images, finished):
+    address = model.weights.replace(zoo.ADDRESS, mirror.rstrip("/")) if mirror else model.weights
+    weights = checkpoint.find(address)
+    cfg = load_config(model.name, overrides)
+    device = runtime.select_device(cfg.get("use_gpu", False))
+    dataset = build_dataset(cfg, "EvalDataset")
+    made_from = {"weights": download.sha256(weights), "annotations": download.sha256(dataset.anno_path),
+                 "images": len(dataset.records), "paddle": paddle.__version__, "device": device,
+                 "overrides": list(overrides)}
+    if finished and finished.get("made from") == made_from:
+        logger.info("%s: kept from an earlier run", model.name)
+        return finished
+    logger.info("%s: evaluating on %d images", model.name, len(dataset.records))
+    detector = load_model(cfg, weights)
+    detector.eval()
+    parameters = sum(int(np.prod(p.shape)) for p in detector.parameters()) / 1e6
+    operations = gflops(detector)
+    ap = 100 * evaluate(cfg, weights=weights, output_dir=folder / model.name)["AP"]
+    images = [read_image(record["im_file"])[..., ::-1] for record in dataset.records[:fps_images]]
+    logger.info("%s: measuring speed on %d images", model.name, len(images))
+    detect = detection_function(cfg, detector, "TestReader")
+    speed = fps(lambda image: detect([image]), images)
+    export(cfg, weights=weights, output_dir=folder / model.name / "exported", verify=())
+    runner = make_runner(folder / model.name / "exported", device="GPU" if device.startswith("gpu") else "CPU")
+    exported = fps(lambda image: runner([image]), images)
+    difference = round(ap - model.ap, 3)
+    return {"model": model.name, "schedule": model.schedule, "released AP": model.ap, "measured AP": round(ap, 3),
+            "difference": difference, "FPS": round(speed, 3), "FPS exported": round(exported, 3),
+            "parameters (M)": round(parameters, 2), "GFLOPs": round(operations, 1),
+            "remark": "" if abs(difference) <= TOLERANCE else "differs", "made from": made_from}
+
+
+def fps(detect, images):
+    """Images a second, one at a time, from the decoded image to its detections; warm-up excluded."""
+    for image in images[:WARM_UP]:
+        detect(image)
+    start = time.perf_counter()
+    for image in images:
+        detect(image)
+    return len(images) / (time.perf_counter() - start)
+
+
+def gflops(model, height=800, width=1344):
+    """1e9 operations (a multiply-add counts as two) of all convolutions, for one image of the usual size."""
+    total = 0
+
+    def count(layer, inputs, output):
+        nonlocal total
+        kernel = int(np.prod(layer.weight.shape[1:]))  # [C_out, C_in / groups, kH, kW]
+        total += 2 * kernel * int(np.prod(output.shape))
+
+    hooks = [layer.register_forward_post_hook(count) for layer in model.sublayers()
+             if isinstance(layer, (paddle.nn.Conv2D, paddle.vision.ops.DeformConv2D))]
+    with paddle.no_grad():
+        Graph(model, post_process=False)(paddle.zeros([1, 3, height, width]))
+    for hook in hooks:
+        hook.remove()
+    return total / 1e9
+
+
+# --- the files
+
+
+def markdown(rows):
+    """The table with its header."""
+    threads = f", {runtime.cpu_threads()} threads" if not runtime.on_gpu() else ""
+    lines = [
+        f"Paddle {paddle.__version__} on {paddle.device.get_device()}{threads}, OpenCV {cv2.__version__}. AP on the "
+        "images of EvalDataset; FPS with batch 1, from the decoded image to its detections; GFLOPs of convolutions at "
+        "800x1344.", "", f"| {' | '.join(COLUMNS)} |", f"| {' | '.join(['---'] * len(COLUMNS))} |"]
+    lines += ["| " + " | ".join(_cell(column, row.get(column, "")) for column in COLUMNS) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(column, value):
+    if value == "" or isinstance(value, str):
+        return value
+    return {"difference": f"{value:+.2f}", "released AP": f"{value:.1f}", "GFLOPs": f"{value:.1f}"}.get(
+        column, f"{value:.2f}")
+
+
+def _read(path):
+    """The rows of an earlier run by model, or none."""
+    try:
+        return {row["model"]: row for row in json.loads(path.read_text(encoding="utf-8"))}
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}
+
+
+def _write(folder, rows):
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [rows[name] for name in zoo.MODELS if name in rows]
+    write_json(folder / "model_zoo.json", rows)
+    write_csv(folder / "model_zoo.csv", [COLUMNS, *([row.get(name, "") for name in COLUMNS] for row in rows)])

@@ -1,0 +1,212 @@
+"""From weights to a static graph that Paddle Inference or an ONNX runtime runs."""
+import hashlib
+import inspect
+import os
+import tempfile
+import warnings
+from contextlib import nullcontext
+from pathlib import Path
+
+import paddle
+import yaml
+from paddle.static import InputSpec
+
+from ..build import build_dataset, load_model
+from ..data.transforms import NormalizeImage
+from ..errors import ConfigError, ExportError
+from ..model.layers import fold_norm
+from ..system.atomic_write import write_text
+from ..system.interrupt import held_back
+from ..system.log import logger
+from .verify import check
+
+FORMATS = ("json", "pdmodel", "both")
+MODEL_FILES = ("model.json", "model.pdmodel", "model.pdiparams", "model.pdiparams.info", "model.onnx",
+               "model_int8.onnx")
+
+
+def export(cfg, *, weights=None, output_dir="output_inference/model", format=None, onnx=False, with_nms=False,
+           int8=None, verify=None):
+    """Write `model.pdmodel`, `model.json`, `model.pdiparams` and `infer_cfg.yml`, PaddleDetection's layout.
+
+    The graph takes `image` [N, 3, H, W] and, unless only the bare network is exported, `scale_factor` [N, 2]; what
+    comes out follows the config's section `export`:
+
+        post_process and nms     bbox [M, 6] class, score, x1, y1, x2, y2 and bbox_num [N]
+        post_process             boxes [N, A, 4] and scores [N, A, C], for an NMS of your own
+        neither, or benchmark    the raw maps of the head
+
+    Args:
+        cfg: the dict of `load_config`; height, width and batch are free unless TestReader.inputs_def.image_shape
+            ([3, H, W] or [N, 3, H, W], -1 for free) fixes them.
+        weights: a .pdparams file; without it the config's `weights`.
+        output_dir: the folder to write.
+        format: "pdmodel" for Paddle 2 and 3, "json" for Paddle 3, "both"; None: all that this Paddle can write.
+        onnx: also write `model.onnx`, always with decoded boxes and scores (see `onnx_graph`).
+        with_nms: put the NMS into `model.onnx`.
+        int8: photographs (a folder, or a list of files) to also write `model_int8.onnx` with (see `quantize`).
+        verify: images to compare the exported graphs with the model on: paths; None: three drawn ones; (): none.
+
+    Returns: {file name: {"largest_box_difference": pixels, "largest_score_difference"}}, or {} without a check.
+    Raises: ConfigError, CheckpointError; ExportError when an exported graph predicts something else.
+    """
+    folder = Path(output_dir)
+    image_shape = _image_shape(cfg)
+    formats = _formats(format)
+    write_onnx = _onnx_writer() if onnx or with_nms or int8 else None
+    model = load_model(cfg, weights)
+    options = {"post_process": True, "nms": True, "benchmark": False, "fuse_conv_bn": False, **cfg.get("export", {})}
+    if options["fuse_conv_bn"]:
+        fuse_conv_bn(model)
+    graph = Graph(model, **{key: options[key] for key in ("post_process", "nms", "benchmark")})
+    graph.eval()
+    settings = describe(cfg, image_shape)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="export_", dir=folder.parent) as unproven:
+        unproven = Path(unproven)
+        for kind, writing in formats.items():
+            _save(graph, image_shape, unproven, kind, writing)
+        settings["params_sha256"] = hashlib.sha256((unproven / "model.pdiparams").read_bytes()).hexdigest()
+        write_text(unproven / "infer_cfg.yml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+        graphs = {f"model.{kind}": graph for kind in formats}
+        if write_onnx:
+            write_onnx(unproven / "model.onnx", model, image_shape=image_shape, settings=settings, with_nms=with_nms)
+            graphs["model.onnx"] = Graph(model, nms=with_nms)
+            if int8:
+                _quantize(unproven / "model.onnx", int8)
+        differences = {} if verify == () else check(cfg, unproven, graphs, verify, image_shape)
+        names = _move(unproven, folder)
+    logger.info("exported to %s: %s", folder.resolve(), ", ".join(names))
+    return differences
+
+
+class Graph(paddle.nn.Layer):
+    """What is exported: the model up to the point that `export` of the config names."""
+
+    def __init__(self, model, *, post_process=True, nms=True, benchmark=False):
+        super().__init__()
+        self.model = model
+        self.bare = benchmark or not post_process
+        self.nms = nms
+
+    def forward(self, image, scale_factor=None):
+        _, maps = self.model.features(image)
+        if self.bare:
+            return (*maps[0], *maps[1])
+        boxes, scores = self.model.decoder.decode(maps, self.model.head.distribution_project, scale_factor)
+        return self.model.decoder.suppress(boxes, scores) if self.nms else (boxes, scores)
+
+
+# --- the files
+
+
+def _image_shape(cfg):
+    """[N, 3, H, W] with None for what is free."""
+    shape = (cfg.get("TestReader", {}).get("inputs_def") or {}).get("image_shape") or [3, -1, -1]
+    shape = [-1, *shape] if len(shape) == 3 else list(shape)
+    if len(shape) != 4 or shape[1] != 3 or not all(isinstance(n, int) for n in shape):
+        raise ConfigError(f"TestReader.inputs_def.image_shape: {shape}; it is [3, height, width], -1 for any size")
+    if any(n > 0 and n % 32 for n in shape[2:]):
+        raise ConfigError(f"TestReader.inputs_def.image_shape: {shape}; height and width must be multiples of 32")
+    return [n if n > 0 else None for n in shape]
+
+
+def _formats(wanted):
+    """{"json" or "pdmodel": the context in which this Paddle writes it}, of what is wanted. Raises ConfigError."""
+    if wanted not in (None, *FORMATS):
+        raise ConfigError(f"--format: {wanted!r}; allowed: {', '.join(FORMATS)}")
+    if hasattr(paddle.pir_utils, "DygraphOldIrGuard"):
+        can = {"json": paddle.pir_utils.DygraphPirGuard, "pdmodel": paddle.pir_utils.DygraphOldIrGuard}
+    else:
+        can = {"pdmodel": nullcontext}
+    if wanted is None or (wanted == "both" and len(can) == 2):
+        return can
+    if wanted not in can:
+        raise ConfigError(f"--format {wanted}: Paddle {paddle.__version__} writes pdmodel only, which every Paddle "
+                          "reads; for .json export with Paddle 3")
+    return {wanted: can[wanted]}
+
+
+def _onnx_writer():
+    """The function that writes ONNX. Raises ConfigError without the package."""
+    try:
+        from . import onnx_graph
+    except ImportError as error:
+        raise ConfigError(f"--onnx: {error}; pip install onnx onnxruntime (or ppgfl[onnx])") from error
+    return onnx_graph.write
+
+
+def _quantize(path, images):
+    try:
+        from .int8 import quantize
+
+        quantize(path, path.with_name("model_int8.onnx"), images)
+    except ImportError as error:
+        raise ConfigError(f"--int8: {error}; pip install onnx onnxruntime (or ppgfl[onnx])") from error
+    logger.info("model_int8.onnx is an approximation: compare its AP with tools/eval.py --exported")
+
+
+def _save(graph, image_shape, folder, kind, writing):
+    """Write the graph as "json" or "pdmodel"; the parameter files of both are the same."""
+    specs = [InputSpec(list(image_shape), "float32", "image")]  # a copy, since it is changed
+    if not graph.bare:
+        specs.append(InputSpec([image_shape[0], 2], "float32", "scale_factor"))
+    with warnings.catch_warnings(), writing(), held_back():
+        warnings.simplefilter("ignore")  # paddle's advice about its own internals
+        static = paddle.jit.to_static(graph.forward, input_spec=specs, full_graph=True)
+        try:
+            paddle.jit.save(static, str(folder / "model"))
+        except OSError as error:  # Paddle's, which does not say where
+            raise OSError(error.errno, error.strerror, str(folder / "model")) from error
+    if not (folder / f"model.{kind}").is_file():
+        found = ", ".join(sorted(p.name for p in folder.iterdir()))
+        raise ExportError(f"Paddle {paddle.__version__} wrote no model.{kind} but {found}; leave --format out")
+
+
+def _move(source, folder):
+    """Put the files of an export into its folder, in place of an earlier one's. Returns their names."""
+    folder.mkdir(exist_ok=True)
+    names = sorted(path.name for path in source.iterdir())
+    for name in names:
+        os.replace(source / name, folder / name)
+    for name in MODEL_FILES:
+        if name not in names:
+            (folder / name).unlink(missing_ok=True)  # of another format: the runner must not find it
+    return names
+
+
+def describe(cfg, image_shape):
+    """The content of infer_cfg.yml, with PaddleDetection's keys."""
+    preprocess = []
+    for entry in cfg["TestReader"]["sample_transforms"] + (cfg["TestReader"].get("batch_transforms") or []):
+        (name, args), = entry.items()
+        if name == "PadBatch":
+            preprocess.append({"type": "PadStride", "stride": args["pad_to_stride"]})
+        elif name == "NormalizeImage":  # the runners know no defaults
+            known = inspect.signature(NormalizeImage).parameters
+            defaults = {key: known[key].default for key in ("is_scale", "mean", "std")}
+            values = {**defaults, **(args or {})}
+            preprocess.append({"type": name, **{key: list(value) if isinstance(value, tuple) else value
+                                                for key, value in values.items()}})
+        elif name != "Decode":
+            preprocess.append({"type": name, **(args or {})})
+    return {
+        "mode": "paddle", "draw_threshold": 0.5, "metric": cfg.get("metric", "COCO"),
+        "use_dynamic_shape": None in image_shape[2:], "arch": "GFL", "min_subgraph_size": 16, "Preprocess": preprocess,
+        "label_list": build_dataset(cfg, "TestDataset").class_names,
+    }
+
+
+def fuse_conv_bn(model):
+    """Fold every BatchNorm behind a plain convolution into its weights; the outputs stay the same."""
+    for layer in model.sublayers():
+        norm = getattr(layer, "norm", None)
+        conv = getattr(layer, "conv", None)
+        if not isinstance(norm, paddle.nn.BatchNorm2D) or not isinstance(conv, paddle.nn.Conv2D):
+            continue
+        weight, bias = fold_norm(conv, norm)
+        conv.weight.set_value(weight)
+        if conv.bias is None:
+            conv.bias = conv.create_parameter([conv.weight.shape[0]], is_bias=True)
+        conv.bias.set_value(bias)
+        layer.norm = paddle.nn.Identity()

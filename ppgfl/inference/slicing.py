@@ -1,0 +1,121 @@
+"""Small objects in large images: detect on overlapping slices, and put the findings together."""
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import ConfigError
+
+COMBINE_METHODS = ("nms", "nmm", "concat")
+MATCH_METRICS = ("iou", "ios")
+
+
+@dataclass
+class Slicing:
+    """PaddleDetection's settings of sliced inference.
+
+    Attributes:
+        slice_size: (height, width) of a slice, in pixels of the image.
+        overlap_ratio: share of a slice that the next one repeats, (down, across).
+        combine_method: of findings of one class that overlap: "nms" keeps the best, "nmm" gives the best the box around
+            all of them, "concat" keeps everything.
+        match_threshold: from which overlap on they are one object.
+        match_metric: "iou", or "ios": the share of the smaller box, which also joins an object with a cut part of it.
+
+    Raises: ConfigError.
+    """
+
+    slice_size: tuple = (640, 640)
+    overlap_ratio: tuple = (0.25, 0.25)
+    combine_method: str = "nms"
+    match_threshold: float = 0.6
+    match_metric: str = "ios"
+
+    def __post_init__(self):
+        self.slice_size, self.overlap_ratio = _pair(self.slice_size), _pair(self.overlap_ratio)
+        if min(self.slice_size) < 32:
+            raise ConfigError(f"slice_size: {list(self.slice_size)}; height and width are at least 32 pixels")
+        if not all(0 <= ratio <= 0.9 for ratio in self.overlap_ratio):
+            raise ConfigError(f"overlap_ratio: {list(self.overlap_ratio)}; allowed: 0 to 0.9")
+        for name, allowed in (("combine_method", COMBINE_METHODS), ("match_metric", MATCH_METRICS)):
+            if getattr(self, name) not in allowed:
+                raise ConfigError(f"{name}: {getattr(self, name)!r}; allowed: {', '.join(allowed)}")
+        if not 0 < self.match_threshold <= 1:
+            raise ConfigError(f"match_threshold: {self.match_threshold}; allowed: above 0, up to 1")
+
+
+def _pair(values):
+    values = tuple(values)
+    return values * 2 if len(values) == 1 else values[:2]
+
+
+def slices(height, width, slicing):
+    """(x1, y1, x2, y2) of the slices of an image: row by row, all of full size unless the image is smaller; the last of
+    a row or column is moved back into the image."""
+    ys, xs = (_starts(side, size, ratio) for side, size, ratio in
+              zip((height, width), slicing.slice_size, slicing.overlap_ratio))
+    slice_height, slice_width = slicing.slice_size
+    return [(x, y, min(x + slice_width, width), min(y + slice_height, height)) for y in ys for x in xs]
+
+
+def _starts(side, size, ratio):
+    starts, step = [0], size - int(ratio * size)
+    while starts[-1] + size < side:
+        starts.append(min(starts[-1] + step, side - size))
+    return starts
+
+
+def detect(run, image, slicing, batch_size=1):
+    """Detections [M, 6] (class, score, x1, y1, x2, y2; best score first) of one image [H, W, 3], slice by slice.
+
+    Args:
+        run: a list of images -> a list of detections, as a `Runner` of deploy/*/infer.py or `Detector.rows`.
+        image: as `run` takes it.
+        slicing: a `Slicing`.
+        batch_size: slices at a time.
+    """
+    places, parts = slices(*image.shape[:2], slicing), []
+    for start in range(0, len(places), batch_size):
+        group = places[start:start + batch_size]
+        found = run([np.ascontiguousarray(image[y1:y2, x1:x2]) for x1, y1, x2, y2 in group])
+        for (x1, y1, _, _), rows in zip(group, found):
+            parts.append(rows + np.array([0, 0, x1, y1, x1, y1], rows.dtype))
+    return combine(np.concatenate(parts), slicing)
+
+
+def sliced(run, slicing, batch_size=1):
+    """`run` itself when `slicing` is None, else the same function that looks at every image slice by slice."""
+    if slicing is None:
+        return run
+    return lambda images: [detect(run, image, slicing, batch_size) for image in images]
+
+
+def combine(rows, slicing):
+    """Join what several slices found of one object: rows [M, 6] -> [K, 6], best score first."""
+    rows = rows[np.argsort(-rows[:, 1], kind="stable")]
+    if slicing.combine_method == "concat":
+        return rows
+    kept, alive = [], np.ones(len(rows), bool)
+    for i in range(len(rows)):
+        if not alive[i]:
+            continue
+        rivals = np.flatnonzero(alive & (rows[:, 0] == rows[i, 0]))
+        rivals = rivals[rivals >= i]
+        same = rivals[(rivals == i) | (overlap(rows[i, 2:], rows[rivals, 2:], slicing.match_metric)
+                                       >= slicing.match_threshold)]
+        alive[same] = False
+        row = rows[i].copy()
+        if slicing.combine_method == "nmm":
+            row[2:] = [*rows[same, 2:4].min(axis=0), *rows[same, 4:6].max(axis=0)]
+        kept.append(row)
+    return np.array(kept, rows.dtype).reshape(-1, 6)
+
+
+def overlap(box, boxes, metric):
+    """Overlap of one box [4] with boxes [M, 4]: intersection over union, or over the smaller area.
+
+    PaddleDetection: counts the last pixel of a box as inside, so that a side is x2 - x1 + 1 long.
+    """
+    sides = np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2]) + 1
+    common = sides.clip(0).prod(axis=1)
+    area, areas = (box[2:] - box[:2] + 1).prod(), (boxes[:, 2:] - boxes[:, :2] + 1).prod(axis=1)
+    return common / (area + areas - common if metric == "iou" else np.minimum(area, areas))

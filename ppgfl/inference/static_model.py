@@ -1,0 +1,126 @@
+"""How a model runs for detection: in dygraph, or on a CPU several times as fast as a static graph kept in the cache."""
+import hashlib
+import json
+import shutil
+import threading
+from pathlib import Path
+
+from .. import __version__
+from ..build import CLASSES, load_model
+from ..errors import ConfigError, ExportError
+from ..system import runtime
+from ..system.log import logger
+from ..weights import checkpoint, download
+from .export import export
+from .runner import make_runner
+
+ENGINES = ("auto", "dygraph", "static")
+WORTH_IT = 3  # images from which on making a graph takes less time than it saves
+KEPT = 4  # graphs in the cache
+
+
+def load_detector(cfg, weights=None, *, images=None):
+    """The model of a config with its weights, to be called as a `model.gfl.GFL` in evaluation mode is.
+
+    `engine` of the config: "dygraph"; "static", a graph in Paddle Inference with the fastest safe engine (see
+    deploy/python/infer.py), the same detections but for rounding; "auto": static on a CPU.
+
+    Args:
+        cfg: the dict of `load_config`.
+        weights: a .pdparams file; without it the config's `weights`.
+        images: how many will be looked at; None: unknown. Few are not worth the making of a graph.
+
+    Raises: ConfigError, CheckpointError; ExportError when "static" is asked for and cannot be had.
+    """
+    engine = cfg.get("engine", "auto")
+    if engine not in ENGINES:
+        raise ConfigError(f"engine: {engine!r}; allowed: {', '.join(ENGINES)}")
+    if engine == "dygraph" or (engine == "auto" and runtime.on_gpu()):
+        return load_model(cfg, weights)
+    weights = checkpoint.find(weights or cfg.get("weights", ""))
+    folder = runtime.cache_folder() / "graphs" / _key(cfg, weights)
+    few = images is not None and images < WORTH_IT
+    if engine == "auto" and few and not folder.is_dir():
+        return load_model(cfg, weights)
+    try:
+        return _open(_make(cfg, weights, folder))
+    except (ExportError, OSError) as error:
+        shutil.rmtree(folder, ignore_errors=True)  # a damaged one is made anew the next time
+        if engine == "static":
+            raise ExportError(f"engine: static: {error}; engine=dygraph always works") from error
+        logger.info("running in dygraph, since there is no static graph: %s", error)
+        return load_model(cfg, weights)
+
+
+class StaticModel:
+    """An exported folder that is called like a model: batch -> {"bbox": [M, 6], "bbox_num": [N]}.
+
+    Args:
+        folder: of the export.
+        engine: on a CPU: see deploy/python/infer.py.
+    """
+
+    def __init__(self, folder, engine="auto"):
+        self.runner = make_runner(folder, device="GPU" if runtime.on_gpu() else "CPU", engine=engine)
+        self.lock = threading.Lock()  # a predictor serves one thread at a time
+        logger.info("running %s", self.runner.description)
+
+    def eval(self):
+        """It always is in evaluation mode."""
+
+    def __call__(self, batch):
+        with self.lock:
+            bbox, bbox_num = self.runner.run({name: batch[name].numpy() for name in ("image", "scale_factor")})
+        return {"bbox": bbox, "bbox_num": bbox_num}
+
+
+_on_openvino = {}  # folder -> its StaticModel, at most one
+
+
+def _open(folder):
+    """OpenVINO inside Paddle keeps a model's memory until the process ends (measured: 600 MiB for R18vd), so the first
+    model of a process gets it, and stays; others run on oneDNN, a fifth slower, which gives its memory back."""
+    if folder not in _on_openvino:
+        model = StaticModel(folder, engine="onednn" if _on_openvino else "auto")
+        if _on_openvino or "OpenVINO" not in model.runner.description:
+            return model
+        _on_openvino[folder] = model
+    return _on_openvino[folder]
+
+
+def _make(cfg, weights, folder):
+    """The folder of the graph, written unless it is there; several processes write it once."""
+    from filelock import FileLock
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            logger.info("making a static graph, about ten seconds, kept in %s", folder)
+            # The reader is that of the check at the end: small drawn images.
+            reader = {"sample_transforms": [{"Decode": {}}, {"Resize": {"target_size": [96, 128], "keep_ratio": True}},
+                                            {"NormalizeImage": {}}, {"Permute": {}}],
+                      "batch_transforms": [{"PadBatch": {"pad_to_stride": 32}}]}
+            export({**cfg, "TestReader": reader, "export": {}}, weights=weights, output_dir=folder, format="pdmodel")
+        (folder / "infer_cfg.yml").touch()  # the newest are kept
+    _forget(folder.parent)
+    return folder
+
+
+def _key(cfg, weights):
+    """Names a graph: it changes with the weights, with what the config says of the model, with Paddle and our code."""
+    import paddle
+
+    model = {key: value for key, value in cfg.items()
+             if key in CLASSES or key in ("architecture", "GFL", "norm_type", "num_classes", "upstream_scores")}
+    code = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.parent.rglob("*.py"))))
+    parts = [download.sha256(weights), model, code.hexdigest(), __version__, paddle.__version__]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _forget(graphs):
+    """Keep the graphs that were used last."""
+    folders = sorted((path for path in graphs.iterdir() if (path / "infer_cfg.yml").is_file()),
+                     key=lambda path: (path / "infer_cfg.yml").stat().st_mtime)
+    for folder in folders[:-KEPT]:
+        shutil.rmtree(folder, ignore_errors=True)
+        Path(f"{folder}.lock").unlink(missing_ok=True)

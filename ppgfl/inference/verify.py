@@ -1,0 +1,130 @@
+"""The proof at the end of an export: what was written predicts what the model predicts."""
+import importlib.util
+
+import numpy as np
+import paddle
+
+from ..build import build_transforms
+from ..data import transforms
+from ..data.batch import collate
+from ..errors import DataError, ExportError
+from ..system.log import logger
+from .runner import make_runner
+
+BOX_TOLERANCE = 1e-2  # pixels; float32 alone makes 1e-3 in images of a thousand pixels
+SCORE_TOLERANCE = 1e-4
+
+
+def check(cfg, folder, graphs, images, image_shape):
+    """Compare exported files with the layers they were made from.
+
+    Args:
+        cfg: for its TestReader.
+        folder: of the export.
+        graphs: {file name: `export.Graph`}.
+        images: paths, or None for three drawn images.
+        image_shape: [N, 3, H, W] that the graphs take, None for what is free.
+
+    Returns: {file name: {"largest_box_difference": pixels, "largest_score_difference"}}.
+    Raises: ExportError over the tolerance; DataError for images that the graphs do not take.
+    """
+    samples = _samples(cfg, images, image_shape)
+    pixels = sum(sample["image"].size for sample in samples)
+    logger.info("comparing %s with the model on %d images%s", ", ".join(graphs), len(samples),
+                ": up to a minute on a CPU" if pixels > 3_000_000 else "")
+    wanted = {graph: [_outputs(graph, sample) for sample in samples] for graph in set(graphs.values())}
+    differences = {}
+    for name, graph in graphs.items():
+        if name.endswith(".onnx") and importlib.util.find_spec("onnxruntime") is None:
+            logger.info("%s was not run: pip install onnxruntime to have it checked", name)
+            continue
+        run, description = (_onnx_runtime if name.endswith(".onnx") else _paddle_inference)(folder / name)
+        boxes, scores = _compare(graph, run, samples, wanted[graph])
+        logger.info("checked %s on %d images: largest difference %.2g pixels in boxes, %.2g in %s", description,
+                    len(samples), boxes, scores, "raw maps" if graph.bare else "scores")
+        if not (boxes <= BOX_TOLERANCE and scores <= SCORE_TOLERANCE):
+            raise ExportError(f"{name} differs from the model by {boxes:.2g} pixels (allowed {BOX_TOLERANCE}) or "
+                              f"{scores:.2g} in scores (allowed {SCORE_TOLERANCE}); nothing was written")
+        differences[name] = {"largest_box_difference": boxes, "largest_score_difference": scores}
+    return differences
+
+
+def _paddle_inference(path):
+    """(function of the input arrays, description) of a model file."""
+    # Paddle 3's oneDNN fails at random with a .json; the proof must not.
+    runner = make_runner(path, engine="native" if path.suffix == ".json" else "auto")
+    return runner.run, runner.description
+
+
+def _onnx_runtime(path):
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda arrays: session.run(None, arrays), f"{path.name} in ONNX Runtime {onnxruntime.__version__}"
+
+
+def _inputs(graph, sample):
+    names = ["image"] if graph.bare else ["image", "scale_factor"]
+    return {name: sample[name] for name in names}
+
+
+def _outputs(graph, sample):
+    with paddle.no_grad():
+        return [value.numpy() for value in graph(*map(paddle.to_tensor, _inputs(graph, sample).values()))]
+
+
+def _compare(graph, run, samples, wanted):
+    """The largest differences in boxes (pixels), and in scores or raw maps."""
+    boxes = scores = 0.0
+    for sample, outputs in zip(samples, wanted):
+        got = run(_inputs(graph, sample))
+        if [w.shape for w in outputs] != [g.shape for g in got]:
+            raise ExportError(f"the exported graph gives {[g.shape for g in got]} where the model gives "
+                              f"{[w.shape for w in outputs]}; nothing was written")
+        box, score = _differences(graph, outputs, got)
+        boxes, scores = max(boxes, box), max(scores, score)
+    return boxes, scores
+
+
+def _differences(graph, wanted, got):
+    """The largest difference in boxes (pixels), and in scores or raw maps."""
+    if graph.bare:
+        return 0.0, max(_difference(w, g) for w, g in zip(wanted, got))
+    if not graph.nms:
+        return _difference(wanted[0], got[0]), _difference(wanted[1], got[1])
+    # Detections whose scores are equal but for rounding may change places: each is compared with its nearest.
+    boxes = scores = 0.0
+    for row in wanted[0]:
+        same_class = got[0][got[0][:, 0] == row[0]]
+        if not len(same_class):
+            return float("inf"), float("inf")
+        nearest = same_class[np.abs(same_class[:, 1:] - row[1:]).max(axis=1).argmin()]
+        boxes = max(boxes, _difference(row[2:], nearest[2:]))
+        scores = max(scores, _difference(row[1:2], nearest[1:2]))
+    return boxes, scores
+
+
+def _difference(a, b):
+    return float(np.abs(a - b).max()) if a.size else 0.0
+
+
+def _samples(cfg, images, image_shape):
+    """Batches of one image, prepared as TestReader says; drawn ones where none are given."""
+    if images is None:
+        rng = np.random.default_rng(0)
+        images = [rng.integers(0, 256, (h, w, 3), dtype=np.uint8) for h, w in ((240, 320), (331, 200), (64, 640))]
+    sample_transforms, batch_transforms = build_transforms(cfg, "TestReader")
+    batches = []
+    for image in images:
+        sample = {"im_id": 0, "image": image} if isinstance(image, np.ndarray) else {"im_id": 0, "im_file": image}
+        samples = [transforms.apply(sample_transforms, sample)]
+        for transform in batch_transforms:
+            samples = transform(samples)
+        batch = collate(samples)
+        wanted = [n if n is not None else m for n, m in zip(image_shape, batch["image"].shape)]
+        if list(batch["image"].shape) != wanted:
+            raise DataError(f"the graph takes images of {wanted}, but TestReader makes {list(batch['image'].shape)} of "
+                            f"{image if not isinstance(image, np.ndarray) else 'a drawn image'}; let Resize make that "
+                            "size (keep_ratio: false), or set TestReader.inputs_def.image_shape to [3, -1, -1]")
+        batches.append(batch)
+    return batches

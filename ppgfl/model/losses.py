@@ -1,0 +1,149 @@
+"""Maps + targets -> losses. Dense tensor maths throughout: masks instead of indices, so that nothing in a training
+step makes the device wait for the host.
+
+GFL: Li et al., https://arxiv.org/abs/2006.04388; GIoU: Rezatofighi et al., https://arxiv.org/abs/1902.09630.
+"""
+from dataclasses import dataclass
+
+import paddle
+import paddle.nn.functional as F
+
+from ..system import dist
+from .boxes import boxes_to_distances, cell_centers, distances_to_boxes, giou, iou
+
+EPSILON_TO_LAST_BIN = 0.1  # PaddleDetection: DFL targets end at reg_max - 0.1, so that a right neighbour exists
+
+
+@dataclass(eq=False)
+class QualityFocalLoss:
+    """Focal loss towards the IoU of the predicted box (GFL, equation 5).
+
+    Attributes:
+        use_sigmoid: the prediction is a logit; else a probability (GFLv2).
+        beta: exponent of the modulating factor.
+        loss_weight: factor of the result.
+    """
+
+    use_sigmoid: bool = True
+    beta: float = 2.0
+    loss_weight: float = 1.0
+
+    def __call__(self, prediction, quality):
+        """prediction and quality [..., C] -> [..., C]; quality is the IoU at the true class and 0 elsewhere."""
+        if self.use_sigmoid:
+            probability = F.sigmoid(prediction)
+            entropy = F.binary_cross_entropy_with_logits(prediction, quality, reduction="none")
+        else:
+            probability = prediction
+            entropy = F.binary_cross_entropy(prediction, quality, reduction="none")
+        return self.loss_weight * entropy * (quality - probability).abs().pow(self.beta)
+
+
+@dataclass(eq=False)
+class DistributionFocalLoss:
+    """Cross entropy towards the two bins around a distance, weighted by nearness (GFL, equation 6).
+
+    Attributes:
+        loss_weight: factor of the result.
+    """
+
+    loss_weight: float = 1.0
+
+    def __call__(self, logits, distance):
+        """logits [..., R], distance [...] from 0 to below R - 1 -> [...]."""
+        bins = paddle.arange(logits.shape[-1], dtype="float32")
+        # The two bins around the distance get 1 - |distance - bin|, all others 0: no index that NaN could break.
+        target = (1 - (distance.unsqueeze(-1) - bins).abs()).clip(min=0)
+        return -self.loss_weight * (target * F.log_softmax(logits, axis=-1)).sum(axis=-1)
+
+
+@dataclass(eq=False)
+class GIoULoss:
+    """1 - GIoU (Rezatofighi et al., Generalized Intersection over Union, equation 4).
+
+    Attributes:
+        loss_weight: factor of the result.
+        eps: added to divisors.
+    """
+
+    loss_weight: float = 1.0
+    eps: float = 1e-10
+
+    def __call__(self, prediction, target):
+        """Boxes [..., 4] -> [...]."""
+        return self.loss_weight * (1 - giou(prediction, target, eps=self.eps))
+
+
+@dataclass(eq=False)
+class GFLCriterion:
+    """The three losses of GFL with PaddleDetection's weights and normalisers.
+
+    Attributes:
+        strides, cell_offset, num_classes: as in `decode.Decoder`.
+        reg_max: largest distance, in strides.
+        loss_class, loss_dfl, loss_bbox: the terms.
+        distillation: more terms, from what a teacher says about the batch (see `distill`), or None.
+    """
+
+    strides: tuple
+    num_classes: int
+    reg_max: int
+    loss_class: QualityFocalLoss
+    loss_dfl: DistributionFocalLoss
+    loss_bbox: GIoULoss
+    cell_offset: float = 0.0
+    distillation: object = None
+
+    def __call__(self, features, integral, batch):
+        """Args:
+            features: levels and maps of `GFL.features`.
+            integral: the head's `Integral`.
+            batch: `labels`, `label_weights`, `bbox_targets`, `pos_num` (see `ppgfl.data`); `teacher` for distillation.
+
+        Returns: {"loss", their sum, "loss_qfl", "loss_bbox", "loss_dfl", and those of the distillation}, float32
+            tensors without dimensions.
+        """
+        _, maps = features
+        with paddle.amp.auto_cast(enable=False):
+            cls, reg = (by_cell(kind).astype("float32") for kind in maps)
+            centers, strides = self._cells(maps[1])
+            labels = batch["labels"]
+            positive = (labels < self.num_classes).astype("float32")
+
+            predicted = distances_to_boxes(centers, integral(reg))  # in strides, as all boxes below
+            target = batch["bbox_targets"] / strides
+            # Background cells have no box: their own prediction stands in, for which every term is finite.
+            target = paddle.where(positive.unsqueeze(-1) > 0, target, predicted.detach())
+
+            overlap = iou(predicted.detach(), target) * positive
+            quality = F.one_hot(labels, self.num_classes + 1)[..., :cls.shape[-1]] * overlap.unsqueeze(-1)
+            # PaddleDetection: sigmoid here too where the maps hold probabilities already (GFLv2)
+            weight = F.sigmoid(cls.detach()).max(axis=-1) * positive
+
+            distance = boxes_to_distances(centers, target).clip(0, self.reg_max - EPSILON_TO_LAST_BIN)
+            logits = reg.reshape([*reg.shape[:-1], 4, self.reg_max + 1])
+
+            num_positive = dist.mean(batch["pos_num"].astype("float32").sum()).clip(min=1.0)
+            weight_sum = dist.mean(weight.sum()).clip(min=1.0)
+            qfl = self.loss_class(cls, quality).sum(axis=-1) * batch["label_weights"]
+            loss_qfl = qfl.sum() / num_positive
+            loss_bbox = (self.loss_bbox(predicted, target) * weight).sum() / weight_sum
+            loss_dfl = (self.loss_dfl(logits, distance).mean(axis=-1) * weight).sum() / weight_sum
+            terms = {"loss_qfl": loss_qfl, "loss_bbox": loss_bbox, "loss_dfl": loss_dfl}
+            if self.distillation is not None:
+                terms.update(self.distillation(features, batch["teacher"], batch, positive, weight))
+        return {"loss": sum(terms.values()), **terms}
+
+    def _cells(self, maps):
+        """Centres [A, 2] in strides and strides [A, 1] of all cells."""
+        centers, strides = [], []
+        for level, stride in zip(maps, self.strides):
+            center = cell_centers(level.shape[2], level.shape[3], 1.0, offset=self.cell_offset)
+            centers.append(center)
+            strides.append(paddle.full([center.shape[0], 1], float(stride)))
+        return paddle.concat(centers), paddle.concat(strides)
+
+
+def by_cell(maps):
+    """L maps [N, K, H, W] -> [N, A, K]."""
+    return paddle.concat([x.flatten(2).transpose([0, 2, 1]) for x in maps], axis=1)

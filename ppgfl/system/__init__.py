@@ -1,0 +1,2 @@
+"""The process and its machine: device and threads, other processes, signals, progress, log, whole files. Imports
+`errors` only."""

@@ -1,0 +1,163 @@
+"""The checkpoints of a training run: everything that is needed to go on as if nothing had happened."""
+import io
+import os
+import pickle
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import CheckpointError
+from ..system.atomic_write import write_temporary
+from ..system.log import logger
+from ..weights import safe_pickle
+from ..weights.checkpoint import NAME_TABLE, match, read
+
+SUFFIXES = (".pdparams", ".pdopt", ".pdema")
+
+
+def save_training(folder, name, *, weights, optimizer, parameter_names, progress, ema=None, raw_weights=None):
+    """Write `name`.pdparams, .pdopt and, with an EMA, .pdema: the names and contents that PaddleDetection gives them.
+
+    Args:
+        weights: {name: tensor} to evaluate with; the EMA's where there is one.
+        optimizer: the paddle optimizer.
+        parameter_names: {entry: paddle's name of the parameter}: the optimizer's state is filed under the latter, which
+            another process may count differently.
+        progress: plain values: "epoch" (finished ones), "step", and whatever else training goes on from.
+        ema, raw_weights: the `optim.EMA`, and the model's own weights, for `.pdema`.
+
+    A kill leaves the old file or the new one; which files belong together is in `.pdopt` as checksums.
+    Raises OSError, on a full disk for example, and leaves what was there.
+    """
+    folder = Path(folder)
+    parts = {".pdparams": _dump(weights)}
+    state = {key: _to_numpy(value) for key, value in optimizer.state_dict().items()}
+    resume = {**progress, "parameter_names": dict(parameter_names)}
+    if ema is not None:
+        parts[".pdema"] = _dump(raw_weights)
+        resume["ema_step"] = ema.step
+        resume["ema_average"] = {key: value.numpy() for key, value in ema.average.items()}
+    resume["checksums"] = {suffix: zlib.crc32(data) for suffix, data in parts.items()}
+    parts[".pdopt"] = _pickle({**state, "last_epoch": progress["epoch"], "ppgfl": resume})
+    try:
+        for suffix, data in parts.items():
+            write_temporary(folder / f"{name}{suffix}", data, sync=True)
+    except OSError:
+        for suffix in parts:
+            Path(f"{folder / name}{suffix}.tmp").unlink(missing_ok=True)
+        raise
+    for suffix in parts:
+        os.replace(folder / f"{name}{suffix}.tmp", folder / f"{name}{suffix}")
+
+
+def _dump(state):
+    arrays = {key: (value.astype("float32") if value.is_floating_point() else value).numpy()
+              for key, value in state.items()}
+    return _pickle({**arrays, NAME_TABLE: {key: value.name for key, value in state.items()}})
+
+
+class _Pickler(pickle._Pickler):
+    """Spells numpy's functions as every numpy can read them; numpy 2 would write names that 1.23 does not have."""
+
+    def save_global(self, obj, name=None):
+        module = getattr(obj, "__module__", None) or ""
+        if not module.startswith("numpy._core"):
+            super().save_global(obj, name)
+            return
+        self.save(module.replace("numpy._core", "numpy.core"))
+        self.save(name or obj.__qualname__)
+        self.write(pickle.STACK_GLOBAL)
+        self.memoize(obj)
+
+
+def _pickle(content):
+    file = io.BytesIO()
+    _Pickler(file, protocol=4).dump(content)
+    return file.getvalue()
+
+
+def _to_numpy(value):
+    return value.numpy() if hasattr(value, "numpy") else value
+
+
+def find_training(path, folder):
+    """The checkpoint to resume from, as a path without ending.
+
+    Args:
+        path: such a path, one of its files, a folder, or None for the newest complete one in `folder`.
+
+    Returns: None when no path was given and `folder` holds no complete checkpoint.
+    Raises: CheckpointError: what `path` names is not there or is not complete.
+    """
+    if path and not Path(path).is_dir():
+        stem = Path(str(path)[:-len(Path(path).suffix)] if Path(path).suffix in SUFFIXES else path)
+        _check_complete(stem)
+        return stem
+    folder = Path(path or folder)
+    candidates = sorted(folder.glob("*.pdopt"), key=lambda file: (file.stat().st_mtime_ns, file.name), reverse=True)
+    for stem in (file.with_suffix("") for file in candidates if file.stem != "best_model"):
+        try:
+            _check_complete(stem)
+            return stem
+        except CheckpointError as error:
+            logger.warning("not resumed from: %s", error)
+    if path:
+        raise CheckpointError(f"{folder}: no complete checkpoint (NAME.pdparams with NAME.pdopt) to resume from")
+    return None
+
+
+def _check_complete(stem):
+    resume = _read_optimizer(stem)[1]
+    for suffix, checksum in resume["checksums"].items():
+        file = Path(f"{stem}{suffix}")
+        if not file.is_file() or zlib.crc32(file.read_bytes()) != checksum:
+            raise CheckpointError(f"{file}: absent, or not of the same moment as {stem}.pdopt; resume from another one")
+
+
+def _read_optimizer(stem):
+    file = Path(f"{stem}.pdopt")
+    if not file.is_file():
+        raise CheckpointError(f"{file}: no such file; --resume needs NAME.pdparams and NAME.pdopt of a training run")
+    state = safe_pickle.load(file)
+    resume = state.pop("ppgfl", None) if isinstance(state, dict) else None
+    if not isinstance(resume, dict) or "checksums" not in resume:
+        raise CheckpointError(f"{file}: was not written by ppgfl; start from its weights with "
+                              f"-o pretrain_weights={stem}.pdparams instead")
+    return state, resume
+
+
+def load_training(stem, *, model, optimizer, ema, parameter_names):
+    """Put everything of a checkpoint back. Returns the `progress` that was saved. Raises CheckpointError."""
+    state, resume = _read_optimizer(stem)
+    if (ema is not None) != ("ema_average" in resume):
+        raise CheckpointError(f"{stem}.pdopt: was saved {'with' if ema is None else 'without'} an EMA; set use_ema to "
+                              f"{str(ema is None).lower()} to resume")
+    targets = model.state_dict()
+    suffix = ".pdparams" if ema is None else ".pdema"
+    report, values = match(targets, read(f"{stem}{suffix}"), f"{stem}{suffix}")
+    if not report.complete:
+        raise CheckpointError(f"{stem}{suffix}: does not fit the model: {report.summary()}; resume with the config of "
+                              "that run", report)
+    for name, value in values.items():
+        targets[name].set_value(value)
+    optimizer.set_state_dict(_rename(state, resume["parameter_names"], parameter_names))
+    if ema is not None:
+        ema.step = resume["ema_step"]
+        for name, value in resume["ema_average"].items():
+            ema.average[name].set_value(value)
+    skipped = ("parameter_names", "checksums", "ema_step", "ema_average")
+    return {key: value for key, value in resume.items() if key not in skipped}
+
+
+def _rename(state, old_names, new_names):
+    """The optimizer's state under the names that the parameters have in this process."""
+    import paddle
+
+    new_of = {old: new_names[entry] for entry, old in old_names.items() if entry in new_names}
+    renamed = {}
+    for key, value in state.items():
+        owner = max((old for old in new_of if key.startswith(f"{old}_")), key=len, default=None)
+        name = key if owner is None else new_of[owner] + key[len(owner):]
+        renamed[name] = paddle.to_tensor(value) if isinstance(value, np.ndarray) else value
+    return renamed

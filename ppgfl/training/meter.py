@@ -1,0 +1,102 @@
+"""Times, averages and logs the steps of an epoch, and stops at a loss that is not finite."""
+import math
+import time
+
+import numpy as np
+import paddle
+
+from ..errors import TrainingError
+from ..system import dist
+from ..system.log import logger
+
+
+class Meter:
+    """Collects steps and reads their losses from the device only every `log_iter` of them.
+
+    Args:
+        epoch: index of this epoch; `epochs` of them make the run.
+        steps: optimizer steps of an epoch.
+        images_per_step: over all processes.
+        done, sums: what `pause` returned, to go on within an epoch.
+    """
+
+    def __init__(self, *, epoch, epochs, steps, images_per_step, log_iter, done=0, sums=None):
+        self.epoch = epoch
+        self.epochs = epochs
+        self.steps = steps
+        self.images_per_step = images_per_step
+        self.log_iter = log_iter
+        self.done = done
+        self.sums = dict(sums or {})
+        self._open_window()
+
+    def _open_window(self):
+        self.window = []
+        self.data_seconds = 0.0
+        self.started = self.last = time.perf_counter()
+
+    def data_arrived(self):
+        """Call between fetching a step's batches and working on them."""
+        self.data_seconds += time.perf_counter() - self.last
+
+    def add(self, step, lr, batches, losses):
+        """Take in a finished step.
+
+        Args:
+            step: number of optimizer steps so far in the run.
+            batches: what it worked on; {"im_id"} is remembered.
+            losses: {name: tensor}.
+
+        Returns: {tag: number} for the dashboard when a line was logged, else {}.
+        Raises: TrainingError: a loss of the logged steps is not finite.
+        """
+        self.window.append((step, [batch["im_id"] for batch in batches], losses))
+        self.done += 1
+        self.last = time.perf_counter()
+        if len(self.window) < self.log_iter and self.done < self.steps:
+            return {}
+        means = self._read_losses()
+        rate = self._log(lr, means)
+        self._open_window()
+        return {"train/lr": lr, "train/images_per_s": rate, **{f"train/{name}": v for name, v in means.items()}}
+
+    def pause(self):
+        """Steps done in this epoch and the sums of their losses. Raises TrainingError as `add` does."""
+        if self.window:
+            self._read_losses()
+            self._open_window()
+        return self.done, self.sums
+
+    def means(self):
+        """The mean of each loss over the epoch and all processes."""
+        return {name: value / self.done for name, value in self.sums.items()}
+
+    def _read_losses(self):
+        names = list(self.window[0][2])
+        values = paddle.stack([paddle.stack([losses[name] for name in names]) for _, _, losses in self.window])
+        for (step, images, _), row in zip(self.window, values.numpy()):
+            if not np.isfinite(row).all():
+                ids = [image for ids in images for image in np.asarray(ids).ravel().tolist()]
+                terms = ", ".join(f"{name} {value}" for name, value in zip(names, row))
+                raise TrainingError(
+                    f"a loss is not finite in epoch {self.epoch + 1}, step {step}: {terms}; image ids {ids}; the last "
+                    "checkpoint is intact. Lower LearningRate.base_lr, lengthen the warm-up, or look at these images")
+        means = dict(zip(names, dist.mean(values.mean(axis=0)).numpy().astype(np.float64).tolist()))
+        for name, value in means.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value * len(self.window)
+        return means
+
+    def _log(self, lr, means):
+        seconds = (time.perf_counter() - self.started) / len(self.window)
+        left = seconds * (self.steps * (self.epochs - self.epoch) - self.done)
+        rate = self.images_per_step / seconds
+        terms = " ".join(f"{name} {value:.4f}" for name, value in means.items())
+        logger.info("epoch %d/%d [%d/%d] eta %s lr %.6f %s data %.3f s batch %.3f s %.2f images/s", self.epoch + 1,
+                    self.epochs, self.done, self.steps, _clock(left), lr, terms,
+                    self.data_seconds / len(self.window), seconds, rate)
+        return rate
+
+
+def _clock(seconds):
+    hours, rest = divmod(math.ceil(seconds), 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"

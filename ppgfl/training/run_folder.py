@@ -1,0 +1,125 @@
+"""What a training run leaves on disk beside its checkpoints."""
+import datetime
+import json
+import os
+import platform
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+import paddle
+import yaml
+
+from ..data.image import read_image, write_image
+from ..errors import ConfigError
+from ..evaluation import report
+from ..evaluation.evaluate import METRICS
+from ..system import dist
+from ..system.atomic_write import write_csv, write_json, write_text
+from ..system.log import logger
+from .checkpoints import SUFFIXES
+
+FIRST_COLUMNS = ("epoch", "step", "lr")  # of results.csv; then the losses, which depend on the config, and METRICS
+
+
+class RunFolder:
+    """`config.yml` (resolved), `run.json` (each start: command, versions), `results.csv` (a row per epoch),
+    `metrics.json` (the last numbers), `curves.png`, `batches/` (pictures of the first ones). Only process 0 writes.
+
+    Args:
+        resume: None, "" for the newest checkpoint of this folder, or the path of one that may lie elsewhere.
+
+    Raises ConfigError when the folder holds another run than the one that is resumed.
+    """
+
+    def __init__(self, path, *, resume):
+        self.path = path
+        resumed = path if resume == "" else Path(resume or os.devnull)
+        resumes_this = path.resolve() in (resumed.resolve(), *resumed.resolve().parents)
+        if not resumes_this and any(path.glob("*.pdparams")):
+            raise ConfigError(f"{path.absolute()}: holds a run already; --resume to go on with it, or choose another "
+                              "folder with -o save_dir=")
+
+    @contextmanager
+    def locked(self):
+        """Keep other runs out; one that is killed leaves no lock. Raises ConfigError while another writes here."""
+        if not dist.is_main():
+            yield
+            return
+        from filelock import FileLock, Timeout
+
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / "run.lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise ConfigError(f"{self.path.absolute()}: another run is writing there; wait for its end, or choose "
+                              "another folder with -o save_dir=") from error
+        try:
+            yield
+        finally:
+            (self.path / "run.lock").unlink(missing_ok=True)
+            lock.release()
+            with suppress(OSError):
+                self.path.rmdir()  # empty after a mistake before the first step
+
+    def describe(self, cfg, options, progress, train_set, images_per_step):
+        """Write what this run is, and say in the log where everything goes."""
+        logger.info("%d images, %d a step, epochs %d to %d; everything goes to %s", len(train_set.records),
+                    images_per_step, progress.epoch + 1, cfg.get("epoch", 12), self.path.absolute())
+        if not dist.is_main():
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_text(self.path / "config.yml", yaml.safe_dump(cfg, sort_keys=False, allow_unicode=True))
+        starts = json.loads(self._text("run.json") or "[]")
+        starts.append({
+            "command": options.command, "options": {k: v for k, v in vars(options).items() if k != "command"},
+            "time": datetime.datetime.now().isoformat(timespec="seconds"), "from_epoch": progress.epoch,
+            "processes": dist.world_size(), "images_per_step": images_per_step, "python": platform.python_version(),
+            "paddle": paddle.__version__, "numpy": np.__version__, "device": str(paddle.device.get_device())})
+        write_json(self.path / "run.json", starts)
+        self._write_rows(progress.rows)
+
+    def add_row(self, progress, lr, losses, metrics):
+        """Add an epoch to the progress and to results.csv."""
+        row = {"epoch": progress.epoch, "step": progress.step, "lr": lr, **losses,
+               **{name: metrics.get(name) for name in METRICS}}
+        progress.rows.append({key: None if value is None else float(value) for key, value in row.items()})
+        if dist.is_main():
+            self._write_rows(progress.rows)
+
+    def add_batch(self, step, picture):
+        """Keep a picture [H, W, 3] uint8 BGR of what was trained on in a step."""
+        (self.path / "batches").mkdir(exist_ok=True)
+        write_image(str(self.path / "batches" / f"{step}.jpg"), picture)
+
+    def remove_checkpoint(self, name):
+        """Remove one that a later one has taken the place of."""
+        for suffix in SUFFIXES:
+            (self.path / f"{name}{suffix}").unlink(missing_ok=True)
+
+    def batches(self):
+        """The pictures of `add_batch`, also those from before a resume."""
+        return [read_image(str(path))[..., ::-1] for path in sorted((self.path / "batches").glob("*.jpg"))]
+
+    def finish(self, progress, metrics):
+        """Write metrics.json and say where the results are."""
+        if dist.is_main():
+            write_json(self.path / "metrics.json", {"epoch": progress.epoch, "best": progress.best,
+                                                    "best_epoch": progress.best_epoch, **metrics})
+            write_image(str(self.path / "curves.png"), report.draw_training(progress.rows))
+        logger.info("finished: weights, results.csv and curves.png in %s", self.path.absolute())
+
+    def _write_rows(self, rows):
+        columns = list(dict.fromkeys([*FIRST_COLUMNS, *(key for row in rows for key in row)]))
+        lines = [["" if row.get(key) is None else f"{row[key]:.10g}" for key in columns] for row in rows]
+        write_csv(self.path / "results.csv", [columns, *lines])
+
+    def _text(self, name):
+        path = self.path / name
+        return path.read_text(encoding="utf-8") if os.path.exists(path) else ""
+
+
+def read_metrics(folder):
+    """The content of a finished run's metrics.json."""
+    return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))

@@ -1,0 +1,199 @@
+"""Find, read, check and load .pdparams files; say what did not match."""
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import CheckpointError
+from ..system.log import logger
+from . import download, safe_pickle, zoo
+
+NAME_TABLE = "StructuredToParameterName@@"  # paddle.save adds it; loading by structure does not need it
+CLASS_LAYER = ("head.gfl_head_cls.weight", "head.gfl_head_cls.bias")
+
+
+@dataclass
+class Report:
+    """What happened to every entry. Names are those of the model's `state_dict` or of the file."""
+
+    path: str
+    loaded: list = field(default_factory=list)
+    missing: list = field(default_factory=list)  # in the model, not in the file
+    unused: list = field(default_factory=list)  # in the file, not in the model
+    misshapen: list = field(default_factory=list)  # (name, shape in the file, shape in the model)
+
+    @property
+    def complete(self):
+        return not (self.missing or self.unused or self.misshapen)
+
+    def summary(self):
+        """One line."""
+        return (f"{len(self.loaded)} loaded, {len(self.missing)} missing, {len(self.unused)} unused, "
+                f"{len(self.misshapen)} of another shape")
+
+    def table(self, limit=20):
+        """All that did not match, one line each, at most `limit` of a kind."""
+        rows = [("missing in the file", name) for name in self.missing[:limit]]
+        rows += [("unused", name) for name in self.unused[:limit]]
+        rows += [("other shape", f"{name}: {file} in the file, {model} in the model")
+                 for name, file, model in self.misshapen[:limit]]
+        hidden = sum(max(0, len(kind) - limit) for kind in (self.missing, self.unused, self.misshapen))
+        lines = [f"  {what:<20} {name}" for what, name in rows]
+        return "\n".join(lines + ([f"  ... and {hidden} more"] if hidden else []))
+
+
+def find(path):
+    """The file of a checkpoint: a path, with or without .pdparams; an address; or the name of a released model or
+    backbone (see `zoo`), which are downloaded once. Raises CheckpointError."""
+    text = os.path.expanduser(str(path))
+    if download.is_address(text):
+        return download.fetch(text, verify=safe_pickle.load)
+    for candidate in (Path(text), Path(text + ".pdparams")):
+        if candidate.is_file():
+            return candidate
+    if zoo.address(text):
+        return download.fetch(zoo.address(text), verify=safe_pickle.load)
+    raise CheckpointError(f"{text}: no such weights file (looked for {Path(text).absolute()} and for the same "
+                          "with .pdparams added), and no released model of that name "
+                          f"({', '.join(zoo.MODELS)}); set weights=PATH")
+
+
+def read(path):
+    """The entries {name: array} of a .pdparams file (pickle protocols 2 to 5, with or without a name table).
+
+    Raises CheckpointError: see `safe_pickle.load`; also when the file holds anything but named arrays.
+    """
+    path = find(path)
+    state = safe_pickle.load(path)
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: holds a {type(state).__name__}, not named arrays; is it a .pdparams file?")
+    state.pop(NAME_TABLE, None)
+    state = {name: _value(entry) for name, entry in state.items()}
+    strange = next((name for name, entry in state.items() if not isinstance(entry, np.ndarray)), None)
+    if strange is not None:
+        raise CheckpointError(f"{path}: entry {strange!r} is a {type(state[strange]).__name__}, not an array; "
+                              "is it a .pdparams file?")
+    if not state:
+        raise CheckpointError(f"{path}: holds no entries")
+    return state
+
+
+def _value(entry):
+    """A tensor that paddle pickled inside a container is the pair (name, array)."""
+    if isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[1], np.ndarray):
+        return entry[1]
+    return entry
+
+
+def load_weights(model, path, *, strict=True):
+    """Load a .pdparams file into a model.
+
+    Args:
+        model: a paddle Layer.
+        path: the file, with or without its ending.
+        strict: refuse a file that does not match the model entry for entry; else load what fits.
+
+    Returns:
+        A `Report`. With `strict` its lists are empty, or CheckpointError is raised and the model is unchanged.
+    """
+    path = find(path)
+    targets = model.state_dict()
+    report, values = match(targets, read(path), str(path))
+    if strict and not report.complete:
+        raise CheckpointError(f"{path}: does not fit the model: {report.summary()}; {_likely_cause(report)}", report)
+    for name, value in values.items():
+        targets[name].set_value(value)
+    if not report.complete:
+        logger.warning("%s: %s\n%s", path, report.summary(), report.table())
+    return report
+
+
+def match(targets, state, path=""):
+    """Pair a model's `state_dict` with a file's entries.
+
+    Returns: the `Report`, and {name: array of the model's dtype} for every entry that fits.
+    Raises: CheckpointError: an entry holds NaN or infinite values, also after float64 became float32.
+    """
+    report = Report(path)
+    state = _fill_aliases(targets, state)
+    values = {}
+    for name, target in targets.items():
+        if name not in state:
+            report.missing.append(name)
+        elif tuple(state[name].shape) != tuple(target.shape):
+            report.misshapen.append((name, list(state[name].shape), list(target.shape)))
+        else:
+            values[name] = _as_float32(state[name]) if "float" in str(target.dtype) else state[name]
+            bad = values[name].size - np.count_nonzero(np.isfinite(values[name]))
+            if bad:
+                raise CheckpointError(f"{path}: entry {name!r}: {bad} of {values[name].size} values are NaN or "
+                                      "infinite, so its training diverged; take an earlier checkpoint")
+            report.loaded.append(name)
+    report.unused = [name for name in state if name not in targets]
+    return report, values
+
+
+def _fill_aliases(targets, state):
+    """Let one name of a shared parameter stand for all: GFLv2 stores each DGQP convolution under two."""
+    names_of = {}
+    for name, target in targets.items():
+        names_of.setdefault(id(target), []).append(name)
+    state = dict(state)
+    for names in names_of.values():
+        present = [name for name in names if name in state]
+        for name in names if present else ():
+            state.setdefault(name, state[present[0]])
+    return state
+
+
+def _as_float32(array):
+    """float16 and float64 by value; uint16 is how paddle stores bfloat16: the upper half of a float32."""
+    if array.dtype == np.uint16:
+        return (array.astype(np.uint32) << 16).view(np.float32)
+    with np.errstate(over="ignore"):
+        return array.astype(np.float32)
+
+
+def _likely_cause(report):
+    """The mend: what most often leads to such a mismatch."""
+    classes = next((row for row in report.misshapen if row[0] == "head.gfl_head_cls.bias"), None)
+    backbone = [n for n in (*report.missing, *report.unused, *(r[0] for r in report.misshapen)) if "backbone." in n]
+    if classes and not backbone:
+        return (f"the file was trained for {classes[1][0]} class channels, the config has {classes[2][0]}: "
+                "set num_classes, or take the file that belongs to this config")
+    if not report.loaded or not any(name.startswith("head.") for name in report.loaded):
+        return ("the file is no GFL detector (a backbone alone, or another model); take the one that belongs to this "
+                "config")
+    if backbone:
+        return "the backbones differ (ResNet depth or variant); take the config that belongs to this file"
+    return "take the config that belongs to this file"
+
+
+def load_pretrained(model, path):
+    """Load the weights that training starts from: an ImageNet backbone, or a detector.
+
+    A backbone file has no `backbone.` prefix, and its classifier is not used. A detector of another number of classes
+    fills all but the classification layer, which keeps its fresh initialisation. Anything else must match.
+
+    Returns: the `Report`. Raises: CheckpointError.
+    """
+    path = find(path)
+    state = read(path)
+    targets = model.state_dict()
+    whole = any(name.startswith(("backbone.", "neck.", "head.")) for name in state)
+    if not whole:
+        state = {f"backbone.{name}": array for name, array in state.items()}
+        targets = {name: target for name, target in targets.items() if name.startswith("backbone.")}
+    report, values = match(targets, state, str(path))
+    classes = [name for name, _, _ in report.misshapen if name in CLASS_LAYER]
+    other = [row for row in report.misshapen if row[0] not in CLASS_LAYER]
+    if report.missing or other or (whole and report.unused):
+        raise CheckpointError(f"{path}: does not fit the model to be trained: {report.summary()}; "
+                              f"{_likely_cause(report)}", report)
+    for name, value in values.items():
+        targets[name].set_value(value)
+    logger.info("%s: %d entries loaded%s%s", path, len(report.loaded),
+                f", {len(report.unused)} not used ({', '.join(report.unused[:4])})" if report.unused else "",
+                f"; another number of classes, so these start anew: {', '.join(classes)}" if classes else "")
+    return report

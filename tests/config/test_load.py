@@ -1,0 +1,99 @@
+import pytest
+from helpers import ROOT, ZOO
+
+from ppgfl import ConfigError, load_config
+from ppgfl.config.load import shipped_configs
+
+
+def write(folder, **files):
+    for name, text in files.items():
+        (folder / f"{name}.yml").write_text(text, encoding="utf-8")
+
+
+def test_bases_merge_in_order_and_the_file_itself_wins(tmp_path):
+    write(tmp_path, one="a: 1\nsection: {x: 1, y: [1, 2]}", two="a: 2\nsection: {z: 3}",
+          top="_BASE_: [one.yml, two.yml]\nsection: {y: [9]}\nb: 5")
+    assert load_config(tmp_path / "top.yml") == {"a": 2, "b": 5, "section": {"x": 1, "y": [9], "z": 3}}
+
+
+def test_tags_read_as_names(tmp_path):
+    write(tmp_path, c="schedulers:\n- !PiecewiseDecay\n  gamma: 0.1\n- !Empty {}\nset: !COCODataSet\n  a: 1")
+    cfg = load_config(tmp_path / "c.yml")
+    assert cfg["schedulers"] == [{"name": "PiecewiseDecay", "gamma": 0.1}, {"name": "Empty"}]
+    assert cfg["set"] == {"name": "COCODataSet", "a": 1}
+
+
+def test_overrides_keep_siblings_and_parse_yaml(tmp_path):
+    write(tmp_path, c="a: {b: {c: 1, d: 2}}\nops:\n- Resize: {size: [1, 2]}\nrate: 1e-3")
+    cfg = load_config(tmp_path / "c.yml", ["a.b.c=[3, 4]", "new.key=true", "ops.0.Resize.size=5", "rate=2e-4", "t=x=y"])
+    assert cfg["a"] == {"b": {"c": [3, 4], "d": 2}}
+    assert cfg["new"] == {"key": True}
+    assert cfg["ops"] == [{"Resize": {"size": 5}}]
+    assert cfg["rate"] == 2e-4
+    assert cfg["t"] == "x=y"
+
+
+def test_numbers_without_a_dot_are_numbers(tmp_path):
+    write(tmp_path, c="a: 1e-3\nb: -2E5\nc: 1e-3x")
+    assert load_config(tmp_path / "c.yml") == {"a": 0.001, "b": -200000.0, "c": "1e-3x"}
+
+
+@pytest.mark.parametrize(("text", "found"), [
+    ("a: 1\na: 2", "'a' stands twice"),
+    ("a: [1", "line 1"),
+    ("- 1", "is a mapping"),
+    ("x: !!python/object/apply:os.system ['echo hi']", "could not determine a constructor"),
+    ("_BASE_: missing.yml", "there is no"),
+    ("_BASE_: {a: 1}", "must be a list"),
+    ("_BASE_: c.yml", "loop: c.yml -> c.yml"),
+])
+def test_bad_files_are_one_clear_line(tmp_path, text, found):
+    write(tmp_path, c=text)
+    with pytest.raises(ConfigError) as error:
+        load_config(tmp_path / "c.yml")
+    assert found in str(error.value)
+    assert "c.yml" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_long_loop_of_bases_is_named(tmp_path):
+    write(tmp_path, a="_BASE_: b.yml", b="_BASE_: c.yml", c="_BASE_: a.yml")
+    with pytest.raises(ConfigError, match=r"a.yml -> b.yml -> c.yml -> a.yml"):
+        load_config(tmp_path / "a.yml")
+
+
+def test_the_same_base_twice_is_no_loop(tmp_path):
+    write(tmp_path, base="x: 1", a="_BASE_: base.yml", b="_BASE_: base.yml", top="_BASE_: [a.yml, b.yml]")
+    assert load_config(tmp_path / "top.yml") == {"x": 1}
+
+
+@pytest.mark.parametrize(("override", "found"), [
+    ("no_equals", "key=value"), ("=5", "key=value"), ("a.b=1", "leads nowhere"), ("l.7=1", "a list of 2"),
+    ("a=[1", "not YAML"),
+])
+def test_bad_overrides(tmp_path, override, found):
+    write(tmp_path, c="a: 1\nl: [1, 2]")
+    with pytest.raises(ConfigError, match=found):
+        load_config(tmp_path / "c.yml", [override if override != "a.b=1" else "a.b.c=1"])
+
+
+def test_a_missing_config_lists_the_shipped_ones():
+    with pytest.raises(ConfigError, match="gfl_r50_fpn_1x_coco"):
+        load_config("gfl_r51")
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_shipped_configs_load_by_name_and_say_what_they_are(name):
+    assert load_config(name) == load_config(ROOT / "configs" / "gfl" / f"{name}.yml")
+    head = (shipped_configs()[0] / "gfl" / f"{name}.yml").read_text(encoding="utf-8").split("_BASE_")[0]
+    expected = {"gfl_r50_fpn_1x_coco": "41.0", "gfl_r101vd_fpn_mstrain_2x_coco": "46.8", "gfl_r34vd_1x_coco": "40.8",
+                "gfl_r18vd_1x_coco": "36.6", "gflv2_r50_fpn_1x_coco": "41.2"}[name]
+    assert f"AP {expected}" in head
+    assert f"python tools/eval.py -c configs/gfl/{name}.yml" in head
+
+
+def test_a_base_may_be_a_shipped_config_by_name(tmp_path):
+    write(tmp_path, mine="_BASE_: [gfl_r18vd_1x_coco]\nnum_classes: 3")
+    assert load_config(tmp_path / "mine.yml") == {**load_config("gfl_r18vd_1x_coco"), "num_classes": 3}
+    write(tmp_path, gfl_r18vd_1x_coco="num_classes: 7", near="_BASE_: gfl_r18vd_1x_coco.yml")
+    assert load_config(tmp_path / "near.yml") == {"num_classes": 7}

@@ -1,0 +1,251 @@
+import json
+import shutil
+
+import numpy as np
+import paddle
+import pytest
+from helpers import COCO_MINI, match, recorded, run_tool, tiny_config
+
+from ppgfl import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    ExportError,
+    build,
+    build_model,
+    evaluate,
+    load_config,
+    load_weights,
+)
+from ppgfl.data.loader import iterate
+from ppgfl.evaluation.evaluate import METRICS, coco_metrics
+from ppgfl.inference.detections import coco_records, split_batch
+
+
+def small_eval(small_coco, *overrides):
+    return tiny_config("gfl_r18vd_1x_coco", f"EvalDataset.dataset_dir={small_coco}", *overrides)
+
+
+def perfect_results(dataset):
+    return [{"image_id": r["im_id"], "category_id": dataset.category_ids[c], "score": 0.9,
+             "bbox": [float(b[0]), float(b[1]), float(b[2] - b[0]), float(b[3] - b[1])]}
+            for r in dataset.records for b, c in zip(r["gt_bbox"], r["gt_class"])]
+
+
+@pytest.fixture
+def dataset(small_coco):
+    cfg = small_eval(small_coco, "EvalDataset.data_fields=[image, gt_bbox, gt_class]")
+    return build.build_dataset(cfg, "EvalDataset")
+
+
+def test_the_truth_itself_scores_one_and_nothing_scores_zero(dataset):
+    metrics = coco_metrics(dataset, perfect_results(dataset), classwise=True)
+    assert metrics["AP"] == pytest.approx(1.0)
+    present = {dataset.class_names[c] for r in dataset.records for c in r["gt_class"]}
+    assert {name for name, ap in metrics["per_class"].items() if ap == pytest.approx(1.0)} == present
+    assert all(ap == -1 for name, ap in metrics["per_class"].items() if name not in present)
+    assert coco_metrics(dataset, [])["AP"] == 0
+
+
+def test_missing_area_and_iscrowd_are_filled_in(dataset):
+    for annotation in dataset.annotations["annotations"]:
+        for key in ("area", "iscrowd", "id"):
+            annotation.pop(key)
+    assert coco_metrics(dataset, perfect_results(dataset))["AP"] == pytest.approx(1.0)
+
+
+def test_only_the_images_of_the_data_set_count(dataset):
+    results = perfect_results(dataset)
+    dataset.records = dataset.records[:2]
+    assert coco_metrics(dataset, results)["AP"] == pytest.approx(1.0)
+
+
+def test_the_whole_path_writes_coco_results(small_coco, r18vd_weights, tmp_path):
+    cfg = small_eval(small_coco)
+    metrics = evaluate(cfg, weights=r18vd_weights, output_dir=tmp_path / "new folder", classwise=True)
+    results = json.loads((tmp_path / "new folder" / "bbox.json").read_text())
+    assert set(METRICS) <= set(metrics)
+    assert len(metrics["per_class"]) == 80
+    assert {r["image_id"] for r in results} == {10, 11, 12, 13, 14}  # the image without a box too
+    assert all(set(r) == {"image_id", "category_id", "bbox", "score"} for r in results)
+    again = evaluate(cfg, output_dir=tmp_path / "new folder", json_eval=True)
+    assert again == {key: metrics[key] for key in METRICS}
+    assert evaluate(cfg, weights=r18vd_weights, output_dir=tmp_path, save_prediction_only=True) == {}
+
+
+def test_worker_processes_change_nothing(small_coco, r18vd_weights, tmp_path):
+    results = []
+    for workers in (0, 2):
+        evaluate(small_eval(small_coco, f"worker_num={workers}"), weights=r18vd_weights, output_dir=tmp_path)
+        results.append(json.loads((tmp_path / "bbox.json").read_text()))
+    assert results[0] == results[1]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not COCO_MINI.is_dir(), reason="needs the real COCO images beside the project")
+def test_detections_on_real_photographs_are_those_of_paddledetection(r18vd_weights):
+    """The whole evaluation path: annotation file, decoding, resizing, padding, network, NMS."""
+    expected = recorded("gfl_r18vd_1x_coco_val6")
+    cfg = load_config("gfl_r18vd_1x_coco", [f"EvalDataset.dataset_dir={COCO_MINI}", "EvalDataset.sample_num=6",
+                                            "EvalReader.batch_size=1", "worker_num=0", "use_gpu=false"])
+    dataset = build.build_dataset(cfg, "EvalDataset")
+    np.testing.assert_array_equal(dataset.category_ids, expected["catid"])
+    model = build_model(cfg)
+    load_weights(model, r18vd_weights)
+    model.eval()
+    with paddle.no_grad():
+        for i, batch in enumerate(iterate(build.build_loader(cfg, "EvalReader", dataset))):
+            rows, = split_batch(model(batch))
+            want = expected[f"bbox{i}"]
+            np.testing.assert_array_equal(batch["im_id"].numpy(), expected[f"im_id{i}"])
+            np.testing.assert_array_equal(rows[:, 0], want[:, 0])
+            np.testing.assert_allclose(rows[:, 1], want[:, 1], atol=1e-5)
+            np.testing.assert_allclose(rows[:, 2:], want[:, 2:], atol=5e-3)
+
+
+def test_a_class_count_that_disagrees_stops_before_anything_runs(small_coco, r18vd_weights, tmp_path):
+    content = json.loads((small_coco / "annotations" / "instances_val2017.json").read_text())
+    content["categories"] = content["categories"][:3]
+    content["annotations"] = []
+    (tmp_path / "three.json").write_text(json.dumps(content))
+    cfg = small_eval(small_coco, f"EvalDataset.anno_path={tmp_path / 'three.json'}")
+    with pytest.raises(ConfigError, match=r"num_classes: 80, but .*three.json lists 3 \(class 0, class 1, class 2\)"):
+        evaluate(cfg, weights=r18vd_weights, output_dir=tmp_path)
+    with pytest.raises(CheckpointError, match="trained for 80 class channels, the config has 3"):
+        evaluate({**cfg, "num_classes": 3}, weights=r18vd_weights, output_dir=tmp_path)
+    assert not (tmp_path / "bbox.json").exists()
+
+
+def test_json_eval_without_results(small_coco, tmp_path):
+    with pytest.raises(DataError, match="--json_eval needs the results"):
+        evaluate(small_eval(small_coco), output_dir=tmp_path, json_eval=True)
+
+
+def test_json_eval_of_other_images_is_refused(small_coco, tmp_path):
+    (tmp_path / "bbox.json").write_text(json.dumps(
+        [{"image_id": 99, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 0.5}]))
+    with pytest.raises(DataError, match="results of image 99 and 0 more"):
+        evaluate(small_eval(small_coco), output_dir=tmp_path, json_eval=True)
+
+
+def test_the_class_that_does_not_exist_is_left_out():
+    rows = np.array([[0, 0.9, 1, 2, 4, 8], [80, 0.8, 0, 0, 1, 1]], np.float32)
+    assert coco_records(rows, 7, list(range(1, 81))) == [
+        {"image_id": 7, "category_id": 1, "bbox": [1.0, 2.0, 3.0, 6.0], "score": pytest.approx(0.9)}]
+
+
+# --- the command, as a user runs it
+
+SMALL = ["EvalReader.sample_transforms.1.Resize.target_size=[64, 96]", "worker_num=0", "use_gpu=true"]
+
+
+def test_the_command_prints_the_table(small_coco, r18vd_weights, tmp_path):
+    done = run_tool("eval", "-c", "gfl_r18vd_1x_coco", "-o", f"weights={r18vd_weights}",
+                    f"EvalDataset.dataset_dir={small_coco}", *SMALL, "--classwise", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert done.stdout.count("Average Precision") == 6
+    assert done.stdout.count("Average Recall") == 6
+    assert "running on the CPU with" in done.stdout
+    assert "images/s" in done.stdout
+    assert "4 images with boxes, 1 empty ones kept" in done.stdout
+    assert (tmp_path / "bbox.json").is_file()
+
+
+def bad_inputs(small_coco, weights, folder):
+    """What users get wrong -> the overrides, and words of the one line they read."""
+    data = f"EvalDataset.dataset_dir={small_coco}"
+    cut = folder / "cut.pdparams"
+    cut.write_bytes(weights.read_bytes()[:1_000_000])
+    (folder / "evil.pdparams").write_bytes(b"cos\nsystem\n(S'touch was_here'\ntR.")
+    (folder / "loop.yml").write_text("_BASE_: loop.yml")
+    (folder / "other.json").write_text('{"type": "FeatureCollection", "features": []}')
+    (folder / "val2017").mkdir()
+    for path in sorted((small_coco / "val2017").iterdir())[1:]:
+        (folder / "val2017" / path.name).write_bytes(path.read_bytes())
+    ok = ["-c", "gfl_r18vd_1x_coco", "-o", f"weights={weights}", data]
+    return {
+        "dataset path": (["-c", "gfl_r18vd_1x_coco", "-o", "EvalDataset.dataset_dir=nowhere"],
+                         [str(folder / "nowhere"), "EvalDataset.dataset_dir"]),
+        "other depth": (["-c", "gfl_r34vd_1x_coco", "-o", f"weights={weights}", data], ["backbones differ", "missing"]),
+        "other classes": ([*ok, "GFLHead.num_classes=20"], ["80 class channels, the config has 20"]),
+        "truncated weights": ([*ok, f"weights={cut}"], ["cut.pdparams", "damaged"]),
+        "hostile weights": ([*ok, f"weights={folder / 'evil'}"], ["evil.pdparams", "os.system"]),
+        "no weights": ([*ok, "weights=none"], ["weights=PATH"]),
+        "unknown key": ([*ok, "ResNet.depht=18"], ["ResNet: unknown key 'depht'", "'depth'"]),
+        "loop": (["-c", folder / "loop.yml"], ["loop.yml -> loop.yml"]),
+        "missing image": ([*ok, f"EvalDataset.image_dir={folder / 'val2017'}"], ["bild_0é.jpg", "1 of the 5"]),
+        "not COCO": ([*ok, f"EvalDataset.anno_path={folder / 'other.json'}"], ["other.json", "not a COCO"]),
+    }
+
+
+BAD = ["dataset path", "other depth", "other classes", "truncated weights", "hostile weights", "no weights",
+       "unknown key", "loop", "missing image", "not COCO"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_exit_code_2(case, small_coco, r18vd_weights, tmp_path):
+    (tmp_path / "bbox.json").write_text("precious")
+    arguments, words = bad_inputs(small_coco, r18vd_weights, tmp_path)[case]
+    done = run_tool("eval", *arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    for word in words:
+        assert word in done.stderr
+    assert (tmp_path / "bbox.json").read_text() == "precious"
+    assert not (tmp_path / "was_here").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_truncated_photograph_is_one_line_and_exit_code_2(workers, small_coco, r18vd_weights, tmp_path):
+    (tmp_path / "val2017").mkdir()
+    for path in (small_coco / "val2017").iterdir():
+        data = path.read_bytes()
+        (tmp_path / "val2017" / path.name).write_bytes(data[:len(data) // 2] if "_3" in path.name else data)
+    done = run_tool("eval", "-c", "gfl_r18vd_1x_coco", "-o", f"weights={r18vd_weights}",
+                    f"EvalDataset.dataset_dir={small_coco}", *SMALL, f"EvalDataset.image_dir={tmp_path / 'val2017'}",
+                    f"worker_num={workers}", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "bild_3é.jpg: the image is truncated" in done.stderr
+    assert not (tmp_path / "bbox.json").exists()
+
+
+# --- what is deployed
+
+
+@pytest.mark.parametrize("name", ["", "model.pdmodel", "model.onnx"])
+def test_an_exported_model_finds_the_same(small_coco, exported, r18vd_weights, tmp_path, name):
+    cfg = small_eval(small_coco, "EvalReader.batch_size=1")
+    evaluate(cfg, weights=r18vd_weights, output_dir=tmp_path / "weights")
+    evaluate(cfg, exported=exported[0] / name, output_dir=tmp_path / "exported")
+    a, b = (json.loads((tmp_path / kind / "bbox.json").read_text()) for kind in ("weights", "exported"))
+    assert len(a) == len(b)
+    for image_id in {r["image_id"] for r in a}:
+        match(*(np.array([[r["category_id"], r["score"], *r["bbox"]] for r in results if r["image_id"] == image_id])
+                for results in (b, a)))
+
+
+def test_a_run_mode_is_passed_on(small_coco, exported, tmp_path):
+    done = run_tool("eval", "-c", "gfl_r18vd_1x_coco", "-o", f"EvalDataset.dataset_dir={small_coco}", "use_gpu=false",
+                    "--exported", exported[0], "--run_mode", "int8", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "holds no quantisation" in done.stderr
+    assert not (tmp_path / "bbox.json").exists()
+
+
+def test_exported_models_that_do_not_fit(small_coco, exported, tmp_path):
+    cfg = small_eval(small_coco)
+    with pytest.raises(ExportError, match="its runner has no setting 'run_mode'; it has threads, providers"):
+        evaluate(cfg, exported=exported[0] / "model.onnx", runner={"run_mode": "bf16"}, output_dir=tmp_path)
+    with pytest.raises(ExportError, match="no such folder"):
+        evaluate(cfg, exported=tmp_path / "none", output_dir=tmp_path)
+    folder = shutil.copytree(exported[0], tmp_path / "other")
+    settings = folder / "infer_cfg.yml"
+    settings.write_text(settings.read_text(encoding="utf-8").replace("- bicycle\n", ""), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"has 79 classes \(person, car, motorcycle, ...\), .* lists 80"):
+        evaluate(cfg, exported=folder, output_dir=tmp_path)
+    assert not (tmp_path / "bbox.json").exists()

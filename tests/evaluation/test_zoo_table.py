@@ -1,0 +1,108 @@
+"""The table of the model zoo, from a server on this machine."""
+import csv
+import json
+
+import paddle
+import pytest
+from helpers import ROOT, tiny_config
+
+from ppgfl import ConfigError, build_model, load_config
+from ppgfl.evaluation import zoo_table
+from ppgfl.weights import zoo
+
+SMALL = ["EvalReader.sample_transforms.1.Resize.target_size=[64, 96]", "worker_num=0", "use_gpu=false",
+         "TestReader.sample_transforms.1.Resize.target_size=[64, 96]"]
+TWO = ["gfl_r18vd_1x_coco", "gfl_r34vd_1x_coco"]
+
+
+@pytest.fixture
+def reproduce(server, small_coco, r18vd_weights, tmp_path, monkeypatch):
+    """A call over the small data set; the server has the weights of R18vd alone."""
+    gflops = zoo_table.gflops
+    monkeypatch.setattr(zoo_table, "gflops", lambda model: gflops(model, 128, 128))  # for the time it takes
+    content = r18vd_weights.read_bytes()
+    server.behave = lambda path, count: ((200, len(content), content, 0) if "r18vd" in path else (404, 0, b"", 0))
+
+    def call(names=("gfl_r18vd_1x_coco",), extra=()):
+        return zoo_table.reproduce(names, overrides=[f"EvalDataset.dataset_dir={small_coco}", *SMALL, *extra],
+                                   output_dir=tmp_path / "zoo", mirror=f"{server.url}/", fps_images=3)
+
+    call.server, call.folder = server, tmp_path / "zoo"
+    return call
+
+
+def test_the_models_are_the_released_ones():
+    assert {name: model.ap for name, model in zoo.MODELS.items()} == {
+        "gfl_r50_fpn_1x_coco": 41.0, "gfl_r101vd_fpn_mstrain_2x_coco": 46.8, "gfl_r34vd_1x_coco": 40.8,
+        "gfl_r18vd_1x_coco": 36.6, "gflv2_r50_fpn_1x_coco": 41.2}
+    for name, model in zoo.MODELS.items():
+        cfg = load_config(name)
+        assert cfg["weights"] in (model.weights, f"output/{name}/model_final") or "weights" in cfg
+        pretrained = cfg["pretrain_weights"].rsplit("/", 1)[1]
+        assert zoo.address(pretrained) == cfg["pretrain_weights"]
+        readme = (ROOT / "README.md").read_text(encoding="utf-8")
+        assert model.weights in readme
+        assert f"| {model.ap} |" in readme
+    assert zoo.address("yolov3") is None
+
+
+def test_a_row_is_measured_and_kept(reproduce):
+    row, = reproduce()
+    assert row["released AP"] == 36.6
+    assert row["difference"] == pytest.approx(row["measured AP"] - 36.6, abs=2e-3)
+    assert row["remark"] == "differs"
+    assert row["FPS"] > 0 < row["FPS exported"]
+    assert zoo_table.failed([row]) == [row]
+    assert zoo_table.failed([{**row, "difference": 0.1}, {**row, "difference": -0.1}]) == []
+    written = json.loads((reproduce.folder / "model_zoo.json").read_text(encoding="utf-8"))
+    assert written == [row]
+    with open(reproduce.folder / "model_zoo.csv", encoding="utf-8", newline="") as file:
+        assert next(csv.DictReader(file))["model"] == "gfl_r18vd_1x_coco"
+    table = (reproduce.folder / "model_zoo.md").read_text(encoding="utf-8")
+    assert f"Paddle {paddle.__version__} on cpu" in table
+    assert "| gfl_r18vd_1x_coco | 1x | 36.6 |" in table
+
+    assert reproduce() == [row]  # nothing is measured again, so the speeds are the same
+    assert sum(reproduce.server.requests.values()) == 1
+    again, = reproduce(extra=["EvalDataset.sample_num=3"])
+    assert again["made from"] != row["made from"]
+
+
+def test_a_model_that_fails_does_not_stop_the_others(reproduce):
+    rows = reproduce(TWO[::-1])
+    assert [row["model"] for row in rows] == TWO[::-1]
+    assert "404" in rows[0]["remark"]
+    assert "measured AP" in rows[1]
+    assert zoo_table.failed(rows)[0] is rows[0]
+    assert "404" in (reproduce.folder / "model_zoo.md").read_text(encoding="utf-8")
+
+
+def test_a_name_that_does_not_exist():
+    with pytest.raises(ConfigError, match="gfl_r18: no released model; .*gfl_r18vd_1x_coco"):
+        zoo_table.reproduce(["gfl_r18"])
+
+
+def test_operations_and_parameters_by_hand():
+    """One convolution after the other, from the shapes alone."""
+    model = build_model(tiny_config())
+    model.eval()
+    assert zoo_table.gflops(model, 128, 128) == pytest.approx(by_hand(128) / 1e9, rel=1e-9)
+
+
+def by_hand(size):
+    def conv(c_in, c_out, kernel, side):
+        return 2 * c_in * c_out * kernel**2 * side**2
+
+    half, quarter = size // 2, size // 4
+    total = conv(3, 32, 3, half) + conv(32, 32, 3, half) + conv(32, 64, 3, half)  # the vd stem
+    c_in = 64
+    for stage, width in enumerate((64, 128, 256, 512)):
+        side = quarter >> stage
+        total += conv(c_in, width, 3, side) + conv(width, width, 3, side) + conv(c_in, width, 1, side)
+        total += 2 * conv(width, width, 3, side)
+        c_in = width
+    sides = [size // stride for stride in (8, 16, 32, 64, 128)]
+    total += sum(conv(width, 256, 1, side) for width, side in zip((128, 256, 512), sides))  # lateral
+    total += sum(conv(256, 256, 3, side) for side in sides)  # outputs and extra levels
+    towers = sum(8 * conv(256, 256, 3, side) for side in sides)
+    return total + towers + sum(conv(256, 80 + 4 * 17, 3, side) for side in sides)

@@ -1,0 +1,162 @@
+"""What several tests use: places, small configs and data, commands as a user runs them."""
+import csv
+import os
+import pickle
+import subprocess
+import sys
+import time
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+GOLDEN = ROOT / "tests" / "golden"
+sys.path[:0] = [str(ROOT), str(GOLDEN)]
+
+import ppgfl  # noqa: E402  before paddle, as every program must
+
+ZOO = ["gfl_r50_fpn_1x_coco", "gfl_r101vd_fpn_mstrain_2x_coco", "gfl_r34vd_1x_coco", "gfl_r18vd_1x_coco",
+       "gflv2_r50_fpn_1x_coco"]
+# Files that are no image; the last one claims 10^10 pixels.
+UNREADABLE = {
+    "empty": b"", "text": b"text",
+    "bomb": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + 2 * (100_000).to_bytes(4, "big") + b"\x08\x02\0\0\0" + bytes(500)}
+COCO_MINI = ROOT.parent / "shared" / "data" / "coco_mini"
+CONTENT = pickle.dumps({"w": np.arange(50_000, dtype=np.float32)}, protocol=2)  # of the `server`
+
+
+def sample(array, n):
+    """The summary that the recorded values hold (tests/golden/README.md)."""
+    flat = np.asarray(array, np.float32).ravel()
+    index = np.linspace(0, flat.size - 1, min(n, flat.size)).astype(int)
+    return np.concatenate([[flat.mean(), flat.std(), np.abs(flat).max()], flat[index]])
+
+
+def recorded(name):
+    return np.load(GOLDEN / "values" / f"{name}.npz")
+
+
+def tiny_config(name="gfl_r18vd_1x_coco", *overrides):
+    """A shipped config with images of about 64 pixels: real layers, small work."""
+    sizes = [f"{reader}.sample_transforms.{i}.Resize.target_size=[64, 96]"
+             for reader, i in (("TrainReader", 2), ("EvalReader", 1), ("TestReader", 1))]
+    return ppgfl.load_config(name, [*sizes, "worker_num=0", "use_gpu=false", *overrides])
+
+
+def draw_image(rng, height, width):
+    """Coloured rectangles on noise, [H, W, 3] uint8, and their boxes x y w h."""
+    image = rng.integers(0, 60, (height, width, 3), dtype=np.uint8)
+    boxes = []
+    for _ in range(3):
+        w, h = rng.integers(12, width // 2), rng.integers(12, height // 2)
+        x, y = rng.integers(0, width - w), rng.integers(0, height - h)
+        image[y:y + h, x:x + w] = rng.integers(100, 255, 3)
+        boxes.append([int(n) for n in (x, y, w, h)])
+    return image, boxes
+
+
+def run_tool(name, *arguments, cwd):
+    """Run tools/NAME.py as a user does -> the finished process with text output."""
+    import subprocess
+
+    command = [sys.executable, str(ROOT / "tools" / f"{name}.py"), *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
+
+
+def read(path):
+    return cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
+
+
+def match(found, wanted, *, pixels=1e-2, score=1e-4):
+    """Assert that two arrays of detections [M, 6] are the same, but for the places of equal scores."""
+    assert found.shape == wanted.shape
+    left = list(range(len(found)))
+    for row in wanted:
+        best = min(left, key=lambda i: np.abs(found[i] - row).max())
+        left.remove(best)
+        assert found[best, 0] == row[0]
+        np.testing.assert_allclose(found[best, 1], row[1], atol=score)
+        np.testing.assert_allclose(found[best, 2:], row[2:], atol=pixels)
+
+
+def options(shapes, folder, *more):
+    return [f"{s}.dataset_dir={shapes}" for s in ("TrainDataset", "EvalDataset", "TestDataset")] + [
+        f"save_dir={folder}", "TrainReader.batch_size=2", "epoch=2", "snapshot_epoch=1", "log_iter=2", "use_gpu=false",
+        "LearningRate.base_lr=0.005", "FPN.out_channel=32", "GFLHead.conv_feat.feat_in=32",
+        "GFLHead.conv_feat.feat_out=32", "GFLHead.feat_in_chan=32", "GFLHead.conv_feat.num_convs=1", *more]
+
+
+def config(shapes, folder, *more, name="shapes_gfl"):
+    return ppgfl.load_config(name, options(shapes, folder, *more))
+
+
+def rows(folder):
+    with open(folder / "run" / "results.csv", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def same(a, b):
+    if isinstance(a, dict):
+        return set(a) == set(b) and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b))
+    return np.array_equal(a, b)
+
+
+def rows_of(folder):
+    with open(folder / "results.csv", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def launch(script, *arguments, cwd, timeout=240):
+    command = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", "2", "--backend", "gloo",
+               "--log_dir", str(cwd / "log"), str(script), *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def image(path, height=50, width=100):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imencode(path.suffix, np.zeros((height, width, 3), np.uint8))[1].tofile(str(path))
+
+
+def text(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content, encoding="utf-8")
+
+
+def voc_object(name, *box):
+    numbers = "".join(f"<{key}>{value}</{key}>" for key, value in zip(("xmin", "ymin", "xmax", "ymax"), box))
+    return f"<object><name>{name}</name><bndbox>{numbers}</bndbox></object>"
+
+
+def run_ppgfl(*arguments, cwd=ROOT):
+    code = "import sys; from ppgfl.cli import entry; sys.exit(entry())"
+    return subprocess.run([sys.executable, "-c", code, *map(str, arguments)], cwd=cwd, capture_output=True, text=True,
+                          timeout=120, check=False)
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers as `server.behave(path, number of the request for it)` says: status, promised length, bytes, seconds."""
+
+    def do_GET(self):
+        count = self.server.requests.setdefault(self.path, 0) + 1
+        self.server.requests[self.path] = count
+        status, length, content, seconds = self.server.behave(self.path, count)
+        self.send_response(status)
+        if length is not None:
+            self.send_header("Content-Length", str(length))
+        self.end_headers()
+        for start in range(0, len(content), 1 << 14):
+            self.wfile.write(content[start:start + (1 << 14)])
+            time.sleep(seconds)
+        self.close_connection = True
+
+    def log_message(self, *args):
+        pass
+
+
+def whole(path, count):
+    return 200, len(CONTENT), CONTENT, 0

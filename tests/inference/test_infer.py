@@ -1,0 +1,185 @@
+import csv
+import json
+
+import cv2
+import numpy as np
+import pytest
+from helpers import run_tool, tiny_config
+
+from ppgfl import DataError, Detections, Detector, load_config
+from ppgfl.inference.draw import class_color
+from ppgfl.inference.infer import infer
+
+OVERRIDES = ["TestReader.sample_transforms.1.Resize.target_size=[64, 96]", "use_gpu=false"]
+
+
+@pytest.fixture(scope="module")
+def detector(r18vd_weights):
+    return Detector("gfl_r18vd_1x_coco", weights=r18vd_weights, overrides=OVERRIDES)
+
+
+@pytest.fixture
+def picture(small_coco):
+    return sorted((small_coco / "val2017").iterdir())[0]
+
+
+def read(path):
+    return cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
+
+
+def test_a_path_an_array_and_a_list_give_the_same(detector, picture):
+    by_path, by_array = detector(str(picture)), detector(read(picture))
+    in_list = detector([picture, read(picture)])
+    assert len(by_path) == 100
+    for other in (by_array, *in_list):
+        np.testing.assert_array_equal(by_path.boxes, other.boxes)
+        np.testing.assert_array_equal(by_path.scores, other.scores)
+    assert by_path.boxes.shape == (100, 4)
+    assert (np.diff(by_path.scores) <= 0).all()
+    assert by_path.names[0] == detector.class_names[by_path.labels[0]]
+    assert detector([]) == []
+
+
+def test_batches_of_different_sizes_of_images(r18vd_weights, small_coco):
+    one = Detector("gfl_r18vd_1x_coco", r18vd_weights, [*OVERRIDES, "TestReader.batch_size=2"])
+    found = one(sorted((small_coco / "val2017").iterdir()))
+    assert [f.path.rsplit("_", 1)[1] for f in found] == [f"{i}é.jpg" for i in range(5)]
+
+
+def test_boxes_are_in_pixels_of_the_original_image(r18vd_weights, picture):
+    """Twice the pixels, the same network input: twice the coordinates."""
+    image = np.kron(read(picture)[:60, :90], np.ones((2, 2, 1), np.uint8))
+    half = cv2.resize(image, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_NEAREST)
+    options = [*OVERRIDES, "TestReader.sample_transforms.1.Resize.interp=0"]
+    detector = Detector("gfl_r18vd_1x_coco", r18vd_weights, options)
+    large, small = detector(image), detector(half)
+    np.testing.assert_allclose(large.boxes, 2 * small.boxes, atol=0.05)
+
+
+@pytest.mark.parametrize("image", [
+    np.zeros((5, 5, 3)), np.zeros((5, 5, 4), np.uint8), np.zeros((0, 5, 3), np.uint8), 5])
+def test_other_things_are_refused(detector, image):
+    with pytest.raises(DataError, match="cannot detect on"):
+        detector(image)
+
+
+def test_grey_arrays_are_images(detector):
+    assert len(detector(np.zeros((50, 60), np.uint8)).boxes) == len(detector(np.zeros((50, 60, 3), np.uint8)).boxes)
+
+
+def some_detections(**options):
+    return Detections.from_rows(np.array([[2, 0.4, 1, 2, 30, 40], [0, 0.9, 5, 5, 20, 20]], np.float32),
+                                ["cat", "dog"], **options)
+
+
+def test_detections_sort_name_filter_and_serialise():
+    found = some_detections(path="a.jpg")
+    assert found.scores.tolist() == pytest.approx([0.9, 0.4])
+    assert found.names == ["cat", "class 2"]
+    assert len(found.above(0.5)) == 1
+    assert json.loads(found.to_json()) == {"file": "a.jpg", "detections": [
+        {"label": 0, "name": "cat", "score": 0.9, "box": [5, 5, 20, 20]},
+        {"label": 2, "name": "class 2", "score": 0.4, "box": [1, 2, 30, 40]}]}
+
+
+def test_drawing_marks_the_boxes_and_leaves_the_image_alone():
+    image = np.full((60, 80, 3), 128, np.uint8)
+    drawn = some_detections(image=image).draw(0.0)
+    assert (image == 128).all()
+    assert drawn.shape == image.shape
+    np.testing.assert_array_equal(drawn[40, 15], class_color(2))  # bottom edge of the box of class 2
+    only_best = some_detections(image=image).draw(0.5)
+    np.testing.assert_array_equal(only_best[40, 15], (128, 128, 128))
+    assert len({class_color(label) for label in range(80)}) == 80
+
+
+def test_huge_and_outside_boxes_can_be_drawn():
+    rows = np.array([[0, 0.9, -1e6, -50, 1e7, 20], [0, 0.8, 500, 500, 600, 600]], np.float32)
+    found = Detections.from_rows(rows, ["a name longer than the picture"], image=np.zeros((9, 9, 3), np.uint8))
+    assert found.draw(0).shape == (9, 9, 3)
+
+
+def infer_config():
+    return tiny_config()
+
+
+@pytest.mark.parametrize(("kind", "name"), [("json", "results.json"), ("csv", "results.csv"), ("coco", "bbox.json")])
+def test_results_in_three_formats(kind, name, small_coco, r18vd_weights, tmp_path):
+    found = infer(infer_config(), str(small_coco / "val2017"), weights=r18vd_weights, output_dir=tmp_path / "out",
+                  draw_threshold=0.1, save_results=kind, save_threshold=0.05)
+    pictures = sorted(p.name for p in (tmp_path / "out").glob("*.jpg"))
+    assert pictures == [f"bild_{i}é.jpg" for i in range(5)]
+    count = sum(len(one) for one in found)
+    assert all(one.scores.min() >= 0.05 for one in found if len(one))
+    text = (tmp_path / "out" / name).read_text(encoding="utf-8")
+    if kind == "csv":
+        rows = list(csv.DictReader(text.splitlines()))
+        assert set(rows[0]) == {"file", "label", "name", "score", "x1", "y1", "x2", "y2"}
+    elif kind == "json":
+        rows = [d for image in json.loads(text) for d in image["detections"]]
+        assert [image["file"] for image in json.loads(text)] == [one.path for one in found]
+    else:
+        rows = json.loads(text)
+        assert {"image_id", "category_id", "bbox", "score"} == set(rows[0])
+    assert len(rows) == count
+
+
+def test_equal_names_in_sub_folders_do_not_collide(small_coco, r18vd_weights, tmp_path):
+    source = sorted((small_coco / "val2017").iterdir())[0].read_bytes()
+    for folder in ("a", "b"):
+        (tmp_path / "in" / folder).mkdir(parents=True)
+        (tmp_path / "in" / folder / "same.jpg").write_bytes(source)
+    infer(infer_config(), str(tmp_path / "in"), weights=r18vd_weights, output_dir=tmp_path / "out")
+    assert (tmp_path / "out" / "a" / "same.jpg").is_file()
+    assert (tmp_path / "out" / "b" / "same.jpg").is_file()
+
+
+def test_a_picture_never_replaces_its_image(small_coco, r18vd_weights):
+    folder = small_coco / "val2017"
+    before = [p.read_bytes() for p in sorted(folder.iterdir())]
+    with pytest.raises(DataError, match="would replace the image"):
+        infer(infer_config(), str(folder), weights=r18vd_weights, output_dir=folder)
+    assert [p.read_bytes() for p in sorted(folder.iterdir())] == before
+
+
+def test_class_names_follow_the_config(small_coco, r18vd_weights):
+    cfg = load_config("gfl_r18vd_1x_coco", [*OVERRIDES, f"TestDataset.dataset_dir={small_coco}"])
+    assert cfg["TestDataset"]["dataset_dir"] == str(small_coco)
+    found = Detector("gfl_r18vd_1x_coco", r18vd_weights, [*OVERRIDES, f"TestDataset.dataset_dir={small_coco}"])
+    assert found.class_names[0] == "class 0"
+
+
+# --- the command, as a user runs it
+
+def test_the_command_takes_a_list_and_a_folder(small_coco, r18vd_weights, tmp_path):
+    names = sorted(p.name for p in (small_coco / "val2017").iterdir())[:2]
+    (tmp_path / "list.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
+    done = run_tool("infer", "-c", "gfl_r18vd_1x_coco", "-o", f"weights={r18vd_weights}", *OVERRIDES,
+                    "--infer_list", "list.txt", "--infer_dir", small_coco / "val2017", "--save_results", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert sorted(p.name for p in (tmp_path / "output").iterdir()) == [*names, "results.json"]
+    assert "2 pictures in" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("arguments", "words"), [
+    ([], "give --infer_img"),
+    (["--infer_img", "none.jpg"], "no such image or folder"),
+    (["--infer_dir", "."], "holds no image"),
+    (["--infer_list", "none.txt"], "no such file"),
+    (["--infer_list", "empty.txt"], "the list is empty"),
+    (["--infer_img", "cut.jpg"], "cut.jpg: the image is truncated"),
+])
+def test_bad_input_is_one_line_and_exit_code_2(arguments, words, small_coco, r18vd_weights, tmp_path):
+    (tmp_path / "empty.txt").write_text("\n")
+    if "cut.jpg" in arguments:
+        data = sorted((small_coco / "val2017").iterdir())[0].read_bytes()
+        (tmp_path / "cut.jpg").write_bytes(data[:-40])
+    done = run_tool("infer", "-c", "gfl_r18vd_1x_coco", "-o", f"weights={r18vd_weights}", *OVERRIDES, *arguments,
+                    cwd=tmp_path)
+    assert done.returncode == 2, done.stdout
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert words in done.stderr
+    assert not (tmp_path / "output").exists()

@@ -1,0 +1,62 @@
+"""Quantisation after training: what is quantised, how near the result stays, and what goes wrong."""
+import numpy as np
+import pytest
+from helpers import run_tool, tiny_config
+
+import ppgfl
+from ppgfl import DataError
+from ppgfl.data.image import read_image
+from ppgfl.inference.runner import make_runner
+
+onnx = pytest.importorskip("onnx")
+
+
+@pytest.fixture(scope="module")
+def quantized(exported, small_coco, tmp_path_factory):
+    from ppgfl.inference.int8 import quantize
+
+    path = tmp_path_factory.mktemp("int8") / "model_int8.onnx"
+    quantize(exported[0] / "model.onnx", path, str(small_coco / "val2017"))
+    return path
+
+
+def test_every_convolution_is_int8_and_nothing_else(exported, quantized):
+    graphs = [onnx.load(path).graph for path in (exported[0] / "model.onnx", quantized)]
+    convolutions = [node for node in graphs[0].node if node.op_type == "Conv"]
+    makers = {output: node for node in graphs[1].node for output in node.output}
+    quantised = [node for node in graphs[1].node if node.op_type == "Conv"]
+    assert len(quantised) == len(convolutions) > 30
+    for node in quantised:
+        assert [makers[name].op_type for name in node.input[:2]] == ["DequantizeLinear"] * 2
+    for graph in graphs:
+        assert [node.op_type for node in graph.node if node.op_type in ("Softmax", "MatMul", "Sigmoid")]
+    assert quantized.stat().st_size < 0.3 * (exported[0] / "model.onnx").stat().st_size
+
+
+def test_it_finds_nearly_the_same(exported, quantized, small_coco):
+    """A seed's weights find hundreds of things that score alike, so scores are compared cell by cell."""
+    runners = [make_runner(exported[0] / "model.onnx"), make_runner(quantized)]
+    for path in sorted((small_coco / "val2017").iterdir()):
+        arrays = runners[0].prepare(read_image(str(path))[..., ::-1])
+        (boxes, scores), (rough_boxes, rough_scores) = (runner.session.run(None, arrays) for runner in runners)
+        assert np.corrcoef(scores.ravel(), rough_scores.ravel())[0, 1] > 0.95
+        size = np.maximum(boxes[..., 2:] - boxes[..., :2], 1).mean()
+        assert np.abs(boxes - rough_boxes).mean() < 0.05 * size
+
+
+def test_a_folder_without_images(exported, tmp_path):
+    from ppgfl.inference.int8 import quantize
+
+    with pytest.raises(DataError):
+        quantize(exported[0] / "model.onnx", tmp_path / "a.onnx", str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_writes_it_and_eval_reads_it(r18vd_weights, small_coco, tmp_path):
+    folder = tmp_path / "export"
+    ppgfl.export(tiny_config(), weights=r18vd_weights, output_dir=folder, int8=str(small_coco / "val2017"), verify=())
+    assert {"model.onnx", "model_int8.onnx"} <= {path.name for path in folder.iterdir()}
+    done = run_tool("eval", "-c", "gfl_r18vd_1x_coco", "-o", f"EvalDataset.dataset_dir={small_coco}", "--exported",
+                    folder / "model_int8.onnx", "--no_report", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Average Precision" in done.stdout

@@ -1,0 +1,102 @@
+import numpy as np
+import paddle
+import pytest
+
+from ppgfl.model import decode
+from ppgfl.model.decode import Decoder, MultiClassNMS
+from ppgfl.model.head import Integral
+
+
+def naive_nms(boxes, scores, score_threshold, nms_top_k, keep_top_k, nms_threshold):
+    """[A, 4], [C, A] -> rows (class, score, box), by the definition."""
+    kept = []
+    for c in range(len(scores)):
+        order = [i for i in np.argsort(-scores[c], kind="stable") if scores[c, i] > score_threshold][:nms_top_k]
+        chosen = []
+        for i in order:
+            if all(naive_iou(boxes[i], boxes[j]) <= nms_threshold for j in chosen):
+                chosen.append(i)
+        kept += [(c, scores[c, i], *boxes[i]) for i in chosen]
+    kept = sorted(kept, key=lambda row: -row[1])[:keep_top_k]
+    return np.array(sorted(kept, key=lambda row: (row[0], -row[1])), np.float32).reshape(-1, 6)
+
+
+def naive_iou(a, b):
+    w = max(0, min(a[2], b[2]) - max(a[0], b[0]))
+    h = max(0, min(a[3], b[3]) - max(a[1], b[1]))
+    return w * h / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - w * h)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_nms_equals_the_naive_loop(seed):
+    rng = np.random.default_rng(seed)
+    low = rng.uniform(0, 60, (2, 40, 2))
+    boxes = np.concatenate([low, low + rng.uniform(10, 40, (2, 40, 2))], -1).astype("float32")
+    scores = rng.uniform(0, 1, (2, 3, 40)).astype("float32")
+    settings = dict(score_threshold=0.3, nms_top_k=15, keep_top_k=20, nms_threshold=0.4)
+    bbox, bbox_num = MultiClassNMS(**settings)(paddle.to_tensor(boxes), paddle.to_tensor(scores))
+    expected = [naive_nms(b, s, **settings) for b, s in zip(boxes, scores)]
+    np.testing.assert_array_equal(bbox_num.numpy(), [len(e) for e in expected])
+    np.testing.assert_allclose(bbox.numpy(), np.concatenate(expected), atol=1e-6)
+
+
+def test_nothing_above_the_threshold_gives_no_rows():
+    bbox, bbox_num = MultiClassNMS(score_threshold=0.9)(paddle.zeros([2, 5, 4]), paddle.zeros([2, 3, 5]))
+    assert list(bbox.shape) == [0, 6]
+    assert bbox_num.numpy().tolist() == [0, 0]
+
+
+def one_cell(logit, **options):
+    """One level of one cell at stride 8 with a sharp box of 1, 2, 3, 4 strides."""
+    reg = np.full((1, 4 * 17, 1, 1), -50.0, np.float32)
+    reg[0, [1, 17 + 2, 34 + 3, 51 + 4]] = 50.0
+    decoder = Decoder(strides=(8,), num_classes=2, nms=MultiClassNMS(score_threshold=0.025), **options)
+    maps = [paddle.to_tensor(np.array(logit, np.float32).reshape(1, -1, 1, 1))], [paddle.to_tensor(reg)]
+    return decoder(maps, Integral(16), paddle.to_tensor([[2.0, 4.0]]))["bbox"].numpy()
+
+
+def test_a_box_by_pencil_in_pixels_of_the_original_image():
+    rows = one_cell([0.0, -9.0])
+    # cell centre 0, 0: x from -8 to 24, y from -16 to 32; the input is 4 times as wide and twice as high
+    np.testing.assert_allclose(rows, [[0, 0.5, -2, -8, 6, 16]], atol=1e-4)
+
+
+def test_gflv2_scores_are_the_joint_score_and_the_last_channel_is_no_class():
+    rows = one_cell([0.001, 0.6, 0.9], joint_scores=True)
+    np.testing.assert_allclose(rows[:, :2], [[0, 0.001], [1, 0.6]], atol=1e-6)  # sigmoid(0.001) > 0.025: kept
+    rows = one_cell([0.001, 0.6, 0.9], joint_scores=True, upstream_scores=True)
+    np.testing.assert_allclose(rows[:, :2], [[0, 0.50025], [1, 0.645656], [2, 0.71095]], atol=1e-5)
+
+
+@pytest.mark.parametrize(("threshold", "kept"), [(0.0, 2), (0.5, 1), (0.6, 1), (0.65, 0), (1.0, 0)])
+def test_gflv2_reads_the_threshold_as_paddledetection_does(threshold, kept):
+    # sigmoid(0.6) = 0.6457; sigmoid(0) = 0.5 is not above 0.5
+    decoder = Decoder(strides=(8,), num_classes=2, joint_scores=True, nms=MultiClassNMS(score_threshold=threshold))
+    maps = [paddle.to_tensor(np.array([0.0, 0.6, 0.9], np.float32).reshape(1, 3, 1, 1))], [paddle.zeros([1, 68, 1, 1])]
+    assert len(decoder(maps, Integral(16), paddle.ones([1, 2]))["bbox"]) == kept
+
+
+@pytest.mark.parametrize("clusters", [400, 20], ids=["the first look is enough", "it is not"])
+def test_nms_of_very_many_candidates_is_that_of_all(clusters, monkeypatch):
+    rng = np.random.default_rng(clusters)
+    # Boxes of a cluster suppress each other, so 3 classes of 20 clusters leave 60 detections.
+    corners = rng.integers(0, clusters, (2, 9000, 1)) * 50.0 + rng.uniform(0, 2, (2, 9000, 2))
+    boxes = paddle.to_tensor(np.concatenate([corners, corners + 30], axis=2).astype("float32"))
+    scores = paddle.to_tensor(rng.uniform(0, 1, (2, 3, 9000)).round(3).astype("float32"))  # with ties
+    calls, plain = [], decode.MultiClassNMS._suppress
+    monkeypatch.setattr(decode.MultiClassNMS, "_suppress", lambda *a: calls.append(0) or plain(*a))
+    nms = MultiClassNMS(score_threshold=-0.5, keep_top_k=100, nms_threshold=0.4)
+    found = nms(boxes, scores)
+    assert len(calls) == (1 if clusters == 400 else 2)
+    for ours, all_of_them in zip(found, plain(nms, boxes, scores, -0.5)):
+        np.testing.assert_array_equal(ours.numpy(), all_of_them.numpy())
+
+
+def test_without_nms_every_cell_comes_out():
+    decoder = Decoder(strides=(8, 16), num_classes=3, nms=MultiClassNMS())
+    maps = ([paddle.zeros([2, 3, 2, 4]), paddle.zeros([2, 3, 1, 2])],
+            [paddle.zeros([2, 68, 2, 4]), paddle.zeros([2, 68, 1, 2])])
+    boxes, scores = decoder.decode(maps, Integral(16), paddle.ones([2, 2]))
+    assert list(boxes.shape) == [2, 10, 4]
+    assert list(scores.shape) == [2, 10, 3]
+    np.testing.assert_allclose(boxes.numpy()[0, 9], [16 - 128, -128, 16 + 128, 128], rtol=1e-5)
