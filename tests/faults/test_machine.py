@@ -16,7 +16,7 @@ from ppgfl.data.shapes import make_shapes
 from ppgfl.training.checkpoints import find_training
 from ppgfl.weights.safe_pickle import load
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="mounts, signals, /dev/shm")]
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="mounts, signals, /dev/shm")
 
 
 @pytest.fixture(scope="module")
