@@ -82,10 +82,11 @@ def test_worker_processes_change_nothing(small_coco, r18vd_weights, tmp_path):
 
 
 @pytest.mark.skipif(not COCO_MINI.is_dir(), reason="needs the real COCO images beside the project")
-def test_detections_on_real_photographs_are_those_of_paddledetection(r18vd_weights):
+@pytest.mark.parametrize("count", [2, pytest.param(6, marks=pytest.mark.drill)])
+def test_detections_on_real_photographs_are_those_of_paddledetection(r18vd_weights, count):
     """The whole evaluation path: annotation file, decoding, resizing, padding, network, NMS."""
     expected = recorded("gfl_r18vd_1x_coco_val6")
-    cfg = load_config("gfl_r18vd_1x_coco", [f"EvalDataset.dataset_dir={COCO_MINI}", "EvalDataset.sample_num=6",
+    cfg = load_config("gfl_r18vd_1x_coco", [f"EvalDataset.dataset_dir={COCO_MINI}", f"EvalDataset.sample_num={count}",
                                             "EvalReader.batch_size=1", "worker_num=0", "use_gpu=false"])
     dataset = build.build_dataset(cfg, "EvalDataset")
     np.testing.assert_array_equal(dataset.category_ids, expected["catid"])

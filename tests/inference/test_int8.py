@@ -54,7 +54,8 @@ def test_a_folder_without_images(exported, tmp_path):
 
 def test_the_command_writes_it_and_eval_reads_it(run_here, r18vd_weights, small_coco, tmp_path):
     folder = tmp_path / "export"
-    ppgfl.export(tiny_config(), weights=r18vd_weights, output_dir=folder, int8=str(small_coco / "val2017"), verify=())
+    ppgfl.export(tiny_config(), weights=r18vd_weights, output_dir=folder, format="pdmodel",
+                 int8=str(small_coco / "val2017"), verify=())
     assert {"model.onnx", "model_int8.onnx"} <= {path.name for path in folder.iterdir()}
     done = run_here("eval", "-c", "gfl_r18vd_1x_coco", "-o", f"EvalDataset.dataset_dir={small_coco}", "--exported",
                     folder / "model_int8.onnx", "--no_report", cwd=tmp_path)

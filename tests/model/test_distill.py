@@ -7,7 +7,7 @@ import numpy as np
 import paddle
 import pytest
 import yaml
-from helpers import LD_LOSSES, TEACHER, options, recorded, rows, same
+from helpers import LD_LOSSES, SHORT, TEACHER, options, recorded, rows, same
 
 from ppgfl import CheckpointError, ConfigError, build_model, load_config, load_weights, train
 from ppgfl.data.batch import collate
@@ -194,12 +194,12 @@ def test_a_run_with_a_teacher(shapes, teacher_weights, tmp_path):
     for suffix in (".pdparams", ".pdema"):
         assert same(*(read(tmp_path / x / "run" / f"model_final{suffix}") for x in "ab")), suffix
 
-    plain = load_config("shapes_gfl_student")
+    plain = load_config("shapes_gfl_student", SHORT)
     weights = tmp_path / "a" / "run" / "model_final.pdparams"
     assert load_weights(build_model(plain), weights).complete
     assert build_model(load_config(tmp_path / "a" / "run" / "config.yml")).criterion.distillation is not None
     paddle.save(build_model(plain).state_dict(), str(tmp_path / "plain.pdparams"))
-    assert load_weights(build_model(load_config("shapes_gfl_student_ld")), tmp_path / "plain.pdparams").complete
+    assert load_weights(build_model(load_config("shapes_gfl_student_ld", SHORT)), tmp_path / "plain.pdparams").complete
 
 
 def test_the_teacher_changes_nothing_but_the_losses(shapes, teacher_weights, tmp_path):

@@ -435,6 +435,7 @@ def test_a_second_run_in_the_folder_of_one_that_goes_on_is_refused(shapes, tmp_p
 
 # --- real images
 
+@pytest.mark.drill
 @pytest.mark.skipif(not COCO_MINI.is_dir(), reason="needs the real COCO images beside the project")
 def test_two_photographs_are_learnt_by_heart(tmp_path):
     content = json.loads((COCO_MINI / "annotations" / "instances_train2017.json").read_text())
