@@ -158,6 +158,10 @@ class Loader:
                 if batch:
                     yield {key: paddle.to_tensor(value) for key, value in batch.items()}
             _count(skipped)
+        except BrokenProcessPool as error:
+            if not stop:  # else the signal was for the workers too
+                raise DataError("a worker process of the data loader was ended from outside, most often by the system "
+                                "because memory ran out; set worker_num or the reader's batch_size lower") from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
             for worker in set(multiprocessing.active_children()) - others if waiting else ():
@@ -177,13 +181,7 @@ def _result(future: Future[tuple[Batch, list[str]]],
     """What a future gives, or None once `stop` is set."""
     while not stop:
         if wait([future], timeout=POLL_SECONDS).done:
-            try:
-                return future.result()
-            except BrokenProcessPool as error:
-                if stop:  # the signal was for the workers too
-                    return None
-                raise DataError("a worker process of the data loader was ended from outside, most often by the system "
-                                "because memory ran out; set worker_num or the reader's batch_size lower") from error
+            return future.result()
     return None
 
 
