@@ -12,6 +12,7 @@ import pytest
 from helpers import ROOT
 
 from ppgfl import DataError
+from ppgfl.data import loader as ppgfl_loader
 from ppgfl.data.batch import Reader
 from ppgfl.data.loader import Batches, BatchMaker, Loader
 from ppgfl.system.interrupt import StopRequest
@@ -71,8 +72,8 @@ from ppgfl.system.interrupt import StopRequest
 import signal, os
 stop = StopRequest()
 threading.Timer(2, lambda: setattr(stop, "signal", signal.SIGTERM)).start()
-seen = [batch["im_id"].numpy().tolist() for batch in test_loader.loader(test_loader.endless, {workers}).epoch(stop=stop)]
-print(seen, flush=True)
+batches = test_loader.loader(test_loader.endless, {workers}).epoch(stop=stop)
+print([batch["im_id"].numpy().tolist() for batch in batches], flush=True)
 os._exit(0)  # a thread cannot be ended: that of this test sleeps
 """
     start = time.monotonic()
@@ -101,3 +102,31 @@ def test_a_stop_before_the_first_batch():
     stop.signal = signal.SIGINT
     assert list(loader(endless, 0).epoch(stop=stop)) == []
     assert threading.active_count() < 50
+
+
+def test_batches_go_through_pipes_where_there_is_no_shared_memory(monkeypatch, tmp_path):
+    def images(folder):
+        monkeypatch.setattr(ppgfl_loader, "SHARED_MEMORY", folder)
+        return [batch["image"].numpy() for batch in loader(lambda sample, rng: None, 2).epoch()]
+
+    (tmp_path / "full").mkdir()
+    plain, shared = images(tmp_path / "none"), images(tmp_path / "full")
+    assert len(plain) == 6
+    for a, b in zip(plain, shared):
+        np.testing.assert_array_equal(a, b)
+    assert not list((tmp_path / "full").iterdir())
+
+
+def test_a_full_shared_memory_leaves_nothing_behind(monkeypatch, tmp_path):
+    monkeypatch.setattr(ppgfl_loader, "SHARED_MEMORY", tmp_path)
+    batch = {"image": np.zeros((2, 3), np.float32), "im_id": np.arange(2)}
+    shared = ppgfl_loader.SharedBatch.put(batch)
+    taken = shared.take()
+    assert [taken[key].tolist() for key in batch] == [batch[key].tolist() for key in batch]
+
+    def full(value):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ppgfl_loader.np, "ascontiguousarray", full)
+    assert ppgfl_loader.SharedBatch.put(batch) is batch
+    assert not list(tmp_path.iterdir())
