@@ -36,7 +36,8 @@ model name\t: Another
 @pytest.mark.parametrize(("vendor", "amd"), [("AuthenticAMD", True), ("GenuineIntel", False)])
 def test_the_processor_is_read_once_and_the_first_counts(monkeypatch, vendor, amd):
     reads = []
-    monkeypatch.setattr(runtime.Path, "read_text", lambda self, **_: reads.append(self) or CPUINFO.format(vendor=vendor))
+    text = CPUINFO.format(vendor=vendor)
+    monkeypatch.setattr(runtime.Path, "read_text", lambda self, **_: reads.append(self) or text)
     runtime.processor.cache_clear()
     try:
         assert runtime.processor_name() == "A fast one"
