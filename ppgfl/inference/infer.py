@@ -33,7 +33,7 @@ class Detector:
         config: a config file, the name of one shipped with ppgfl, or an exported model: its folder, or a model.onnx.
         weights: a .pdparams file; without it the config's `weights`.
         overrides: as in `load_config`.
-        runner: of an exported model: arguments of `Runner` in deploy/*/infer.py, as {"run_mode": "bf16"}.
+        runner: of an exported model: settings of its runner in deploy/python/infer.py, as {"run_mode": "bf16"}.
         slicing: a `slicing.Slicing`, to look at images slice by slice.
 
     Raises: ConfigError, CheckpointError, ExportError.

@@ -68,7 +68,7 @@ def detect(run, image, slicing, batch_size=1):
     """Detections [M, 6] (class, score, x1, y1, x2, y2; best score first) of one image [H, W, 3], slice by slice.
 
     Args:
-        run: a list of images -> a list of detections, as a `Runner` of deploy/*/infer.py or `Detector.rows`.
+        run: a list of images -> a list of detections, as a runner of deploy/python/infer.py or `Detector.rows`.
         image: as `run` takes it.
         slicing: a `Slicing`.
         batch_size: slices at a time.
