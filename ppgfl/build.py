@@ -10,6 +10,7 @@ takes is refused here too, for those who build without `check`.
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -100,7 +101,7 @@ def make_model(cfg: Config) -> GFL:
                criterion=_build_criterion(cfg, head_name, head_args, head))
 
 
-def load_model(cfg: Config, weights: str | None = None) -> GFL:
+def load_model(cfg: Config, weights: str | os.PathLike[str] | None = None) -> GFL:
     """The detector of a config in evaluation mode, with a .pdparams file (else the config's `weights`) loaded.
 
     Raises: ConfigError, CheckpointError.

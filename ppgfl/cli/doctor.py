@@ -1,9 +1,12 @@
 """What this machine has, what is wrong with it, and how to mend it."""
+from __future__ import annotations
+
 import importlib.metadata
 import platform
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from ..system import runtime
@@ -12,9 +15,10 @@ GIB = 2**30
 OK, WARN, BAD = "ok", "warn", "bad"
 PACKAGES = ("numpy", "opencv-python", "pycocotools", "pyyaml", "visualdl", "pooch")
 EXTRAS = ("onnx", "onnxruntime", "openvino", "starlette")
+Finding = tuple[str, str, str]  # level, topic, text
 
 
-def examine():
+def examine() -> bool:
     """Print one line per finding: ok, warn or bad, what it is about, what was found, and the mend.
 
     Returns: whether nothing is bad.
@@ -31,7 +35,7 @@ def examine():
     return BAD not in levels
 
 
-def software():
+def software() -> Iterator[Finding]:
     yield OK, "python", f"{platform.python_version()}, {platform.system()} {platform.machine()}"
     try:
         runtime.import_paddle()
@@ -47,14 +51,14 @@ def software():
     yield OK, "extras", ", ".join(f"{name} {version(name) or 'not installed'}" for name in EXTRAS)
 
 
-def version(name):
+def version(name: str) -> str | None:
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
 
 
-def pairs():
+def pairs() -> Iterator[Finding]:
     """Versions that do not go together."""
     import cv2
     import numpy
@@ -64,9 +68,9 @@ def pairs():
     yield from found or [(OK, "versions", "go together")]
 
 
-def bad_pairs(paddle, numpy, cv2):
+def bad_pairs(paddle: str, numpy: str, cv2: str) -> Iterator[Finding]:
     """(level, topic, text) of each known fault among versions, as "3.3.1"."""
-    def number(text):
+    def number(text: str) -> tuple[int, ...]:
         return tuple(int("".join(c for c in part if c.isdigit()) or 0) for part in text.split(".")[:2])
 
     if number(paddle) < (3, 0) and number(numpy) >= (2, 0):
@@ -81,7 +85,7 @@ def bad_pairs(paddle, numpy, cv2):
         yield BAD, "versions", f"Paddle {paddle}: ppgfl is tested with 2.6 and 3.3: pip install -U paddlepaddle"
 
 
-def device():
+def device() -> Iterator[Finding]:
     import paddle
 
     if paddle.is_compiled_with_cuda():
@@ -101,7 +105,7 @@ def device():
         yield OK, "threads", f"{threads}, the physical cores"
 
 
-def processor():
+def processor() -> Iterator[Finding]:
     from paddle import inference
 
     flags = runtime.processor().get("flags", "").split()
@@ -115,7 +119,7 @@ def processor():
     yield OK, "engines", f"{', '.join(engines)} for exported models on the CPU"
 
 
-def folders():
+def folders() -> Iterator[Finding]:
     for topic, folder in (("this folder", Path.cwd()), ("cache", runtime.cache_folder())):
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -129,7 +133,7 @@ def folders():
         yield level, topic, f"{folder}, {free / GIB:.1f} GiB free{note}"
 
 
-def self_test():
+def self_test() -> Iterator[Finding]:
     """A convolution against numpy, and R18vd from an image to its detections."""
     import numpy as np
     import paddle

@@ -49,7 +49,7 @@ def check_classes(cfg: Mapping[str, Any], class_names: list[str], source: object
 
 def keys_of(name: str | None, classes: Mapping[str, type]) -> list[str] | None:
     """The keys of a class's section; None for a name nobody knows, which whoever makes the object refuses."""
-    if name not in classes:
+    if name is None or name not in classes:
         return None
     own = [key for key in inspect.signature(classes[name]).parameters if key != "section"]
     return own + list(OTHER_KEYS.get(name, ()))

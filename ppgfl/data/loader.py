@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -131,7 +131,7 @@ class Loader:
         return len(self.batches)
 
     def epoch(self, epoch: int = 0, *, first: int = 0,
-              stop: interrupt.StopRequest | None = None) -> Iterator[dict[str, Tensor]]:
+              stop: interrupt.StopRequest | None = None) -> Generator[dict[str, Tensor], None, None]:
         """Yield the batches of one round through the data.
 
         Args:

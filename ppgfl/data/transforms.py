@@ -57,7 +57,7 @@ class Resize:
         sample["scale_factor"] = (sample["scale_factor"] * scale).astype(np.float32)
         if "gt_bbox" in sample:
             boxes = (sample["gt_bbox"] * np.tile(scale[::-1], 2)).astype(np.float32)
-            sample["gt_bbox"] = boxes.clip(0, np.float32([new_width, new_height, new_width, new_height]))
+            sample["gt_bbox"] = boxes.clip(0, np.array([new_width, new_height] * 2, np.float32))
 
     def size_for(self, height: int, width: int) -> tuple[int, int]:
         """New height and width of an image of that size; at least 1 pixel each."""

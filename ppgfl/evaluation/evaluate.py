@@ -21,9 +21,9 @@ from .coco import Results, coco_evaluator, read_results, summarize
 RESULT_FILE = "bbox.json"
 
 
-def evaluate(cfg: dict[str, Any], *, weights: str | None = None, detector: RowDetector | None = None,
-             output_dir: str | os.PathLike[str] = ".", classwise: bool = False, save_prediction_only: bool = False,
-             report_dir: str | os.PathLike[str] | None = None) -> dict[str, Any]:
+def evaluate(cfg: dict[str, Any], *, weights: str | os.PathLike[str] | None = None,
+             detector: RowDetector | None = None, output_dir: str | os.PathLike[str] = ".", classwise: bool = False,
+             save_prediction_only: bool = False, report_dir: str | os.PathLike[str] | None = None) -> dict[str, Any]:
     """Evaluate a detector on the config's `EvalDataset`.
 
     Args:

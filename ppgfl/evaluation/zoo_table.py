@@ -1,11 +1,17 @@
 """Reproduce the table of the model zoo: fetch, evaluate, measure, compare."""
+from __future__ import annotations
+
 import json
 import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import paddle
+from paddle import Tensor, nn
 
 from ..build import build_dataset, load_model
 from ..config import load_config
@@ -14,6 +20,7 @@ from ..data.image import read_image
 from ..errors import ConfigError, UserError, nearest
 from ..inference.detector import open_detector
 from ..inference.export import Graph, export
+from ..model.gfl import GFL
 from ..system import runtime
 from ..system.atomic_write import write_csv, write_json, write_text
 from ..system.log import logger
@@ -24,9 +31,12 @@ TOLERANCE = 0.1  # AP, in percent
 WARM_UP = 2  # images
 COLUMNS = ("model", "schedule", "released AP", "measured AP", "difference", "FPS", "FPS exported", "parameters (M)",
            "GFLOPs", "remark")
+Row = dict[str, Any]  # {column: value}
 
 
-def reproduce(names=(), *, overrides=(), output_dir="output/model_zoo", mirror=None, fps_images=20):
+def reproduce(names: Sequence[str] = (), *, overrides: Sequence[str] = (),
+              output_dir: str | PathLike[str] = "output/model_zoo", mirror: str | None = None,
+              fps_images: int = 20) -> list[Row]:
     """Evaluate released models and write the table as model_zoo.md, .json and .csv.
 
     Finished rows of an earlier call are kept unless weights, data, Paddle or device are others.
@@ -46,7 +56,7 @@ def reproduce(names=(), *, overrides=(), output_dir="output/model_zoo", mirror=N
             raise ConfigError(f"{name}: no released model; {nearest(name, zoo.MODELS)}")
     folder = Path(output_dir)
     finished = _read(folder / "model_zoo.json")
-    rows = {}
+    rows: dict[str, Row] = {}
     for name in names or zoo.MODELS:
         try:
             rows[name] = _row(zoo.MODELS[name], overrides, folder, mirror, fps_images, finished.get(name))
@@ -60,12 +70,13 @@ def reproduce(names=(), *, overrides=(), output_dir="output/model_zoo", mirror=N
     return list(rows.values())
 
 
-def failed(rows):
+def failed(rows: Iterable[Row]) -> list[Row]:
     """The rows that miss the released AP by more than `TOLERANCE`, or have no number."""
     return [row for row in rows if abs(row.get("difference", np.inf)) > TOLERANCE + 1e-9]
 
 
-def _row(entry, overrides, folder, mirror, fps_images, finished):
+def _row(entry: zoo.Model, overrides: Sequence[str], folder: Path, mirror: str | None, fps_images: int,
+         finished: Row | None) -> Row:
     address = entry.weights.replace(zoo.ADDRESS, mirror.rstrip("/")) if mirror else entry.weights
     weights = checkpoint.find(address)
     cfg = load_config(entry.name, overrides)
@@ -95,7 +106,7 @@ def _row(entry, overrides, folder, mirror, fps_images, finished):
             "remark": "" if abs(difference) <= TOLERANCE else "differs", "made from": made_from}
 
 
-def fps(detect, images):
+def fps(detect: Callable[[Sequence[np.ndarray]], Any], images: Sequence[np.ndarray]) -> float:
     """Images a second, one at a time, from the decoded image to its detections; warm-up excluded."""
     for image in images[:WARM_UP]:
         detect([image])
@@ -105,11 +116,11 @@ def fps(detect, images):
     return len(images) / (time.perf_counter() - start)
 
 
-def gflops(model, height=800, width=1344):
+def gflops(model: GFL, height: int = 800, width: int = 1344) -> float:
     """1e9 operations (a multiply-add counts as two) of all convolutions, for one image of the usual size."""
     total = 0
 
-    def count(layer, inputs, output):
+    def count(layer: nn.Layer, inputs: Any, output: Tensor) -> None:
         nonlocal total
         kernel = int(np.prod(layer.weight.shape[1:]))  # [C_out, C_in / groups, kH, kW]
         total += 2 * kernel * int(np.prod(output.shape))
@@ -126,7 +137,7 @@ def gflops(model, height=800, width=1344):
 # --- the files
 
 
-def markdown(rows):
+def markdown(rows: Iterable[Row]) -> str:
     """The table with its header."""
     threads = f", {runtime.cpu_threads()} threads" if not runtime.on_gpu() else ""
     lines = [
@@ -137,14 +148,14 @@ def markdown(rows):
     return "\n".join(lines) + "\n"
 
 
-def _cell(column, value):
+def _cell(column: str, value: Any) -> str:
     if value == "" or isinstance(value, str):
         return value
     return {"difference": f"{value:+.2f}", "released AP": f"{value:.1f}", "GFLOPs": f"{value:.1f}"}.get(
         column, f"{value:.2f}")
 
 
-def _read(path):
+def _read(path: Path) -> dict[str, Row]:
     """The rows of an earlier run by model, or none."""
     try:
         return {row["model"]: row for row in json.loads(path.read_text(encoding="utf-8"))}
@@ -152,8 +163,8 @@ def _read(path):
         return {}
 
 
-def _write(folder, rows):
+def _write(folder: Path, row_of: Mapping[str, Row]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    rows = [rows[name] for name in zoo.MODELS if name in rows]
+    rows = [row_of[name] for name in zoo.MODELS if name in row_of]
     write_json(folder / "model_zoo.json", rows)
     write_csv(folder / "model_zoo.csv", [COLUMNS, *([row.get(name, "") for name in COLUMNS] for row in rows)])

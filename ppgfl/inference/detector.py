@@ -51,7 +51,7 @@ class RowDetector:
         return self.detect(images)
 
 
-def open_detector(cfg: dict[str, Any], *, weights: str | None = None, model: Any = None,
+def open_detector(cfg: dict[str, Any], *, weights: str | os.PathLike[str] | None = None, model: Any = None,
                   exported: str | os.PathLike[str] | None = None, runner: dict[str, Any] | None = None,
                   slicing: Slicing | None = None, reader: str = "TestReader", images: int | None = None) -> RowDetector:
     """The detector of a config with weights, or of an exported model.
@@ -130,8 +130,9 @@ class Detector:
     Raises: ConfigError, CheckpointError, ExportError.
     """
 
-    def __init__(self, config: str | os.PathLike[str], weights: str | None = None, overrides: Sequence[str] = (),
-                 runner: dict[str, Any] | None = None, slicing: Slicing | None = None) -> None:
+    def __init__(self, config: str | os.PathLike[str], weights: str | os.PathLike[str] | None = None,
+                 overrides: Sequence[str] = (), runner: dict[str, Any] | None = None,
+                 slicing: Slicing | None = None) -> None:
         if is_exported(config):
             self.detect = open_detector({}, exported=config, runner=runner, slicing=slicing)
             self.class_names = self.detect.class_names or []

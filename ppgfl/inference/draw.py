@@ -1,13 +1,19 @@
 """Boxes on pictures."""
+from __future__ import annotations
+
 import colorsys
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
+if TYPE_CHECKING:
+    from .detections import Detections
+
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
-def draw_boxes(image, found):
+def draw_boxes(image: np.ndarray, found: Detections) -> np.ndarray:
     """A copy of an image [H, W, 3] uint8 BGR with the boxes, names and scores of `Detections`, weakest first."""
     picture = np.ascontiguousarray(image).copy()
     height, width = picture.shape[:2]
@@ -21,14 +27,14 @@ def draw_boxes(image, found):
     return picture
 
 
-def class_color(label):
+def class_color(label: int) -> tuple[int, int, int]:
     """One bright colour (B, G, R) per class index, the same in every picture, neighbours far apart."""
     hue = (label * 0.618033988749895) % 1.0  # golden ratio
     red, green, blue = colorsys.hsv_to_rgb(hue, 0.85, 0.95 - 0.2 * (label % 2))
     return int(blue * 255), int(green * 255), int(red * 255)
 
 
-def _draw_label(picture, text, x, y, color):
+def _draw_label(picture: np.ndarray, text: str, x: int, y: int, color: tuple[int, int, int]) -> None:
     """Text on a plate above the corner (x, y), moved so that it stays inside the picture."""
     height, width = picture.shape[:2]
     scale = max(0.4, (height + width) / 2800)

@@ -34,7 +34,7 @@ MODEL_FILES = ("model.json", "model.pdmodel", "model.pdiparams", "model.pdiparam
                "model_int8.onnx")
 
 
-def export(cfg: dict[str, Any], *, weights: str | None = None,
+def export(cfg: dict[str, Any], *, weights: str | os.PathLike[str] | None = None,
            output_dir: str | os.PathLike[str] = "output_inference/model", format: str | None = None, onnx: bool = False,
            with_nms: bool = False, int8: str | Sequence[str] | None = None,
            verify: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
@@ -67,9 +67,9 @@ def export(cfg: dict[str, Any], *, weights: str | None = None,
                         int8=int8, verify=verify)
 
 
-def write_graphs(cfg: dict[str, Any], weights: str | None, folder: Path, formats: Mapping[str, Context], *,
-                 write_onnx: Callable[..., None] | None = None, with_nms: bool = False,
-                 int8: str | Sequence[str] | None = None,
+def write_graphs(cfg: dict[str, Any], weights: str | os.PathLike[str] | None, folder: Path,
+                 formats: Mapping[str, Context], *, write_onnx: Callable[..., None] | None = None,
+                 with_nms: bool = False, int8: str | Sequence[str] | None = None,
                  verify: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     """What `export` does once its arguments are known to be right; `formats` are of `formats_for`."""
     image_shape = _image_shape(cfg)
@@ -81,8 +81,8 @@ def write_graphs(cfg: dict[str, Any], weights: str | None, folder: Path, formats
     graph.eval()
     settings = describe(cfg, image_shape)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="export_", dir=folder.parent) as unproven:
-        unproven = Path(unproven)
+    with tempfile.TemporaryDirectory(prefix="export_", dir=folder.parent) as temporary:
+        unproven = Path(temporary)
         for kind, writing in formats.items():
             _save(graph, image_shape, unproven, kind, writing)
         settings["params_sha256"] = hashlib.sha256((unproven / "model.pdiparams").read_bytes()).hexdigest()

@@ -22,10 +22,10 @@ from .slicing import Slicing
 RESULT_FILES = {"json": "results.json", "csv": "results.csv", "coco": "bbox.json"}
 
 
-def infer(cfg: dict[str, Any], images: str | os.PathLike[str] | Sequence[str], *, weights: str | None = None,
-          output_dir: str | os.PathLike[str] = "output", draw_threshold: float = 0.5, save_results: str | None = None,
-          save_threshold: float = 0.0, slicing: Slicing | None = None, pictures: bool = True,
-          resume: bool = False) -> list[Detections]:
+def infer(cfg: dict[str, Any], images: str | os.PathLike[str] | Sequence[str], *,
+          weights: str | os.PathLike[str] | None = None, output_dir: str | os.PathLike[str] = "output",
+          draw_threshold: float = 0.5, save_results: str | None = None, save_threshold: float = 0.0,
+          slicing: Slicing | None = None, pictures: bool = True, resume: bool = False) -> list[Detections]:
     """Detect on files, save drawn pictures and, if asked, the numbers.
 
     Args:

@@ -1,8 +1,13 @@
 """model.onnx -> model_int8.onnx: post-training quantisation of the convolutions, calibrated on photographs."""
+from __future__ import annotations
+
 import logging
+import os
 import tempfile
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ..data.dataset import ImageFolder
 from ..data.image import read_image
@@ -13,7 +18,8 @@ from .runner import make_runner
 MOST_IMAGES = 100
 
 
-def quantize(source, target, images):
+def quantize(source: str | os.PathLike[str], target: str | os.PathLike[str],
+             images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> None:
     """Write the quantised copy of an ONNX file.
 
     Weights become int8 with a scale per channel, what goes into a convolution uint8 with the range that it had over the
@@ -35,10 +41,10 @@ def quantize(source, target, images):
     logger.info("calibrating on %d images", len(files))
 
     class Reader(quantization.CalibrationDataReader):
-        def __init__(self):
+        def __init__(self) -> None:
             self.files = progress(files, total=len(files), what="calibrate")
 
-        def get_next(self):
+        def get_next(self) -> dict[str, Any] | None:
             file = next(self.files, None)
             if file is None:
                 return None
@@ -55,7 +61,7 @@ def quantize(source, target, images):
 
 
 @contextmanager
-def _quiet():
+def _quiet() -> Iterator[None]:
     """Without ONNX Runtime's advice to preprocess the graph, which is already folded."""
     root = logging.getLogger()
     level = root.level

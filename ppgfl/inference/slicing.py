@@ -78,7 +78,8 @@ def detect_sliced(run: Callable[[Sequence[np.ndarray]], list[np.ndarray]], image
         slicing: a `Slicing`.
         batch_size: slices at a time.
     """
-    places, parts = slices(*image.shape[:2], slicing), []
+    height, width = image.shape[:2]
+    places, parts = slices(height, width, slicing), []
     for start in range(0, len(places), batch_size):
         group = places[start:start + batch_size]
         found = run([np.ascontiguousarray(image[y1:y2, x1:x2]) for x1, y1, x2, y2 in group])

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import threading
 from collections.abc import Mapping
@@ -27,7 +28,7 @@ MIN_IMAGES_FOR_GRAPH = 3  # from so many on, making a graph takes less time than
 MAX_CACHED_GRAPHS = 4
 
 
-def load_detection_model(cfg: dict[str, Any], weights: str | None = None, *,
+def load_detection_model(cfg: dict[str, Any], weights: str | os.PathLike[str] | None = None, *,
                          images: int | None = None) -> GFL | StaticModel:
     """The model of a config with its weights, to be called as a `model.gfl.GFL` in evaluation mode is.
 

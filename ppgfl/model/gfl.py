@@ -37,7 +37,7 @@ class GFL(nn.Layer):
         self.neck = neck
         self.head = head
         self.decoder = decoder
-        self.criterion = criterion
+        self.criterion: Any = criterion
 
     def features(self, image: Tensor) -> Features:
         """image [N, 3, H, W] -> the neck's levels and the head's maps."""

@@ -3,10 +3,15 @@ step makes the device wait for the host.
 
 GFL: Li et al., https://arxiv.org/abs/2006.04388; GIoU: Rezatofighi et al., https://arxiv.org/abs/1902.09630.
 """
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import paddle
 import paddle.nn.functional as F
+from paddle import Tensor
 
 from ..system import dist
 from .boxes import boxes_to_distances, cell_centers, distances_to_boxes, giou, iou
@@ -29,7 +34,7 @@ class QualityFocalLoss:
     beta: float = 2.0
     loss_weight: float = 1.0
 
-    def __call__(self, prediction, quality):
+    def __call__(self, prediction: Tensor, quality: Tensor) -> Tensor:
         """prediction and quality [..., C] -> [..., C]; quality is the IoU at the true class and 0 elsewhere."""
         if self.use_sigmoid:
             probability = F.sigmoid(prediction)
@@ -50,7 +55,7 @@ class DistributionFocalLoss:
 
     loss_weight: float = 1.0
 
-    def __call__(self, logits, distance):
+    def __call__(self, logits: Tensor, distance: Tensor) -> Tensor:
         """logits [..., R], distance [...] from 0 to below R - 1 -> [...]."""
         bins = paddle.arange(logits.shape[-1], dtype="float32")
         # The two bins around the distance get 1 - |distance - bin|, all others 0: no index that NaN could break.
@@ -70,7 +75,7 @@ class GIoULoss:
     loss_weight: float = 1.0
     eps: float = 1e-10
 
-    def __call__(self, prediction, target):
+    def __call__(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Boxes [..., 4] -> [...]."""
         return self.loss_weight * (1 - giou(prediction, target, eps=self.eps))
 
@@ -86,16 +91,17 @@ class GFLCriterion:
         distillation: more terms, from what a teacher says about the batch (see `distill`), or None.
     """
 
-    strides: tuple
+    strides: tuple[int, ...]
     num_classes: int
     reg_max: int
     loss_class: QualityFocalLoss
     loss_dfl: DistributionFocalLoss
     loss_bbox: GIoULoss
     cell_offset: float = 0.0
-    distillation: object = None
+    distillation: Callable[..., dict[str, Tensor]] | None = None
 
-    def __call__(self, features, integral, batch):
+    def __call__(self, features: Features, integral: Callable[[Tensor], Tensor],
+                 batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Args:
             features: the `gfl.Features` of the images.
             integral: the head's `Integral`.
@@ -135,7 +141,7 @@ class GFLCriterion:
                 terms.update(self.distillation(features, teacher, batch, positive, weight))
         return {"loss": sum(terms.values()), **terms}
 
-    def _cells(self, maps):
+    def _cells(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Centres [A, 2] in strides and strides [A, 1] of all cells."""
         centers, strides = [], []
         for level, stride in zip(maps, self.strides):
@@ -145,6 +151,6 @@ class GFLCriterion:
         return paddle.concat(centers), paddle.concat(strides)
 
 
-def by_cell(maps):
+def by_cell(maps: Sequence[Tensor]) -> Tensor:
     """L maps [N, K, H, W] -> [N, A, K]."""
     return paddle.concat([x.flatten(2).transpose([0, 2, 1]) for x in maps], axis=1)

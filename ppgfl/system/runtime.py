@@ -95,8 +95,8 @@ def _container_quota() -> int | None:
         pass
     try:
         folder = Path("/sys/fs/cgroup/cpu")  # cgroup v1
-        quota = int((folder / "cpu.cfs_quota_us").read_text())
-        return None if quota <= 0 else max(1, quota // int((folder / "cpu.cfs_period_us").read_text()))
+        limit = int((folder / "cpu.cfs_quota_us").read_text())
+        return None if limit <= 0 else max(1, limit // int((folder / "cpu.cfs_period_us").read_text()))
     except (OSError, ValueError):
         return None
 

@@ -69,7 +69,10 @@ def _dump(state: Mapping[str, Tensor]) -> bytes:
     return _pickle({**arrays, NAME_TABLE: {key: value.name for key, value in state.items()}})
 
 
-class _Pickler(pickle._Pickler):  # the one written in Python, whose steps can be changed
+_PythonPickler: Any = pickle._Pickler  # the one written in Python, whose steps can be changed
+
+
+class _Pickler(_PythonPickler):
     """Spells numpy's functions as every numpy can read them; numpy 2 would write names that 1.23 does not have."""
 
     def save_global(self, obj: Any, name: str | None = None) -> None:
