@@ -4,6 +4,7 @@ import logging
 import sys
 from pathlib import Path
 
+from .. import __version__
 from ..errors import DataError
 from ..system import dist, runtime
 from ..system.log import set_up
@@ -28,10 +29,14 @@ def main(command, arguments=None, prog=None):
 def entry(arguments=None):
     """The command `ppgfl`: its first argument names the command, the others are those of `tools/COMMAND.py`."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["--version"]:
+        print(f"ppgfl {__version__}")
+        return 0
     command = WORDS.get(arguments[0]) if arguments else None
     if command is None:
         listed = "\n".join(f"  {word:<9} {COMMANDS[name][0].__doc__.splitlines()[0]}" for word, name in WORDS.items())
-        print(f"usage: ppgfl COMMAND ...\n\n{listed}\n\nppgfl COMMAND --help lists its arguments.")
+        print(f"usage: ppgfl COMMAND ...\n\n{listed}\n\nppgfl COMMAND --help lists its arguments, "
+              "ppgfl --version says which version this is.")
         return 0 if arguments[:1] in ([], ["--help"], ["-h"]) else 2
     return main(command, arguments[1:], prog=f"ppgfl {arguments[0]}")
 
