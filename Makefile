@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 VENV26 := .venv-paddle26
+VENV_DOCS := .venv-docs
 
-.PHONY: test test-paddle26 check faults demo bench clean
+.PHONY: test test-paddle26 check faults demo bench docs clean
 
 # In five processes, since Paddle keeps memory of every graph that it has made or opened until a process ends: one
 # process for all took 22 GiB.
@@ -35,6 +36,9 @@ demo: $(VENV)/ready  ## draw a data set, train, evaluate, detect: about four min
 bench: $(VENV)/ready  ## speed against PaddleDetection and others, in environments of their own: about twenty minutes
 	$(VENV)/bin/python benchmarks/compare.py
 
+docs: $(VENV_DOCS)/ready  ## the documentation as a site, in site/; a broken link or a docstring that cannot be read stops it
+	NO_MKDOCS_2_WARNING=1 $(VENV_DOCS)/bin/python -m mkdocs build --strict
+
 $(VENV)/ready: setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --upgrade "pip>=23" "setuptools>=61" wheel
@@ -47,5 +51,11 @@ $(VENV26)/ready: setup.py pyproject.toml
 	$(VENV26)/bin/python -m pip install --quiet -e ".[dev]" "paddlepaddle==2.6.2" "numpy==1.26.4" "opencv-python<4.12"
 	touch $@
 
+$(VENV_DOCS)/ready: setup.py  # without Paddle: the docstrings are read, not imported
+	$(PYTHON) -m venv $(VENV_DOCS)
+	$(VENV_DOCS)/bin/python -m pip install --quiet --upgrade "pip>=23" "setuptools>=61" wheel
+	$(VENV_DOCS)/bin/python -m pip install --quiet ".[docs]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(VENV26) benchmarks/.envs build *.egg-info
+	rm -rf $(VENV) $(VENV26) $(VENV_DOCS) site benchmarks/.envs build *.egg-info

@@ -17,7 +17,7 @@ from ppgfl import cli, load_config
 from ppgfl.data.shapes import make_shapes
 from ppgfl.weights import download, zoo
 
-PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+PAGES = ["README.md", "CONTRIBUTING.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))]
 MODEL = "gfl_r18vd_1x_coco"
 HERE = ["worker_num=0", "use_gpu=false"]
 SMALL = [f"{reader}.sample_transforms.{i}.Resize.target_size=[64, 96]"
@@ -242,7 +242,7 @@ def test_the_two_readmes_have_the_same_commands_and_pictures():
     assert pictures[0] == pictures[1]
 
 
-@pytest.mark.parametrize("page", [*PAGES, "README_cn.md"])
+@pytest.mark.parametrize("page", [*PAGES, "README_cn.md", "CHANGELOG.md"])
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)]+)\)", (ROOT / page).read_text(encoding="utf-8")):
         if not target.startswith("http"):
