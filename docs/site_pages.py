@@ -3,9 +3,17 @@
 Pages link to files by their place in the repository, so that the links work in a checkout. On the site README.md is the
 front page, source and configs that a page links to are pages with their text, and other linked files are copied.
 """
+from __future__ import annotations
+
 import posixpath
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.files import Files
+    from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parent.parent
 # Page of the repository outside of docs/ -> its place on the site.
@@ -19,7 +27,7 @@ FETCHED = re.compile(r"<(?:script|img|iframe|source)\b[^>]*\bsrc=[\"']?https?:[^
                      r"|<link\b(?=[^>]*\brel=[\"']?(?:stylesheet|preload|icon|preconnect))[^>]*\bhref=[\"']?https?:[^>]*>")
 
 
-def on_files(files, config):
+def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages outside of docs/, and what any page links to."""
     from mkdocs.structure.files import File
 
@@ -40,12 +48,12 @@ def on_files(files, config):
     return files
 
 
-def on_page_markdown(markdown, page, config, files):
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Links by the place in the repository -> links by the place on the site."""
     place = page.file.src_uri
     path = next((path for path, other in PAGES.items() if other == place), f"docs/{place}")
 
-    def moved(match):
+    def moved(match: re.Match[str]) -> str:
         target = repository_path(path, match.group(1))
         if target is None:
             return match.group()
@@ -54,7 +62,7 @@ def on_page_markdown(markdown, page, config, files):
     return LINK.sub(moved, markdown)
 
 
-def on_post_build(config):
+def on_post_build(config: MkDocsConfig) -> None:
     """Fail when a page would fetch something from another server."""
     wrong = [f"{path}: {found}" for path in sorted(Path(config["site_dir"]).rglob("*.html"))
              for found in FETCHED.findall(path.read_text(encoding="utf-8"))]
@@ -62,13 +70,13 @@ def on_post_build(config):
         raise ValueError("pages of the site must not call out:\n" + "\n".join(wrong))
 
 
-def linked(page):
+def linked(page: str) -> set[str]:
     """The files of the repository that a page of it links to."""
     text = (ROOT / page).read_text(encoding="utf-8")
     return {path for target, _ in LINK.findall(text) if (path := repository_path(page, target))}
 
 
-def repository_path(page, target):
+def repository_path(page: str, target: str) -> str | None:
     """The file that a link of a page means, by its place in the repository; None for anything else."""
     if not target or ":" in target:
         return None
@@ -76,7 +84,7 @@ def repository_path(page, target):
     return path if (ROOT / path).is_file() else None
 
 
-def place_of(path):
+def place_of(path: str) -> str:
     """Where a file of the repository stands on the site."""
     if path in PAGES:
         return PAGES[path]
@@ -85,9 +93,9 @@ def place_of(path):
     return f"source/{path}.md" if Path(path).suffix in SHOWN else f"source/{path}"
 
 
-def text_page(path):
+def text_page(path: str) -> str:
     """A page with the text of a source file or a config, which the search leaves out."""
     text = (ROOT / path).read_text(encoding="utf-8").rstrip("\n")
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
-    return (f"---\nsearch:\n  exclude: true\n---\n# {path}\n\n"
+    return (f"---\nhide: [toc]\nsearch:\n  exclude: true\n---\n# {path}\n\n"
             f'{fence} {{.{SHOWN[Path(path).suffix]} linenums="1"}}\n{text}\n{fence}\n')
