@@ -21,8 +21,8 @@ if TYPE_CHECKING:  # the names below, for editors and type checkers
     from .errors import CheckpointError, ConfigError, DataError, ExportError, TrainingError
     from .evaluation.evaluate import evaluate
     from .inference.detections import Detections
+    from .inference.detector import Detector
     from .inference.export import export
-    from .inference.infer import Detector
     from .training.train import train
     from .weights.checkpoint import load_weights
 
@@ -38,7 +38,7 @@ _NAMES = {
     "evaluate": "evaluation.evaluate",
     "train": "training.train",
     "export": "inference.export",
-    "Detector": "inference.infer",
+    "Detector": "inference.detector",
     "Detections": "inference.detections",
     "ConfigError": "errors",
     "TrainingError": "errors",

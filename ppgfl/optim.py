@@ -1,8 +1,11 @@
 """Learning-rate schedule, optimizer, and the moving average of the weights."""
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
 
 import paddle
+from paddle.optimizer import Optimizer
 
 from .errors import ConfigError, nearest
 
@@ -156,6 +159,11 @@ def make_optimizer(model, schedule, *, optimizer, regularizer=None, clip_grad_by
     except TypeError as error:
         raise ConfigError(f"OptimizerBuilder.optimizer: {error}; these are the arguments of paddle.optimizer.{kind}") \
             from error
+
+
+def step_schedule(optimizer: Optimizer) -> None:
+    """Let the schedule of an optimizer of `make_optimizer` go on by one iteration."""
+    optimizer._learning_rate.step()  # Paddle, private: the schedule that it was given
 
 
 class EMA:

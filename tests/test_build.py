@@ -15,7 +15,7 @@ def test_every_shipped_config_is_free_of_findings(name, caplog):
         check.check_config(cfg, build.CLASSES)
     assert not caplog.records
     for reader in ("TrainReader", "EvalReader", "TestReader"):
-        build.build_transforms(cfg, reader)
+        build.build_reader(cfg, reader)
 
 
 @pytest.mark.parametrize(("override", "found"), [
@@ -85,4 +85,4 @@ def test_the_first_gflv2_configs_called_the_loss_loss_qfl():
 def test_mistakes_in_a_reader(override, found, small_coco):
     cfg = tiny_config("gfl_r18vd_1x_coco", f"EvalDataset.dataset_dir={small_coco}", override)
     with pytest.raises(ConfigError, match=found):
-        build.build_loader(cfg, "EvalReader", build.build_dataset(cfg, "EvalDataset"))
+        build.build_loader(cfg, "EvalReader", build.build_dataset(cfg, "EvalDataset").records)

@@ -48,9 +48,10 @@ def place(tmp_path, small_coco, r18vd_weights, monkeypatch):
     shutil.copytree(small_coco / "val2017", tmp_path / "photos")
     shutil.copy(min((small_coco / "val2017").iterdir()), tmp_path / "photo.jpg")
     (tmp_path / "dataset").mkdir()
+    coco = shutil.copytree(small_coco, tmp_path / small_coco.name)
+    (coco / "train2017").symlink_to(coco / "val2017")
     for link in (tmp_path / "coco", tmp_path / "dataset" / "coco"):
-        link.symlink_to(small_coco)
-    (small_coco / "train2017").exists() or (small_coco / "train2017").symlink_to(small_coco / "val2017")
+        link.symlink_to(coco)
     for split in ("train", "val"):
         for i, name in enumerate(("one", "two", "three")):
             image(tmp_path / "mine" / split / "JPEGImages" / f"{split}{i}.jpg")

@@ -39,8 +39,6 @@ def test_the_page_of_the_afternoon_is_written_from_the_files():
     for part, files in made["parts"]().items():
         for name, lines in files.items():
             assert lines == (ROOT / "ppgfl" / name).read_bytes().count(b"\n"), (part, name)
-    arrived = [name for name in made["AWAITED"] if (ROOT / "ppgfl" / name).exists()]
-    assert not arrived, f"{arrived} exist now: take them out of AWAITED in docs/make_afternoon.py"
 
 
 @pytest.mark.parametrize("page", READMES)
@@ -149,7 +147,8 @@ def test_the_transform_of_contributing_takes_the_colour_out(tmp_path, monkeypatc
     monkeypatch.setitem(build.SAMPLE_TRANSFORMS, "RandomGray", transform)
     monkeypatch.setitem(build.CLASSES, "RandomGray", transform)
     cfg = config_of(recipe("Add a transform", "yaml")[0], tmp_path)
-    assert "RandomGray" in [type(each).__name__ for each in build.build_transforms(cfg, "TrainReader")[0]]
+    build.check(cfg)
+    assert transform in [type(each) for each in build.build_reader(cfg, "TrainReader").sample_transforms]
     image = np.zeros((1, 2, 3), np.uint8)
     image[0, 0] = 255, 0, 0
     for prob, want in ((1.0, [[76, 76, 76], [0, 0, 0]]), (0.0, [[255, 0, 0], [0, 0, 0]])):

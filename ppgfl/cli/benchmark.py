@@ -55,7 +55,7 @@ def take_turns(subjects, rounds):
     for run in subjects.values():
         run()
     times = {name: [] for name in subjects}
-    for _ in progress(range(rounds), total=rounds, unit="round", what="measure", size=lambda _: 1):
+    for _ in progress(range(rounds), total=rounds, unit="round", what="measure"):
         for name, run in subjects.items():
             start = time.perf_counter()
             run()
@@ -77,13 +77,8 @@ def machine():
     """Processor, cores and versions in one line."""
     import paddle
 
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        processor = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        processor = platform.processor() or platform.machine()
-    return (f"{processor}, {os.cpu_count()} logical cores; Paddle {paddle.__version__}, numpy {np.__version__}, "
-            f"Python {platform.python_version()}")
+    return (f"{runtime.processor_name()}, {os.cpu_count()} logical cores; Paddle {paddle.__version__}, "
+            f"numpy {np.__version__}, Python {platform.python_version()}")
 
 
 def _runner(model_dir, arrays, label="", **settings):

@@ -1,6 +1,5 @@
 """What this machine has, what is wrong with it, and how to mend it."""
 import importlib.metadata
-import os
 import platform
 import shutil
 import tempfile
@@ -21,7 +20,7 @@ def examine():
     Returns: whether nothing is bad.
     """
     levels = []
-    for check in (software, pairs, device, processor, shared_memory, folders, self_test):
+    for check in (software, pairs, device, processor, folders, self_test):
         for level, topic, text in check():
             levels.append(level)
             print(f"{level:<5} {topic:<15} {text}", flush=True)
@@ -76,8 +75,8 @@ def bad_pairs(paddle, numpy, cv2):
     if number(numpy) < (2, 0) and number(cv2) >= (4, 12):
         yield WARN, "versions", f"OpenCV {cv2} is built for numpy 2, found {numpy}: pip install 'opencv-python<4.12'"
     if (3, 0) <= number(paddle) <= (3, 3):
-        yield OK, "versions", ("oneDNN fails at random with a model.json and images of changing sizes; the exports and "
-                               "the runner go round it (docs/deployment.md)")
+        yield OK, "versions", ("oneDNN fails at random with a model.json and images of changing sizes; exports and "
+                               "runner avoid it (docs/deployment.md)")
     if number(paddle) < (2, 6):
         yield BAD, "versions", f"Paddle {paddle}: ppgfl is tested with 2.6 and 3.3: pip install -U paddlepaddle"
 
@@ -105,14 +104,8 @@ def device():
 def processor():
     from paddle import inference
 
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    fields = dict(line.split(":", 1) for line in lines if ":" in line)
-    fields = {key.strip(): value.strip() for key, value in fields.items()}
-    flags = fields.get("flags", "").split()
-    yield OK, "processor", fields.get("model name") or platform.processor() or "unknown"
+    flags = runtime.processor().get("flags", "").split()
+    yield OK, "processor", runtime.processor_name()
     if runtime.mkl_is_slow():
         yield WARN, "MKL", "takes its slow path on AMD: unset MKL_DEBUG_CPU_TYPE, ppgfl sets it"
     fast = [name for name, flag in (("AVX2", "avx2"), ("AVX-512", "avx512f"), ("bfloat16", "avx512_bf16"),
@@ -120,19 +113,6 @@ def processor():
     yield OK, "instructions", ", ".join(fast) or "none of AVX2, AVX-512, bfloat16 is listed"
     engines = ["oneDNN"] + (["OpenVINO"] if hasattr(inference.Config, "enable_openvino_engine") else [])
     yield OK, "engines", f"{', '.join(engines)} for exported models on the CPU"
-
-
-def shared_memory():
-    """Workers of the loader hand batches over through /dev/shm."""
-    if not os.path.isdir("/dev/shm"):
-        yield OK, "/dev/shm", "is not used on this system"
-        return
-    free = shutil.disk_usage("/dev/shm").free
-    if free < GIB:
-        yield WARN, "/dev/shm", (f"{free / 2**20:.0f} MiB free: loader workers send their batches through pipes, which "
-                                 "is slower; start the container with --shm-size=2g")
-    else:
-        yield OK, "/dev/shm", f"{free / GIB:.1f} GiB free"
 
 
 def folders():

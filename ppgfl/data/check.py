@@ -159,7 +159,7 @@ def _look_at_files(report, folder, images, decode):
         return None
 
     with ThreadPoolExecutor(runtime.physical_cores()) as pool:  # OpenCV decodes without Python's lock
-        found = progress(pool.map(look, images.values()), total=len(images), what=report.section, size=lambda _: 1)
+        found = progress(pool.map(look, images.values()), total=len(images), what=report.section)
         for fault in found:
             if fault:
                 report.faults.setdefault(fault[0], []).append(fault[1])

@@ -57,8 +57,7 @@ def convert(kind, source, output, *, classes=None):
 
     samples = []
     with ThreadPoolExecutor(runtime.physical_cores()) as pool:
-        for (image, label), size, objects in progress(pool.map(work, pairs), total=len(pairs), what="convert",
-                                                      size=lambda _: 1):
+        for (image, label), size, objects in progress(pool.map(work, pairs), total=len(pairs), what="convert"):
             if objects is None:
                 rejected.setdefault("file that cannot be used", []).append(f"{label}: {size}")
             else:

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..errors import DataError
 from ..system.log import logger
-from .coco_classes import COCO_CLASSES
+from .coco_classes import COCO_CLASSES, NUM_CLASSES
 from .image import SUFFIXES
 
 
@@ -185,7 +185,7 @@ class ImageFolder:
         DataError: a path that does not exist, a folder without images.
     """
 
-    def __init__(self, dataset_dir="", anno_path="", image_dir=(), sample_num=-1, num_classes=80,
+    def __init__(self, dataset_dir="", anno_path="", image_dir=(), sample_num=-1, num_classes=NUM_CLASSES,
                  section="TestDataset"):
         paths = [image_dir] if isinstance(image_dir, (str, os.PathLike)) else list(image_dir or ())
         files = [file for path in paths for file in _images_at(Path(path).expanduser())]

@@ -4,7 +4,13 @@ ATSS: Zhang et al., Bridging the Gap Between Anchor-based and Anchor-free Detect
 Valuable localization region: Zheng et al., Localization Distillation for Dense Object Detection,
 https://arxiv.org/abs/2102.12252, section 3.3.
 """
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 import numpy as np
+
+from .coco_classes import NUM_CLASSES
 
 CANDIDATES = 9  # per level and box (ATSS, k)
 BOXES_AT_ONCE = 256  # bounds the memory for images with thousands of boxes
@@ -25,8 +31,9 @@ class Gt2GFLTarget:
             `valuable_region`).
     """
 
-    def __init__(self, num_classes=80, downsample_ratios=(8, 16, 32, 64, 128), grid_cell_scale=4, cell_offset=0,
-                 compute_vlr_region=False):
+    def __init__(self, num_classes: int = NUM_CLASSES,
+                 downsample_ratios: Sequence[int] = (8, 16, 32, 64, 128), grid_cell_scale: float = 4,
+                 cell_offset: float = 0, compute_vlr_region: bool = False) -> None:
         self.num_classes = num_classes
         self.strides = list(downsample_ratios)
         self.grid_cell_scale = grid_cell_scale

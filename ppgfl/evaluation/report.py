@@ -10,7 +10,7 @@ import numpy as np
 from ..data.image import read_image
 from ..data.transforms import NormalizeImage
 from ..errors import DataError
-from ..inference.detections import Detections
+from ..inference.detections import Detections, rows_of_coco
 from ..system.atomic_write import write_csv, write_text
 from ..system.log import logger
 from . import curves
@@ -169,14 +169,13 @@ def draw_training(rows):
     return _picture(figure)
 
 
-def draw_batch(batch, sample_transforms, class_names):
+def draw_batch(batch, reader, class_names):
     """The first images of a training batch side by side, as the network sees them: flipped, resized and padded, with
     the boxes that cells have as their targets. -> [H, W, 3] uint8 BGR."""
-    normalize = next(t for t in sample_transforms if isinstance(t, NormalizeImage))
+    normalize = next(t for t in reader.sample_transforms if isinstance(t, NormalizeImage))
     seen = []
     for image, labels, boxes in list(zip(batch["image"], batch["labels"], batch["bbox_targets"]))[:SHOWN_OF_A_BATCH]:
-        image = normalize.undo(image.numpy().transpose(1, 2, 0))[..., ::-1]
-        image, scale = _shrink(image)
+        image, scale = _shrink(normalize.undo(image.numpy()))
         rows = np.column_stack([labels.numpy(), np.ones(len(labels)), boxes.numpy() * scale])
         rows = np.unique(rows[rows[:, 0] < len(class_names)], axis=0)  # one of the many cells of a box
         seen.append(Detections.from_rows(rows, class_names, image=image).draw())
@@ -207,18 +206,16 @@ def _picture(figure):
 def _photos(evaluator, dataset, image_ids, threshold):
     """Yield (caption, picture): what is there beside what was found."""
     files = {record["im_id"]: record["im_file"] for record in dataset.records}
-    class_of = {category: i for i, category in enumerate(dataset.category_ids)}
     for image_id in image_ids:
         try:
-            image = read_image(files[image_id])[..., ::-1]
+            image = read_image(files[image_id])
         except DataError:  # evaluation has said so, and gone on
             continue
         image, scale = _shrink(image)
         halves = []
         for annotations in (evaluator.cocoGt.imgToAnns[image_id], evaluator.cocoDt.imgToAnns[image_id]):
-            rows = np.array([[class_of[a["category_id"]], a.get("score", 1.0), *a["bbox"]] for a in annotations
-                             if a.get("score", 1.0) >= threshold and not a.get("iscrowd")], np.float32).reshape(-1, 6)
-            rows[:, 4:] += rows[:, 2:4]  # width and height -> the other corner
+            rows = rows_of_coco([a for a in annotations if a.get("score", 1.0) >= threshold and not a.get("iscrowd")],
+                                dataset.category_ids)
             rows[:, 2:] *= scale
             halves.append(Detections.from_rows(rows, dataset.class_names, image=image).draw())
         yield Path(files[image_id]).name, _side_by_side(halves)

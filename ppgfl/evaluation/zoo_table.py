@@ -8,12 +8,12 @@ import numpy as np
 import paddle
 
 from ..build import build_dataset, load_model
-from ..config.load import load_config
+from ..config import load_config
+from ..config.keys import setting
 from ..data.image import read_image
 from ..errors import ConfigError, UserError, nearest
+from ..inference.detector import open_detector
 from ..inference.export import Graph, export
-from ..inference.infer import detection_function
-from ..inference.runner import make_runner
 from ..system import runtime
 from ..system.atomic_write import write_csv, write_json, write_text
 from ..system.log import logger
@@ -65,33 +65,31 @@ def failed(rows):
     return [row for row in rows if abs(row.get("difference", np.inf)) > TOLERANCE + 1e-9]
 
 
-def _row(model, overrides, folder, mirror, fps_images, finished):
-    address = model.weights.replace(zoo.ADDRESS, mirror.rstrip("/")) if mirror else model.weights
+def _row(entry, overrides, folder, mirror, fps_images, finished):
+    address = entry.weights.replace(zoo.ADDRESS, mirror.rstrip("/")) if mirror else entry.weights
     weights = checkpoint.find(address)
-    cfg = load_config(model.name, overrides)
-    device = runtime.select_device(cfg.get("use_gpu", False))
+    cfg = load_config(entry.name, overrides)
+    device = runtime.select_device(setting(cfg, "use_gpu"))
     dataset = build_dataset(cfg, "EvalDataset")
     made_from = {"weights": download.sha256(weights), "annotations": download.sha256(dataset.anno_path),
                  "images": len(dataset.records), "paddle": paddle.__version__, "device": device,
                  "overrides": list(overrides)}
     if finished and finished.get("made from") == made_from:
-        logger.info("%s: kept from an earlier run", model.name)
+        logger.info("%s: kept from an earlier run", entry.name)
         return finished
-    logger.info("%s: evaluating on %d images", model.name, len(dataset.records))
-    detector = load_model(cfg, weights)
-    detector.eval()
-    parameters = sum(int(np.prod(p.shape)) for p in detector.parameters()) / 1e6
-    operations = gflops(detector)
-    ap = 100 * evaluate(cfg, weights=weights, output_dir=folder / model.name)["AP"]
-    images = [read_image(record["im_file"])[..., ::-1] for record in dataset.records[:fps_images]]
-    logger.info("%s: measuring speed on %d images", model.name, len(images))
-    detect = detection_function(cfg, detector, "TestReader")
-    speed = fps(lambda image: detect([image]), images)
-    export(cfg, weights=weights, output_dir=folder / model.name / "exported", verify=())
-    runner = make_runner(folder / model.name / "exported", device="GPU" if device.startswith("gpu") else "CPU")
-    exported = fps(lambda image: runner([image]), images)
-    difference = round(ap - model.ap, 3)
-    return {"model": model.name, "schedule": model.schedule, "released AP": model.ap, "measured AP": round(ap, 3),
+    logger.info("%s: evaluating on %d images", entry.name, len(dataset.records))
+    model = load_model(cfg, weights)
+    parameters = sum(int(np.prod(p.shape)) for p in model.parameters()) / 1e6
+    operations = gflops(model)
+    ap = 100 * evaluate(cfg, weights=weights, output_dir=folder / entry.name)["AP"]
+    images = [read_image(record["im_file"]) for record in dataset.records[:fps_images]]
+    logger.info("%s: measuring speed on %d images", entry.name, len(images))
+    speed = fps(open_detector(cfg, model=model), images)
+    export(cfg, weights=weights, output_dir=folder / entry.name / "exported", verify=())
+    runner = {"device": "GPU" if device.startswith("gpu") else "CPU"}
+    exported = fps(open_detector(cfg, exported=folder / entry.name / "exported", runner=runner), images)
+    difference = round(ap - entry.ap, 3)
+    return {"model": entry.name, "schedule": entry.schedule, "released AP": entry.ap, "measured AP": round(ap, 3),
             "difference": difference, "FPS": round(speed, 3), "FPS exported": round(exported, 3),
             "parameters (M)": round(parameters, 2), "GFLOPs": round(operations, 1),
             "remark": "" if abs(difference) <= TOLERANCE else "differs", "made from": made_from}
@@ -100,10 +98,10 @@ def _row(model, overrides, folder, mirror, fps_images, finished):
 def fps(detect, images):
     """Images a second, one at a time, from the decoded image to its detections; warm-up excluded."""
     for image in images[:WARM_UP]:
-        detect(image)
+        detect([image])
     start = time.perf_counter()
     for image in images:
-        detect(image)
+        detect([image])
     return len(images) / (time.perf_counter() - start)
 
 

@@ -36,11 +36,11 @@ def quantize(source, target, images):
 
     class Reader(quantization.CalibrationDataReader):
         def __init__(self):
-            self.files = progress(files, total=len(files), what="calibrate", size=lambda _: 1)
+            self.files = progress(files, total=len(files), what="calibrate")
 
         def get_next(self):
             file = next(self.files, None)
-            return None if file is None else runner.prepare(read_image(file)[..., ::-1])
+            return None if file is None else runner.prepare(read_image(file))
 
     with tempfile.TemporaryDirectory(dir=Path(target).parent) as folder, _quiet():
         unproven = Path(folder, "model_int8.onnx")

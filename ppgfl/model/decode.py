@@ -7,9 +7,9 @@ import paddle
 from . import operators
 from .boxes import cell_centers, distances_to_boxes
 
-# From here on a first look at the best of the candidates takes less time than NMS over all of them (measured).
-MANY = 20_000
-FIRST_LOOK = 4_000
+# From so many candidates on, NMS over the best of them first takes less time than NMS over all (measured).
+LAZY_FROM = 20_000
+LAZY_TOP_K = 4_000
 
 
 @dataclass(eq=False)
@@ -38,14 +38,14 @@ class MultiClassNMS:
         The detections of an image stand together, class by class, best score first within a class.
         """
         threshold = self.score_threshold if score_threshold is None else score_threshold
-        if paddle.in_dynamic_mode() and self.keep_top_k > 0 and self._most(scores, threshold) > MANY:
+        if paddle.in_dynamic_mode() and self.keep_top_k > 0 and self._most(scores, threshold) > LAZY_FROM:
             return self._suppress_many(boxes, scores, threshold)
         return self._suppress(boxes, scores, threshold)
 
     def _suppress_many(self, boxes, scores, threshold):
         """The same result without looking at all: what NMS keeps of the best candidates does not depend on worse ones,
-        so when the best FIRST_LOOK of every image leave keep_top_k detections, these are it."""
-        least = paddle.topk(scores.flatten(1), FIRST_LOOK)[0][:, -1].reshape([-1, 1, 1])
+        so when the best LAZY_TOP_K of every image leave keep_top_k detections, these are it."""
+        least = paddle.topk(scores.flatten(1), LAZY_TOP_K)[0][:, -1].reshape([-1, 1, 1])
         best = paddle.where(scores >= least, scores, paddle.full([1], threshold, scores.dtype))  # others: no candidates
         bbox, bbox_num = self._suppress(boxes, best, threshold)
         enough = int(bbox_num.min()) >= self.keep_top_k
@@ -83,20 +83,20 @@ class Decoder:
     upstream_scores: bool = False
     cell_offset: float = 0.0
 
-    def __call__(self, maps, integral, scale_factor):
+    def __call__(self, features, integral, scale_factor):
         """Args:
-            maps: (cls, reg) of `GFLHead`.
+            features: the `gfl.Features` of the images.
             integral: its `Integral`.
             scale_factor: [N, 2] input size / original size, height first.
 
         Returns: {"bbox": [M, 6], "bbox_num": [N]} as `MultiClassNMS`.
         """
-        bbox, bbox_num = self.suppress(*self.decode(maps, integral, scale_factor))
+        bbox, bbox_num = self.suppress(*self.decode(features, integral, scale_factor))
         return {"bbox": bbox, "bbox_num": bbox_num}
 
-    def decode(self, maps, integral, scale_factor):
+    def decode(self, features, integral, scale_factor):
         """Boxes [N, A, 4] in pixels of the original image and scores [N, A, C] of all cells."""
-        cls_maps, reg_maps = ([_float32(x) for x in kind] for kind in maps)
+        cls_maps, reg_maps = ([_float32(x) for x in maps] for maps in (features.cls, features.reg))
         boxes = self.boxes(reg_maps, integral)
         boxes = boxes / paddle.concat([scale_factor.flip([1])] * 2, axis=1).unsqueeze(1)  # PaddleDetection: (y, x)
         return boxes, self.scores(cls_maps)

@@ -3,7 +3,7 @@
 LD: Zheng et al., Localization Distillation for Dense Object Detection, https://arxiv.org/abs/2102.12252.
 CWD: Shu et al., Channel-wise Knowledge Distillation for Dense Prediction, https://arxiv.org/abs/2011.13256.
 
-Student and teacher are compared by what `GFL.features` returns of them: the neck's levels and the head's maps.
+Student and teacher are compared by their `gfl.Features`: the neck's levels and the head's maps.
 """
 from dataclasses import dataclass
 
@@ -29,7 +29,7 @@ class Teacher:
         self.model = model
 
     def __call__(self, batch):
-        """The batch with `teacher`: its levels and maps of the images."""
+        """The batch with `teacher`: its `gfl.Features` of the images."""
         with paddle.no_grad():
             return {**batch, "teacher": self.model.features(batch["image"])}
 
@@ -124,7 +124,7 @@ class LocalizationDistillation:
 
     def __call__(self, student, teacher, batch, positive, weight):
         """Args:
-            student, teacher: their levels and maps.
+            student, teacher: their `gfl.Features`.
             batch: with `vlr_regions` and `label_weights` [N, A].
             positive: [N, A] 1 where a cell is responsible for a box.
             weight: [N, A] what such a cell counts in the losses of boxes.
@@ -138,7 +138,7 @@ class LocalizationDistillation:
         loss_ld_vlr = (self.loss_ld_vlr(sides, soft_sides).sum(axis=-1) * batch["vlr_regions"]).sum() / 16
         # PaddleDetection: the mean over the positive cells of each level, all levels added up
         kd = self.loss_kd(cls, soft_cls) * batch["label_weights"] * positive
-        sizes = [level.shape[2] * level.shape[3] for level in student[1][0]]
+        sizes = [level.shape[2] * level.shape[3] for level in student.cls]
         loss_kd = sum(of_level.sum() / count.sum().clip(min=1.0)
                       for of_level, count in zip(kd.split(sizes, axis=1), positive.split(sizes, axis=1)))
         return {"loss_ld": loss_ld, "loss_ld_vlr": loss_ld_vlr, "loss_kd": loss_kd}
@@ -146,7 +146,7 @@ class LocalizationDistillation:
     @staticmethod
     def _by_cell(features):
         """Class logits [N, A, C], distribution logits [N, A, 4, R]."""
-        cls, reg = (by_cell(kind).astype("float32") for kind in features[1])
+        cls, reg = (by_cell(maps).astype("float32") for maps in (features.cls, features.reg))
         return cls, reg.reshape([0, 0, 4, -1])
 
 
@@ -165,7 +165,7 @@ class ChannelWiseDistillation:
     def __call__(self, student, teacher, batch, positive, weight):
         """As `LocalizationDistillation`; returns {"loss_cwd_cls_p3", "loss_cwd_neck_p3", ...}."""
         losses = {}
-        for kind, ours, theirs in (("cls", student[1][0], teacher[1][0]), ("neck", student[0], teacher[0])):
+        for kind, ours, theirs in (("cls", student.cls, teacher.cls), ("neck", student.levels, teacher.levels)):
             for stride, a, b in zip(self.strides, ours, theirs):
                 name = f"loss_cwd_{kind}_p{int(stride).bit_length() - 1}"
                 losses[name] = self.loss(a.astype("float32"), b.astype("float32"))

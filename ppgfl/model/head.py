@@ -2,7 +2,10 @@
 
 GFL: Li et al., https://arxiv.org/abs/2006.04388. GFLv2: Li et al., https://arxiv.org/abs/2011.12885.
 """
+from __future__ import annotations
+
 import math
+from collections.abc import Sequence
 
 import paddle
 import paddle.nn.functional as F
@@ -119,8 +122,9 @@ class GFLHead(nn.Layer):
         feat_in_chan: channels of the towers' output.
     """
 
-    def __init__(self, conv_feat, dgqp_module=None, num_classes=80, fpn_stride=(8, 16, 32, 64, 128),
-                 prior_prob=0.01, reg_max=16, feat_in_chan=256):
+    def __init__(self, conv_feat: FCOSFeat, dgqp_module: DGQP | None = None, *, num_classes: int,
+                 fpn_stride: Sequence[int] = (8, 16, 32, 64, 128), prior_prob: float = 0.01, reg_max: int = 16,
+                 feat_in_chan: int = 256) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.fpn_stride = list(fpn_stride)

@@ -10,6 +10,7 @@ import paddle.nn.functional as F
 
 from ..system import dist
 from .boxes import boxes_to_distances, cell_centers, distances_to_boxes, giou, iou
+from .gfl import Features
 
 EPSILON_TO_LAST_BIN = 0.1  # PaddleDetection: DFL targets end at reg_max - 0.1, so that a right neighbour exists
 
@@ -96,17 +97,16 @@ class GFLCriterion:
 
     def __call__(self, features, integral, batch):
         """Args:
-            features: levels and maps of `GFL.features`.
+            features: the `gfl.Features` of the images.
             integral: the head's `Integral`.
             batch: `labels`, `label_weights`, `bbox_targets`, `pos_num` (see `ppgfl.data`); `teacher` for distillation.
 
         Returns: {"loss", their sum, "loss_qfl", "loss_bbox", "loss_dfl", and those of the distillation}, float32
             tensors without dimensions.
         """
-        _, maps = features
         with paddle.amp.auto_cast(enable=False):
-            cls, reg = (by_cell(kind).astype("float32") for kind in maps)
-            centers, strides = self._cells(maps[1])
+            cls, reg = (by_cell(maps).astype("float32") for maps in (features.cls, features.reg))
+            centers, strides = self._cells(features.reg)
             labels = batch["labels"]
             positive = (labels < self.num_classes).astype("float32")
 
@@ -131,7 +131,8 @@ class GFLCriterion:
             loss_dfl = (self.loss_dfl(logits, distance).mean(axis=-1) * weight).sum() / weight_sum
             terms = {"loss_qfl": loss_qfl, "loss_bbox": loss_bbox, "loss_dfl": loss_dfl}
             if self.distillation is not None:
-                terms.update(self.distillation(features, batch["teacher"], batch, positive, weight))
+                teacher = Features(*batch["teacher"])  # in a compiled graph it has become a list
+                terms.update(self.distillation(features, teacher, batch, positive, weight))
         return {"loss": sum(terms.values()), **terms}
 
     def _cells(self, maps):

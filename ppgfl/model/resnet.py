@@ -32,6 +32,7 @@ class ResNet(nn.Layer):
         num_stages: stages that exist at all.
 
     Attributes:
+        depth: as given.
         channels, strides: of the returned maps.
 
     Raises:
@@ -45,6 +46,7 @@ class ResNet(nn.Layer):
         return_idx = _as_list(return_idx)
         dcn_v2_stages = _as_list(dcn_v2_stages)
         _check(depth, variant, norm_type, lr_mult_list, num_stages, return_idx, dcn_v2_stages)
+        self.depth = depth
         self.return_idx = return_idx
         block = Bottleneck if depth >= 50 else BasicBlock
         self.channels = [STAGE_WIDTHS[i] * block.expansion for i in return_idx]
