@@ -1,6 +1,7 @@
 """What a stranger reads first is true: sizes, wings, recipes, names of files, the site, the forms on GitHub."""
 from __future__ import annotations
 
+import ast
 import re
 import runpy
 import subprocess
@@ -84,6 +85,18 @@ def test_files_that_a_page_names_exist(page):
     if page == "docs/migrating.md":  # which names PaddleDetection's tools
         named = [name for name in named if not name.startswith("tools/")]
     assert not [name for name in named if not (ROOT / name).is_file()]
+
+
+def test_messages_that_troubleshooting_quotes_are_still_printed():
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "ppgfl").rglob("*.py")]
+    texts = [node.value for tree in trees for node in ast.walk(tree)
+             if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    first = [line.split("|")[1] for line in read("docs/troubleshooting.md").splitlines() if line.startswith("| ")]
+    quoted = [part.strip(" :,") for cell in first for quote in re.findall("`([^`]+ [^`]+)`", cell)
+              for part in re.split(r"\.\.\.|\d+", quote)]
+    messages = [part for part in quoted if " " in part]
+    assert len(messages) >= 4
+    assert not [message for message in messages if not any(message in text for text in texts)]
 
 
 def test_the_changelog_says_where_each_module_went():
