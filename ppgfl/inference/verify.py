@@ -137,4 +137,5 @@ def _samples(cfg: dict[str, Any], images: Sequence[str] | None, image_shape: Seq
 
 def _drawn_images() -> list[np.ndarray]:
     rng = np.random.default_rng(0)
-    return [rng.integers(0, 256, (h, w, 3), dtype=np.uint8) for h, w in ((240, 320), (331, 200), (64, 640))]
+    sizes = ((240, 320), (331, 200), (64, 640))
+    return [rng.integers(0, 256, (*size, 3), dtype=np.uint8)[..., ::-1] for size in sizes]
