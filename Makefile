@@ -2,9 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 VENV26 := .venv-paddle26
-VENV_DOCS := .venv-docs
 
-.PHONY: test test-paddle26 check faults demo bench docs clean
+.PHONY: test test-paddle26 check faults demo bench clean
 
 # In five processes, since Paddle keeps memory of every graph that it has made or opened until a process ends: one
 # process for all took 22 GiB.
@@ -36,8 +35,25 @@ demo: $(VENV)/ready  ## draw a data set, train, evaluate, detect: about four min
 bench: $(VENV)/ready  ## speed against PaddleDetection and others, in environments of their own: about twenty minutes
 	$(VENV)/bin/python benchmarks/compare.py
 
-docs: $(VENV_DOCS)/ready  ## the documentation as a site, in site/; a broken link or a docstring that cannot be read stops it
+# --- the documentation
+
+.PHONY: docs clean-docs
+VENV_DOCS := .venv-docs
+
+docs: $(VENV_DOCS)/ready  ## a site of docs/ and the docstrings, in site/; a broken link stops it
 	NO_MKDOCS_2_WARNING=1 $(VENV_DOCS)/bin/python -m mkdocs build --strict
+
+$(VENV_DOCS)/ready: setup.py  # without Paddle: docstrings are read, not imported
+	$(PYTHON) -m venv $(VENV_DOCS)
+	$(VENV_DOCS)/bin/python -m pip install --quiet --upgrade "pip>=23" "setuptools>=61" wheel
+	$(VENV_DOCS)/bin/python -m pip install --quiet ".[docs]"
+	touch $@
+
+clean: clean-docs
+clean-docs:
+	rm -rf $(VENV_DOCS) site
+
+# --- the environments
 
 $(VENV)/ready: setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -51,11 +67,5 @@ $(VENV26)/ready: setup.py pyproject.toml
 	$(VENV26)/bin/python -m pip install --quiet -e ".[dev]" "paddlepaddle==2.6.2" "numpy==1.26.4" "opencv-python<4.12"
 	touch $@
 
-$(VENV_DOCS)/ready: setup.py  # without Paddle: the docstrings are read, not imported
-	$(PYTHON) -m venv $(VENV_DOCS)
-	$(VENV_DOCS)/bin/python -m pip install --quiet --upgrade "pip>=23" "setuptools>=61" wheel
-	$(VENV_DOCS)/bin/python -m pip install --quiet ".[docs]"
-	touch $@
-
 clean:
-	rm -rf $(VENV) $(VENV26) $(VENV_DOCS) site benchmarks/.envs build *.egg-info
+	rm -rf $(VENV) $(VENV26) benchmarks/.envs build *.egg-info
