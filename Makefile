@@ -46,7 +46,7 @@ docs: $(VENV_DOCS)/ready  ## a site of docs/ and the docstrings, in site/; a bro
 $(VENV_DOCS)/ready: setup.py  # without Paddle: docstrings are read, not imported
 	$(PYTHON) -m venv $(VENV_DOCS)
 	$(VENV_DOCS)/bin/python -m pip install --quiet --upgrade "pip>=23" "setuptools>=61" wheel
-	$(VENV_DOCS)/bin/python -m pip install --quiet ".[docs]"
+	$(VENV_DOCS)/bin/python -m pip install --quiet -e ".[docs]"
 	touch $@
 
 clean: clean-docs
