@@ -181,7 +181,7 @@ def prepares(words):
     return words[:3] == ["python3", "-m", "venv"] or pytest.fail(f"no way to run {shlex.join(words)}")
 
 
-@pytest.mark.slow
+@pytest.mark.drill
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)])
 def test_every_command_runs(page, place, monkeypatch):
     for block in blocks(page, "yaml"):
