@@ -33,6 +33,7 @@ setup(
         "gpu": ["paddlepaddle-gpu"],
         "onnx": ONNX,
         "serve": SERVE,
+        "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.26", "ruff"],
         "dev": ["pytest>=7.3", "ruff", "httpx", "selenium", *ONNX, *SERVE],
     },
 )
