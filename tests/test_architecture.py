@@ -6,7 +6,7 @@ from pathlib import Path
 
 from helpers import ROOT
 
-# A wing imports only wings that stand before it; those of one line know nothing of each other. `targets` is a public path.
+# A wing imports only wings that stand before it; those of one list do not know each other.
 ORDER = [["errors"], ["system", "optim"], ["config", "weights", "model", "data"], ["build", "targets"], ["inference"],
          ["evaluation"], ["training"], ["cli"]]
 PLACE = {wing: i for i, wings in enumerate(ORDER) for wing in wings}
