@@ -19,7 +19,8 @@ from ..config.keys import setting
 from ..data.image import read_image
 from ..errors import ConfigError, UserError, nearest
 from ..inference.detector import open_detector
-from ..inference.export import Graph, export
+from ..inference.export import export
+from ..inference.graph import Graph
 from ..model.gfl import GFL
 from ..system import runtime
 from ..system.atomic_write import write_csv, write_json, write_text

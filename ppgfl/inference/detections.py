@@ -11,6 +11,7 @@ import numpy as np
 
 from ..data.image import read_image
 from ..system import atomic_write
+from .draw import draw_boxes
 
 
 @dataclass(repr=False)
@@ -59,11 +60,10 @@ class Detections:
 
     def draw(self, threshold: float = 0.5) -> np.ndarray:
         """The image [H, W, 3] uint8 BGR with the boxes that score at least `threshold`."""
-        from .draw import draw_boxes
-
         if self.image is None and self.path is None:
             raise ValueError("these detections know neither the path nor the pixels of their image")
-        return draw_boxes(self.image if self.image is not None else read_image(str(self.path)), self.above(threshold))
+        image, found = self.image if self.image is not None else read_image(str(self.path)), self.above(threshold)
+        return draw_boxes(image, found.boxes, found.scores, found.labels, found.names)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values: {"file", "detections": [{"label", "name", "score", "box": [x1, y1, x2, y2]}]}."""

@@ -2,23 +2,21 @@
 from __future__ import annotations
 
 import colorsys
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
 
-if TYPE_CHECKING:
-    from .detections import Detections
-
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
-def draw_boxes(image: np.ndarray, found: Detections) -> np.ndarray:
-    """A copy of an image [H, W, 3] uint8 BGR with the boxes, names and scores of `Detections`, weakest first."""
+def draw_boxes(image: np.ndarray, boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray,
+               names: Sequence[str]) -> np.ndarray:
+    """A copy of an image [H, W, 3] uint8 BGR with boxes [M, 4], their names and scores; best first, drawn last."""
     picture = np.ascontiguousarray(image).copy()
     height, width = picture.shape[:2]
     thickness = max(1, round((height + width) / 700))
-    for box, score, label, name in reversed(list(zip(found.boxes, found.scores, found.labels, found.names))):
+    for box, score, label, name in reversed(list(zip(boxes, scores, labels, names))):
         color = class_color(int(label))
         x1, y1, x2, y2 = (int(n) for n in np.clip(np.round(box), -10_000, 100_000))
         cv2.rectangle(picture, (x1, y1), (x2, y2), color, thickness)

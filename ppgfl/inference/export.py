@@ -13,18 +13,16 @@ from typing import Any
 
 import paddle
 import yaml
-from paddle import Tensor
 from paddle.static import InputSpec
 
 from ..build import build_dataset, check, load_model
 from ..config.keys import section, setting
 from ..data.transforms import NormalizeImage
 from ..errors import ConfigError, ExportError
-from ..model.gfl import GFL
-from ..model.layers import fold_norm
 from ..system.atomic_write import write_text
 from ..system.interrupt import block_signals
 from ..system.log import logger
+from .graph import Graph, fuse_conv_bn
 from .verify import compare
 
 Context = Callable[[], AbstractContextManager[Any]]
@@ -97,23 +95,6 @@ def write_graphs(cfg: dict[str, Any], weights: str | os.PathLike[str] | None, fo
         names = _move(unproven, folder)
     logger.info("exported to %s: %s", folder.resolve(), ", ".join(names))
     return differences
-
-
-class Graph(paddle.nn.Layer):
-    """What is exported: the model up to the point that `export` of the config names."""
-
-    def __init__(self, model: GFL, *, post_process: bool = True, nms: bool = True, benchmark: bool = False) -> None:
-        super().__init__()
-        self.model = model
-        self.bare = benchmark or not post_process
-        self.nms = nms
-
-    def forward(self, image: Tensor, scale_factor: Tensor | None = None) -> tuple[Tensor, ...]:
-        features = self.model.features(image)
-        if self.bare:
-            return (*features.cls, *features.reg)
-        boxes, scores = self.model.decoder.decode(features, self.model.head.distribution_project, scale_factor)
-        return self.model.decoder.suppress(boxes, scores) if self.nms else (boxes, scores)
 
 
 # --- the files
@@ -215,18 +196,3 @@ def describe(cfg: dict[str, Any], image_shape: Sequence[int | None]) -> dict[str
         "use_dynamic_shape": None in image_shape[2:], "arch": "GFL", "min_subgraph_size": 16, "Preprocess": preprocess,
         "label_list": build_dataset(cfg, "TestDataset").class_names,
     }
-
-
-def fuse_conv_bn(model: GFL) -> None:
-    """Fold every BatchNorm behind a plain convolution into its weights; the outputs stay the same."""
-    for layer in model.sublayers():
-        norm = getattr(layer, "norm", None)
-        conv = getattr(layer, "conv", None)
-        if not isinstance(norm, paddle.nn.BatchNorm2D) or not isinstance(conv, paddle.nn.Conv2D):
-            continue
-        weight, bias = fold_norm(conv, norm)
-        conv.weight.set_value(weight)
-        if conv.bias is None:
-            conv.bias = conv.create_parameter([conv.weight.shape[0]], is_bias=True)
-        conv.bias.set_value(bias)
-        layer.norm = paddle.nn.Identity()

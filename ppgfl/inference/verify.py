@@ -4,7 +4,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import paddle
@@ -13,10 +13,8 @@ from ..build import build_reader
 from ..data.batch import Batch
 from ..errors import DataError, ExportError
 from ..system.log import logger
+from .graph import Graph
 from .runner import make_runner
-
-if TYPE_CHECKING:
-    from .export import Graph
 
 Arrays = Sequence[np.ndarray]
 Run = Callable[[Mapping[str, np.ndarray]], list[np.ndarray]]
@@ -32,7 +30,7 @@ def compare(cfg: dict[str, Any], folder: Path, graphs: Mapping[str, Graph], imag
     Args:
         cfg: for its TestReader.
         folder: of the export.
-        graphs: {file name: `export.Graph`}.
+        graphs: {file name: `graph.Graph`}.
         images: paths, or None for three drawn images.
         image_shape: [N, 3, H, W] that the graphs take, None for what is free.
 

@@ -25,7 +25,6 @@ from ..system.log import logger
 from .checkpoints import SUFFIXES
 
 if TYPE_CHECKING:
-    from .setup import Options
     from .state import Progress
 
 FIRST_COLUMNS = ("epoch", "step", "lr")  # of results.csv; then the losses, which depend on the config, and METRICS
@@ -72,7 +71,7 @@ class RunFolder:
             with suppress(OSError):
                 self.path.rmdir()  # empty after a mistake before the first step
 
-    def describe(self, cfg: dict[str, Any], options: Options, progress: Progress, *, images: int,
+    def describe(self, cfg: dict[str, Any], options: Mapping[str, Any], progress: Progress, *, images: int,
                  images_per_step: int) -> None:
         """Write what this run is, and say in the log where everything goes."""
         logger.info("%d images, %d a step, epochs %d to %d; everything goes to %s", images, images_per_step,
@@ -83,7 +82,7 @@ class RunFolder:
         write_text(self.path / "config.yml", yaml.safe_dump(cfg, sort_keys=False, allow_unicode=True))
         starts = json.loads(self._text("run.json") or "[]")
         starts.append({
-            "command": options.command, "options": {k: v for k, v in vars(options).items() if k != "command"},
+            "command": options["command"], "options": {k: v for k, v in options.items() if k != "command"},
             "time": datetime.datetime.now().isoformat(timespec="seconds"), "from_epoch": progress.epoch,
             "processes": dist.world_size(), "images_per_step": images_per_step, "python": platform.python_version(),
             "paddle": paddle.__version__, "numpy": np.__version__, "device": str(paddle.device.get_device())})
