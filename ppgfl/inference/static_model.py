@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from .. import __version__
 from ..build import CLASSES, load_model
 from ..config.keys import setting
 from ..errors import ConfigError, ExportError
@@ -123,7 +122,7 @@ def _key(cfg: dict[str, Any], weights: Path) -> str:
     model = {key: value for key, value in cfg.items()
              if key in CLASSES or key in ("architecture", "GFL", "norm_type", "num_classes", "upstream_scores")}
     code = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.parent.rglob("*.py"))))
-    parts = [download.sha256(weights), model, code.hexdigest(), __version__, paddle.__version__]
+    parts = [download.sha256(weights), model, code.hexdigest(), paddle.__version__]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -96,7 +96,8 @@ def set_up(cfg: dict[str, Any], options: Options, folder: RunFolder) -> Run:
     if state.progress.epoch >= epochs:
         raise ConfigError(f"epoch: {epochs}, and the run that is resumed has finished {state.progress.epoch}; "
                           "set -o epoch= higher to go on")
-    folder.describe(cfg, asdict(options), state.progress, images=len(train_set.records), images_per_step=images_per_step)
+    folder.describe(cfg, asdict(options), state.progress, images=len(train_set.records),
+                    images_per_step=images_per_step)
     board = Dashboard(_dashboard_folder(cfg, options, folder), resume_step=state.progress.step)
     step = make_step(cfg, state, teacher, amp=options.amp or (setting(cfg, "amp_level") if cfg.get("amp") else None),
                      accumulate=options.accumulate, to_static=options.to_static)
