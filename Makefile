@@ -18,8 +18,9 @@ test-paddle26: $(VENV26)/ready  ## the same under Paddle 2.6.2 and numpy 1.26, t
 	for part in $(PARTS); do $(VENV26)/bin/python -m pytest $$part || exit 1; done
 	$(VENV26)/bin/python -m pytest tests/faults
 
-check: $(VENV)/ready  ## style and the fast tests
+check: $(VENV)/ready  ## style, types and the fast tests
 	$(VENV)/bin/python -m ruff check .
+	$(VENV)/bin/python -m mypy
 	for part in $(PARTS); do $(VENV)/bin/python -m pytest -m "not slow" $$part || exit 1; done
 
 faults: $(VENV)/ready  ## hostile files and kills, with more rounds than the suite (docs/reliability.md)

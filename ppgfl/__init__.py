@@ -8,6 +8,8 @@ The public names load on first use, so that `import ppgfl` takes hundredths of a
     metrics = ppgfl.evaluate(cfg, weights="gfl_r50_fpn_1x_coco.pdparams")
     found = ppgfl.Detector("gfl_r50_fpn_1x_coco", weights="gfl_r50_fpn_1x_coco.pdparams")("photo.jpg")
 """
+from __future__ import annotations
+
 import importlib
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:  # the names below, for editors and type checkers
     from . import build, data, errors, model, optim
     from .build import build_model
     from .config import load_config
-    from .data import targets
+    from .data import targets as targets
     from .errors import CheckpointError, ConfigError, DataError, ExportError, TrainingError
     from .evaluation.evaluate import evaluate
     from .inference.detections import Detections
@@ -49,17 +51,20 @@ _NAMES = {
 # Public module -> where it stands.
 _MODULES = {"build": "build", "data": "data", "errors": "errors", "model": "model", "optim": "optim",
             "targets": "data.targets"}
-__all__ = list(_NAMES)  # noqa: PLE0604
+# The names of _NAMES, written out for type checkers.
+__all__ = ["CheckpointError", "ConfigError", "DataError", "Detections", "Detector", "ExportError", "TrainingError",
+           "build_model", "evaluate", "export", "load_config", "load_weights", "train"]
 
 
-def __getattr__(name: str) -> Any:
-    home = _NAMES.get(name) or _MODULES.get(name)
-    if home is None:
-        raise AttributeError(f"module 'ppgfl' has no attribute '{name}'")
-    if home not in ("config", "errors"):
-        runtime.import_paddle()
-    module = importlib.import_module(f".{home}", __name__)
-    return getattr(module, name) if name in _NAMES else module
+if not TYPE_CHECKING:  # to a type checker it would make every misspelt name a known one
+    def __getattr__(name: str) -> Any:
+        home = _NAMES.get(name) or _MODULES.get(name)
+        if home is None:
+            raise AttributeError(f"module 'ppgfl' has no attribute '{name}'")
+        if home not in ("config", "errors"):
+            runtime.import_paddle()
+        module = importlib.import_module(f".{home}", __name__)
+        return getattr(module, name) if name in _NAMES else module
 
 
 def __dir__() -> list[str]:
