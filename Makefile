@@ -36,6 +36,26 @@ demo: $(VENV)/ready  ## draw a data set, train, evaluate, detect: about four min
 bench: $(VENV)/ready  ## speed against PaddleDetection and others, in environments of their own: about twenty minutes
 	$(VENV)/bin/python benchmarks/compare.py
 
+# --- the documentation
+
+.PHONY: docs clean-docs
+VENV_DOCS := .venv-docs
+
+docs: $(VENV_DOCS)/ready  ## a site of docs/ and the docstrings, in site/; a broken link stops it
+	NO_MKDOCS_2_WARNING=1 $(VENV_DOCS)/bin/python -m mkdocs build --strict
+
+$(VENV_DOCS)/ready: setup.py  # without Paddle: docstrings are read, not imported
+	$(PYTHON) -m venv $(VENV_DOCS)
+	$(VENV_DOCS)/bin/python -m pip install --quiet --upgrade "pip>=23" "setuptools>=61" wheel
+	$(VENV_DOCS)/bin/python -m pip install --quiet -e ".[docs]"
+	touch $@
+
+clean: clean-docs
+clean-docs:
+	rm -rf $(VENV_DOCS) site
+
+# --- the environments
+
 $(VENV)/ready: setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --upgrade "pip>=23" "setuptools>=61" wheel

@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING, Any
 from .system import runtime
 
 if TYPE_CHECKING:  # the names below, for editors and type checkers
-    from . import build, data, errors, model, optim
+    from . import build, config, data, errors, model, optim, targets
     from .build import build_model
     from .config import load_config
-    from .data import targets as targets
     from .errors import CheckpointError, ConfigError, DataError, ExportError, TrainingError
     from .evaluation.evaluate import evaluate
     from .inference.detections import Detections
-    from .inference.detector import Detector
+    from .inference.detector import Detector, open_detector
     from .inference.export import export
     from .training.train import train
     from .weights.checkpoint import load_weights
@@ -41,6 +40,7 @@ _NAMES = {
     "train": "training.train",
     "export": "inference.export",
     "Detector": "inference.detector",
+    "open_detector": "inference.detector",
     "Detections": "inference.detections",
     "ConfigError": "errors",
     "TrainingError": "errors",
@@ -48,19 +48,17 @@ _NAMES = {
     "DataError": "errors",
     "CheckpointError": "errors",
 }
-# Public module -> where it stands.
-_MODULES = {"build": "build", "data": "data", "errors": "errors", "model": "model", "optim": "optim",
-            "targets": "data.targets"}
+_MODULES = {"build", "config", "data", "errors", "model", "optim", "targets"}
 # The names of _NAMES, written out for type checkers.
 __all__ = ["CheckpointError", "ConfigError", "DataError", "Detections", "Detector", "ExportError", "TrainingError",
-           "build_model", "evaluate", "export", "load_config", "load_weights", "train"]
+           "build_model", "evaluate", "export", "load_config", "load_weights", "open_detector", "train"]
 
 
 if not TYPE_CHECKING:  # to a type checker it would make every misspelt name a known one
     def __getattr__(name: str) -> Any:
-        home = _NAMES.get(name) or _MODULES.get(name)
-        if home is None:
+        if name not in {*_NAMES, *_MODULES}:
             raise AttributeError(f"module 'ppgfl' has no attribute '{name}'")
+        home = _NAMES.get(name, name)
         if home not in ("config", "errors"):
             runtime.import_paddle()
         module = importlib.import_module(f".{home}", __name__)

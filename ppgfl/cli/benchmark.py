@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ExportError
-from ..inference.runner import load_runner
+from ..inference.runner import load_runner, make_runner
 from ..system import runtime
 from ..system.log import logger
 from ..system.progress import progress
@@ -93,14 +93,13 @@ def machine() -> str:
 def _runner(model_dir: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], label: str = "",
             **settings: Any) -> Subjects:
     """{description: function} of ppgfl's runner, none when it cannot run so and another has taken its place."""
-    module = load_runner()
     try:
-        runner = module.Runner(model_dir, **settings)
-    except module.RunnerError as error:
+        runner = make_runner(model_dir, **settings)
+    except ExportError as error:
         if len(settings) > 1:  # this way of running is not there, as bfloat16 on an old processor
             logger.info("left out: %s", error)
             return {}
-        raise ExportError(str(error)) from error
+        raise
     return {label + runner.description: lambda: runner.detect(arrays)}
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import __version__
 from ..errors import DataError
 from ..system import dist, runtime
 from ..system.log import set_up
@@ -36,10 +37,14 @@ def main(command: str, words: Sequence[str] | None = None, prog: str | None = No
 def entry(words: Sequence[str] | None = None) -> int:
     """The command `ppgfl`: its first word names the command, the others are the arguments of `tools/COMMAND.py`."""
     words = sys.argv[1:] if words is None else words
+    if list(words[:1]) == ["--version"]:
+        print(f"ppgfl {__version__}")
+        return 0
     command = WORDS.get(words[0]) if words else None
     if command is None:
         listed = "\n".join(f"  {word:<9} {_summary(COMMANDS[name][0])}" for word, name in WORDS.items())
-        print(f"usage: ppgfl COMMAND ...\n\n{listed}\n\nppgfl COMMAND --help lists its arguments.")
+        print(f"usage: ppgfl COMMAND ...\n\n{listed}\n\nppgfl COMMAND --help lists its arguments, "
+              "ppgfl --version says which version this is.")
         return 0 if list(words[:1]) in ([], ["--help"], ["-h"]) else 2
     return main(command, words[1:], prog=f"ppgfl {words[0]}")
 

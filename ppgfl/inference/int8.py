@@ -46,7 +46,10 @@ def quantize(source: str | os.PathLike[str], target: str | os.PathLike[str],
 
         def get_next(self) -> dict[str, Any] | None:
             file = next(self.files, None)
-            return None if file is None else runner.prepare(read_image(file))
+            if file is None:
+                return None
+            arrays = runner.prepare([read_image(file)])
+            return {name: arrays[name] for name in ("image", "scale_factor")}
 
     with tempfile.TemporaryDirectory(dir=Path(target).parent) as folder, _quiet():
         unproven = Path(folder, "model_int8.onnx")

@@ -92,7 +92,7 @@ def _open(folder: Path) -> StaticModel:
     model of a process gets it, and stays; others run on oneDNN, a fifth slower, which gives its memory back."""
     if folder not in _on_openvino:
         model = StaticModel(folder, engine="onednn" if _on_openvino else "auto")
-        if _on_openvino or "OpenVINO" not in model.runner.description:
+        if _on_openvino or model.runner.engine != "openvino":
             return model
         _on_openvino[folder] = model
     return _on_openvino[folder]
