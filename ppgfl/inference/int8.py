@@ -62,7 +62,7 @@ def quantize(source: str | os.PathLike[str], target: str | os.PathLike[str],
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without ONNX Runtime's advice to preprocess the graph, which is already folded."""
+    """Silence ONNX Runtime's advice to preprocess the graph, which is folded already."""
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)
