@@ -24,7 +24,7 @@ setup(
     python_requires=">=3.9",
     packages=find_packages(include=["ppgfl", "ppgfl.*"]) + list(INSIDE),
     package_dir={"ppgfl": "ppgfl", **INSIDE},
-    package_data={name: ["*.yml", "*.html"] for name in INSIDE},
+    package_data={"ppgfl": ["py.typed"], **{name: ["*.yml", "*.html"] for name in INSIDE}},
     install_requires=["numpy", "pyyaml", "opencv-python", "pycocotools", "visualdl", "tqdm", "matplotlib",
                       "pooch", "requests", "filelock"],
     entry_points={"console_scripts": ["ppgfl = ppgfl.cli:entry"]},
@@ -34,6 +34,6 @@ setup(
         "onnx": ONNX,
         "serve": SERVE,
         "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.26", "ruff"],
-        "dev": ["pytest>=7.3", "ruff", "httpx", "selenium", *ONNX, *SERVE],
+        "dev": ["pytest>=7.3", "ruff", "mypy", "httpx", "selenium", *ONNX, *SERVE],
     },
 )

@@ -8,6 +8,8 @@ The public names load on first use, so that `import ppgfl` takes hundredths of a
     metrics = ppgfl.evaluate(cfg, weights="gfl_r50_fpn_1x_coco.pdparams")
     found = ppgfl.Detector("gfl_r50_fpn_1x_coco", weights="gfl_r50_fpn_1x_coco.pdparams")("photo.jpg")
 """
+from __future__ import annotations
+
 import importlib
 from typing import TYPE_CHECKING, Any
 
@@ -47,17 +49,20 @@ _NAMES = {
     "CheckpointError": "errors",
 }
 _MODULES = {"build", "config", "data", "errors", "model", "optim", "targets"}
-__all__ = list(_NAMES)  # noqa: PLE0604
+# The names of _NAMES, written out for type checkers.
+__all__ = ["CheckpointError", "ConfigError", "DataError", "Detections", "Detector", "ExportError", "TrainingError",
+           "build_model", "evaluate", "export", "load_config", "load_weights", "open_detector", "train"]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in {*_NAMES, *_MODULES}:
-        raise AttributeError(f"module 'ppgfl' has no attribute '{name}'")
-    home = _NAMES.get(name, name)
-    if home not in ("config", "errors"):
-        runtime.import_paddle()
-    module = importlib.import_module(f".{home}", __name__)
-    return getattr(module, name) if name in _NAMES else module
+if not TYPE_CHECKING:  # to a type checker it would make every misspelt name a known one
+    def __getattr__(name: str) -> Any:
+        if name not in {*_NAMES, *_MODULES}:
+            raise AttributeError(f"module 'ppgfl' has no attribute '{name}'")
+        home = _NAMES.get(name, name)
+        if home not in ("config", "errors"):
+            runtime.import_paddle()
+        module = importlib.import_module(f".{home}", __name__)
+        return getattr(module, name) if name in _NAMES else module
 
 
 def __dir__() -> list[str]:

@@ -59,7 +59,7 @@ def version(name: str) -> str | None:
 
 
 def pairs() -> Iterator[Finding]:
-    """Versions that do not go together."""
+    """Findings about versions that do not go together."""
     import cv2
     import numpy
     import paddle

@@ -107,7 +107,8 @@ def compare(reports: Sequence[Report], num_classes: int) -> Iterator[str]:
             yield f"{a.path} and {b.path} do not list the same classes: {what}"
         both = a.files & b.files
         if both:
-            yield f"{len(both)} images are in {a.section} and in {b.section}, so the AP says too much: {_some(both)}"
+            yield (f"{len(both)} images are in {a.section} and in {b.section}, so the AP comes out too high: "
+                   f"{_some(both)}")
 
 
 def _some(values: Iterable[Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Union, overload
 
 import cv2
 import numpy as np
@@ -25,6 +25,7 @@ from .runner import is_exported, make_runner
 from .slicing import Slicing, detect_sliced
 from .static_model import load_detection_model
 
+Image = Union[str, os.PathLike[str], np.ndarray]  # a file, or [H, W, 3] uint8 BGR
 Images = Sequence[np.ndarray]
 Rows = np.ndarray
 
@@ -143,7 +144,13 @@ class Detector:
         self.detect = open_detector(cfg, weights=weights, slicing=slicing)
         self.class_names = build_dataset(cfg, "TestDataset").class_names
 
-    def __call__(self, images: Any) -> Any:
+    @overload
+    def __call__(self, images: Image) -> Detections: ...
+
+    @overload
+    def __call__(self, images: list[Any] | tuple[Any, ...]) -> list[Detections]: ...
+
+    def __call__(self, images: Image | list[Any] | tuple[Any, ...]) -> Detections | list[Detections]:
         """An image, or a list of them -> `Detections`, or a list of them.
 
         An image is a path, or an array [H, W, 3] uint8 BGR (as cv2 reads it; [H, W] for grey).
@@ -158,12 +165,12 @@ class Detector:
             found += [self._detections(image, rows) for image, rows in zip(some, rows_of)]
         return found
 
-    def _detections(self, image: Any, rows: Rows) -> Detections:
-        given = {"image": image} if isinstance(image, np.ndarray) else {"path": str(image)}
+    def _detections(self, image: Image, rows: Rows) -> Detections:
+        given: dict[str, Any] = {"image": image} if isinstance(image, np.ndarray) else {"path": str(image)}
         return Detections.from_rows(rows, self.class_names, **given)
 
 
-def _as_array(image: Any) -> np.ndarray:
+def _as_array(image: Image) -> np.ndarray:
     """[H, W, 3] uint8 BGR of what `Detector` is called with. Raises DataError."""
     if isinstance(image, (str, os.PathLike)):
         return read_image(image)

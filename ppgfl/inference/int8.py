@@ -57,12 +57,12 @@ def quantize(source: str | os.PathLike[str], target: str | os.PathLike[str],
             str(source), str(unproven), Reader(), op_types_to_quantize=["Conv"], per_channel=True,
             quant_format=quantization.QuantFormat.QDQ, activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8, calibrate_method=quantization.CalibrationMethod.MinMax)
-        unproven.replace(target)
+        unproven.replace(Path(target))
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without ONNX Runtime's advice to preprocess the graph, which is already folded."""
+    """Silence ONNX Runtime's advice to preprocess the graph, which is folded already."""
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Results of very many images: one JSON line each, in shards, that a stopped run goes on with."""
+"""Results of very many images, one JSON line each, in shards with which a stopped run can go on."""
 from __future__ import annotations
 
 import json
@@ -64,7 +64,7 @@ class JsonLines:
 
 
 def _files_of(path: Path) -> set[str]:
-    """The images of a shard, whose cut last line is dropped."""
+    """The images that a shard lists; a last line that was cut off is removed from the file."""
     text = path.read_text(encoding="utf-8", errors="replace")
     whole, newline, cut = text.rpartition("\n")
     if cut:

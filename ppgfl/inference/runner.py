@@ -3,7 +3,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
@@ -26,7 +27,7 @@ def load_runner() -> ModuleType:
     return module
 
 
-def is_exported(path: str | Path) -> bool:
+def is_exported(path: str | os.PathLike[str]) -> bool:
     """Whether a path is an exported folder, a model file in it, or an ONNX file."""
     return Path(path).is_dir() or Path(path).suffix in (".pdmodel", ".json", ".onnx")
 
@@ -52,14 +53,14 @@ class ExportedModel:
     def prepare(self, images: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
         return _checked(self.runner.prepare, images)
 
-    def detect(self, arrays: dict[str, np.ndarray]) -> list[np.ndarray]:
+    def detect(self, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         return _checked(self.runner.detect, arrays)
 
-    def run(self, arrays: dict[str, np.ndarray]) -> list[np.ndarray]:
+    def run(self, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         return _checked(self.runner.run, arrays)
 
 
-def make_runner(path: str | Path, **settings: Any) -> ExportedModel:
+def make_runner(path: str | os.PathLike[str], **settings: Any) -> ExportedModel:
     """Open an exported model (see `is_exported`).
 
     Args:

@@ -48,8 +48,8 @@ class MultiClassNMS:
         return self._suppress(boxes, scores, threshold)
 
     def _suppress_many(self, boxes: Tensor, scores: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
-        """The same result without looking at all: what NMS keeps of the best candidates does not depend on worse ones,
-        so when the best LAZY_TOP_K of every image leave keep_top_k detections, these are it."""
+        """The same result without NMS over all candidates: whether NMS keeps one does not depend on worse ones, so
+        when the best LAZY_TOP_K of every image leave keep_top_k detections, those are the result."""
         least = paddle.topk(scores.flatten(1), LAZY_TOP_K)[0][:, -1].reshape([-1, 1, 1])
         best = paddle.where(scores >= least, scores, paddle.full([1], threshold, scores.dtype))  # others: no candidates
         bbox, bbox_num = self._suppress(boxes, best, threshold)

@@ -82,7 +82,7 @@ class KnowledgeDistillationKLDivLoss:
 
 @dataclass(eq=False)
 class CWDFeatureLoss:
-    """KL divergence between the places that a channel of both looks at (CWD, section 3.2).
+    """KL divergence between the spatial distributions of each channel in student and teacher (CWD, section 3.2).
 
     Attributes:
         student_channels, teacher_channels: must be equal; otherwise without effect.
@@ -160,7 +160,7 @@ class LocalizationDistillation:
 
 @dataclass(eq=False)
 class ChannelWiseDistillation:
-    """CWD on the class maps and on the neck's maps, a loss for each of every level.
+    """CWD on the class maps and on the neck's maps, one loss per level for either.
 
     Attributes:
         loss: the `CWDFeatureLoss`.

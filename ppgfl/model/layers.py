@@ -41,7 +41,7 @@ def fold_norm(conv: nn.Conv2D, norm: nn.BatchNorm2D) -> tuple[Tensor, Tensor]:
 
 
 class ConvNorm(nn.Layer):
-    """Convolution, normalisation, ReLU; its children are called as in a checkpoint.
+    """Convolution, normalisation, ReLU; its children have the names of a checkpoint's entries.
 
     Args:
         conv: the convolution.

@@ -167,7 +167,7 @@ def _as_float32(array: np.ndarray) -> np.ndarray:
 
 
 def _likely_cause(report: Report) -> str:
-    """The mend: what most often leads to such a mismatch."""
+    """What most often leads to such a mismatch, and how to mend it."""
     classes = next((row for row in report.misshapen if row[0] == "head.gfl_head_cls.bias"), None)
     backbone = [n for n in (*report.missing, *report.unused, *(r[0] for r in report.misshapen)) if "backbone." in n]
     if classes and not backbone:
