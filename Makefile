@@ -2,32 +2,76 @@
 PYTHON ?= python3
 VENV := .venv
 VENV26 := .venv-paddle26
+# Tests run in this many processes at a time.
+JOBS := 2
+# `make check TYPES=yes` also checks the types.
+TYPES :=
 
-.PHONY: test test-paddle26 check faults demo bench clean
+.PHONY: test test-all test-paddle26 check faults demo bench clean
 
-# In five processes, since Paddle keeps memory of every graph that it has made or opened until a process ends: one
-# process for all took 22 GiB.
-PARTS := tests/*.py tests/system tests/config tests/weights tests/model tests/data tests/inference tests/evaluation \
-	tests/training tests/cli tests/deploy
+test:  ## units, parity with recorded values, a run of each command: six minutes on two cores
+	$(call run,$(FAST))
 
-test: $(VENV)/ready  ## the whole suite
-	for part in $(PARTS); do $(VENV)/bin/python -m pytest $$part || exit 1; done
-	$(VENV)/bin/python -m pytest tests/faults
+test-all:  ## what test runs, kills, faults, several processes, every command of the docs; then all on Paddle 2.6.2: half an hour
+	$(call run,$(FAST) $(DRILLS) $(FAST26) $(DRILLS26))
 
-test-paddle26: $(VENV26)/ready  ## the same under Paddle 2.6.2 and numpy 1.26, the newest pair with a GPU build on PyPI
-	for part in $(PARTS); do $(VENV26)/bin/python -m pytest $$part || exit 1; done
-	$(VENV26)/bin/python -m pytest tests/faults
+test-paddle26:  ## the same under Paddle 2.6.2 and numpy 1.26, the newest pair with a GPU build on PyPI
+	$(call run,$(FAST26) $(DRILLS26))
 
-check: $(VENV)/ready  ## style and the fast tests
+check: $(VENV)/ready  ## style, and what test runs
 	$(VENV)/bin/python -m ruff check .
-	for part in $(PARTS); do $(VENV)/bin/python -m pytest -m "not slow" $$part || exit 1; done
+	$(if $(TYPES),$(VENV)/bin/python -m mypy ppgfl deploy)
+	$(call run,$(FAST))
 
-faults: $(VENV)/ready  ## hostile files and kills, with more rounds than the suite (docs/reliability.md)
+faults: $(VENV)/ready  ## hostile files and kills, with more rounds than test-all (docs/reliability.md)
 	-$(VENV)/bin/python -m pip install --quiet atheris  # not for every Python; without it one test is skipped
-	PPGFL_FUZZ=30000 PPGFL_MUTATIONS=1000 PPGFL_LONG=1 PPGFL_KILLS=100 $(VENV)/bin/python -m pytest -s tests/faults
-	PPGFL_KILLS=20 $(VENV)/bin/python -m pytest tests/training/test_train.py tests/inference/test_json_lines.py \
-		tests/weights/test_download.py \
-		-k "kill or asked_to_stop or cut or second_run"
+	PPGFL_FUZZ=30000 PPGFL_MUTATIONS=1000 PPGFL_LONG=1 PPGFL_KILLS=100 $(VENV)/bin/python -m pytest -s tests/faults \
+		--ignore tests/faults/test_kills.py --ignore tests/faults/test_several_processes.py
+	PPGFL_KILLS=20 $(VENV)/bin/python -m pytest tests/faults/test_kills.py tests/training/test_train.py \
+		tests/inference/test_json_lines.py tests/weights/test_download.py -k "kill or asked_to_stop or cut or second_run"
+
+# --- how the tests run
+#
+# A test that takes half a minute or needs several processes is marked `drill`, all of tests/faults is, and the rest is
+# what `make test` runs. Each folder has a process of its own, since Paddle keeps memory of every graph that it has made
+# or opened until a process ends: one process for all took 22 GiB. By itself: `make test-inference`,
+# `make drills-inference`, `make test26-inference`, `make drills26-inference`. All run, also after a failure; what each
+# prints is in build/tests, and on the screen if it failed.
+
+LOGS := build/tests
+LONGEST := inference training deploy evaluation model project
+FOLDERS := $(LONGEST) $(filter-out faults $(LONGEST),$(sort $(notdir $(patsubst %/,%,$(dir $(wildcard tests/*/test_*.py))))))
+FAST := $(FOLDERS:%=test-%)
+FAST26 := $(FOLDERS:%=test26-%)
+DRILLS := drills-faults $(FOLDERS:%=drills-%)
+DRILLS26 := drills26-faults $(FOLDERS:%=drills26-%)
+
+# Of two processes on two cores each has one thread: two need a third more time together.
+.PHONY: $(FAST) $(FAST26) $(DRILLS) $(DRILLS26)
+$(FAST): test-%: $(VENV)/ready
+	$(call pytest,OMP_NUM_THREADS=1 $(VENV),-m "not drill")
+$(FAST26): test26-%: $(VENV26)/ready
+	$(call pytest,OMP_NUM_THREADS=1 $(VENV26),-m "not drill")
+$(DRILLS): drills-%: $(VENV)/ready
+	$(call pytest,$(VENV),-m drill)
+$(DRILLS26): drills26-%: $(VENV26)/ready
+	$(call pytest,$(VENV26),-m drill)
+
+# pytest of the environment $(1) with the arguments $(2) on the folder $*; "project" is what tests/ itself holds. It ends
+# with 5 where a folder has no such tests.
+define pytest
+@mkdir -p $(LOGS); rm -f $(LOGS)/$@.failed
+@$(1)/bin/python -m pytest $(2) $(if $(filter project,$*),tests/test_*.py,tests/$*) > $(LOGS)/$@.log 2>&1 || [ $$? = 5 ] || \
+	{ touch $(LOGS)/$@.failed; cat $(LOGS)/$@.log; }
+@echo "$@: $$(tail -n 1 $(LOGS)/$@.log)"; test ! -e $(LOGS)/$@.failed
+endef
+
+# The targets $(1), JOBS at a time, and in the end the names of those that failed.
+define run
+@rm -rf $(LOGS)
+@$(MAKE) --no-print-directory --keep-going --jobs=$(JOBS) $(1) || \
+	{ echo "failed: $$(cd $(LOGS) 2>/dev/null && ls | sed -n 's/[.]failed$$//p' | xargs)"; exit 1; }
+endef
 
 demo: $(VENV)/ready  ## draw a data set, train, evaluate, detect: about four minutes on two cores
 	$(VENV)/bin/python tools/demo.py
@@ -68,4 +112,4 @@ $(VENV26)/ready: setup.py pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV26) benchmarks/.envs build *.egg-info
+	rm -rf $(VENV) $(VENV26) benchmarks/.envs build .pytest_cache *.egg-info

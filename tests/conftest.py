@@ -1,19 +1,25 @@
 """Fixtures: stand-in weights of the released names and format, small data sets drawn from a seed, servers."""
+import hashlib
 import json
 import logging
 import os
 import pickle
+import shutil
 import signal
+import tempfile
 import threading
 from http.server import ThreadingHTTPServer
+from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
-from helpers import Handler, draw_image, tiny_config, whole
+from filelock import FileLock
+from helpers import MANY, ROOT, TEACHER, Handler, draw_image, tiny_config, whole
 
 import ppgfl
+from ppgfl import cli
 from ppgfl.data.shapes import make_shapes
 from ppgfl.weights import download
 
@@ -21,16 +27,49 @@ from ppgfl.weights import download
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+KEPT = 3  # folders of one name: of two Paddles, and of the code before
+
+
 @pytest.fixture(scope="session")
-def r18vd_weights(tmp_path_factory):
-    """A .pdparams file for gfl_r18vd_1x_coco in the released format."""
+def kept(request):
+    """A call, name, make, key -> the folder that `make(folder)` has filled in this run, in another process that runs
+    now, or in an earlier run with an equal key: pytest's cache keeps it. Nobody may change what is in it."""
+    cache = request.config.cache.mkdir("ppgfl")
+
+    def folder_of(name, make, key):
+        folder = cache / f"{name}_{hashlib.sha256(key).hexdigest()[:16]}"
+        with FileLock(cache / f"{name}.lock"):
+            if not folder.is_dir():
+                with tempfile.TemporaryDirectory(dir=cache) as unfinished:
+                    make(Path(unfinished, "new"))
+                    os.rename(Path(unfinished, "new"), folder)
+            os.utime(folder)
+            for old in sorted(cache.glob(f"{name}_*"), key=lambda path: path.stat().st_mtime)[:-KEPT]:
+                shutil.rmtree(old)
+        return folder
+
+    return folder_of
+
+
+def content(*patterns):
+    """The bytes of all files of the project that match, as a key."""
+    return b"".join(path.read_bytes() for pattern in patterns for path in sorted(ROOT.glob(pattern)))
+
+
+@pytest.fixture(scope="session")
+def r18vd_weights(kept):
+    """A .pdparams file for gfl_r18vd_1x_coco in the released format, but for the protocol: pickle reads the released 2
+    ten times as slowly (tests/weights/test_checkpoint.py reads both)."""
     import make_weights
 
-    path = tmp_path_factory.mktemp("weights") / "gfl_r18vd_1x_coco.pdparams"
-    state = make_weights.make("gfl_r18vd_1x_coco")
-    with open(path, "wb") as file:
-        pickle.dump({**state, "StructuredToParameterName@@": {name: name for name in state}}, file, protocol=2)
-    return path
+    def make(folder):
+        folder.mkdir()
+        state = make_weights.make("gfl_r18vd_1x_coco")
+        with open(folder / "gfl_r18vd_1x_coco.pdparams", "wb") as file:
+            pickle.dump({**state, "StructuredToParameterName@@": {name: name for name in state}}, file, protocol=4)
+
+    key = content("tests/conftest.py", "tests/golden/*.py", "tests/golden/manifest.json") + np.__version__.encode()
+    return kept("weights", make, key) / "gfl_r18vd_1x_coco.pdparams"
 
 
 @pytest.fixture(scope="session")
@@ -57,10 +96,18 @@ def small_coco(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def exported(r18vd_weights, tmp_path_factory):
+def exported(kept, r18vd_weights):
     """(folder, result of the check) of the R18vd model, in every format that this Paddle writes and in ONNX."""
-    folder = tmp_path_factory.mktemp("export") / "gfl"
-    return folder, ppgfl.export(tiny_config(), weights=r18vd_weights, output_dir=folder, onnx=True)
+    import paddle
+
+    def make(folder):
+        result = ppgfl.export(tiny_config(), weights=r18vd_weights, output_dir=folder / "gfl", onnx=True)
+        (folder / "result.json").write_text(json.dumps(result))
+
+    versions = f"{paddle.__version__} {np.__version__} {cv2.__version__}".encode()
+    folder = kept("export", make, versions + r18vd_weights.read_bytes() + content(
+        "ppgfl/**/*.py", "configs/**/*.yml", "deploy/*/*.py", "tests/helpers.py", "tests/conftest.py"))
+    return folder / "gfl", json.loads((folder / "result.json").read_text())
 
 
 @pytest.fixture(autouse=True)
@@ -79,6 +126,24 @@ def cache(tmp_path_factory):
 
 
 @pytest.fixture
+def run_here(monkeypatch, capfd):
+    """A call like `helpers.run_tool`, tool, arguments -> what would be left of its process, but in this one: a
+    hundredth of the time. A tool named "ppgfl" is the command of that name."""
+
+    def run(tool, *arguments, cwd):
+        monkeypatch.chdir(cwd)
+        capfd.readouterr()
+        arguments = [str(argument) for argument in arguments]
+        try:
+            code = cli.entry(arguments) if tool == "ppgfl" else cli.main(tool, arguments)
+        except SystemExit as done:  # of the parser
+            code = done.code
+        return SimpleNamespace(returncode=code, **dict(zip(("stdout", "stderr"), capfd.readouterr())))
+
+    return run
+
+
+@pytest.fixture
 def picture(small_coco):
     return sorted((small_coco / "val2017").iterdir())[1]
 
@@ -86,8 +151,6 @@ def picture(small_coco):
 @pytest.fixture
 def browser(tmp_path):
     """Headless Chromium."""
-    import shutil
-
     webdriver = pytest.importorskip("selenium.webdriver")
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if not chromium or not driver:
@@ -107,6 +170,31 @@ def browser(tmp_path):
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory):
     return make_shapes(tmp_path_factory.mktemp("shapes"), train=8, val=4, size=(64, 96))
+
+
+@pytest.fixture
+def many(small_coco, tmp_path):
+    """A folder of MANY images."""
+    folder = tmp_path / "many"
+    folder.mkdir()
+    sources = sorted((small_coco / "val2017").iterdir())
+    for i in range(MANY):
+        (folder / f"{i:03d}.jpg").write_bytes(sources[i % 5].read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def teacher_weights(tmp_path_factory):
+    """Of the demo's teacher, made as small as TEACHER says."""
+    import paddle
+
+    path = tmp_path_factory.mktemp("teacher") / "teacher.pdparams"
+    paddle.seed(7)
+    model = ppgfl.build_model(ppgfl.load_config("shapes_gfl_teacher", TEACHER))
+    with paddle.no_grad():
+        model.head.gfl_head_reg.weight.set_value(paddle.randn(model.head.gfl_head_reg.weight.shape) * 0.1)
+    paddle.save(model.state_dict(), str(path))
+    return path
 
 
 @pytest.fixture

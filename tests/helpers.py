@@ -1,5 +1,6 @@
 """What several tests use: places, small configs and data, commands as a user runs them."""
 import csv
+import json
 import os
 import pickle
 import subprocess
@@ -24,6 +25,9 @@ UNREADABLE = {
     "empty": b"", "text": b"text",
     "bomb": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + 2 * (100_000).to_bytes(4, "big") + b"\x08\x02\0\0\0" + bytes(500)}
 COCO_MINI = ROOT.parent / "shared" / "data" / "coco_mini"
+LOSSES = ("loss", "loss_qfl", "loss_bbox", "loss_dfl")
+LD_LOSSES = ["loss_ld", "loss_ld_vlr", "loss_kd"]
+MANY = 150  # images: long enough to be killed amid
 CONTENT = pickle.dumps({"w": np.arange(50_000, dtype=np.float32)}, protocol=2)  # of the `server`
 
 
@@ -39,10 +43,11 @@ def recorded(name):
 
 
 def tiny_config(name="gfl_r18vd_1x_coco", *overrides):
-    """A shipped config with images of about 64 pixels: real layers, small work."""
+    """A shipped config with images of about 64 pixels: real layers, small work. It runs in dygraph, where the first
+    detection takes a second; the static graph, which is the default on a CPU, is made for eight: give engine=auto."""
     sizes = [f"{reader}.sample_transforms.{i}.Resize.target_size=[64, 96]"
              for reader, i in (("TrainReader", 2), ("EvalReader", 1), ("TestReader", 1))]
-    return ppgfl.load_config(name, [*sizes, "worker_num=0", "use_gpu=false", *overrides])
+    return ppgfl.load_config(name, [*sizes, "worker_num=0", "use_gpu=false", "engine=dygraph", *overrides])
 
 
 def draw_image(rng, height, width):
@@ -58,9 +63,8 @@ def draw_image(rng, height, width):
 
 
 def run_tool(name, *arguments, cwd):
-    """Run tools/NAME.py as a user does -> the finished process with text output."""
-    import subprocess
-
+    """Run tools/NAME.py as a user does -> the finished process with text output. Two seconds go by before it does
+    anything: what needs no process of its own is tried with the fixture `run_here`."""
     command = [sys.executable, str(ROOT / "tools" / f"{name}.py"), *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
 
@@ -82,10 +86,16 @@ def match(found, wanted, *, pixels=1e-2, score=1e-4):
 
 
 def options(shapes, folder, *more):
+    """Overrides for a short training run of a small network: a quarter of ResNet18, 11 MB instead of 45."""
     return [f"{s}.dataset_dir={shapes}" for s in ("TrainDataset", "EvalDataset", "TestDataset")] + [
         f"save_dir={folder}", "TrainReader.batch_size=2", "epoch=2", "snapshot_epoch=1", "log_iter=2", "use_gpu=false",
-        "LearningRate.base_lr=0.005", "FPN.out_channel=32", "GFLHead.conv_feat.feat_in=32",
+        "LearningRate.base_lr=0.005", "ResNet.num_stages=3", "ResNet.return_idx=[1, 2]", "FPN.extra_stage=1",
+        "FPN.out_channel=32", "GFLHead.conv_feat.feat_in=32",
         "GFLHead.conv_feat.feat_out=32", "GFLHead.feat_in_chan=32", "GFLHead.conv_feat.num_convs=1", *more]
+
+
+TEACHER = ["ResNet.depth=18", "FPN.out_channel=32", "GFLHead.conv_feat.feat_in=32", "GFLHead.conv_feat.feat_out=32",
+           "GFLHead.feat_in_chan=32", "GFLHead.conv_feat.num_convs=1"]
 
 
 def config(shapes, folder, *more, name="shapes_gfl"):
@@ -115,6 +125,25 @@ def launch(script, *arguments, cwd, timeout=240):
                "--log_dir", str(cwd / "log"), str(script), *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False,
                           env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def infer_many(folder, weights, *more):
+    """Arguments of `infer` for a folder of images, with results in shards below out."""
+    return ["-c", "gfl_r18vd_1x_coco", "-o", f"weights={weights}", "use_gpu=false", "worker_num=0",
+            "TestReader.sample_transforms.1.Resize.target_size=[64, 96]", "--infer_dir", str(folder), "--save_results",
+            "jsonl", "--no_pictures", "--output_dir", "out", *more]
+
+
+def lines_of(folder):
+    """Of all shards, in order."""
+    return [json.loads(line) for path in sorted(folder.glob("results-*.jsonl"))
+            for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def start_fetch(url):
+    """A process that downloads a file and prints where it is."""
+    code = "import sys; from ppgfl.weights import download; print(download.fetch(sys.argv[1]))"
+    return subprocess.Popen([sys.executable, "-c", code, url], stdout=subprocess.PIPE, text=True, cwd=ROOT)
 
 
 def image(path, height=50, width=100):

@@ -4,7 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
-from helpers import run_ppgfl, tiny_config
+from helpers import tiny_config
 
 from ppgfl import ConfigError
 from ppgfl.data import check
@@ -111,10 +111,10 @@ def test_data_sets_that_do_not_belong_together(broken):
     assert "unicorn" in line
 
 
-def test_the_command(small_coco, tmp_path):
-    done = run_ppgfl("data", "check", "gfl_r18vd_1x_coco", "-o", f"EvalDataset.dataset_dir={small_coco}",
-               f"TrainDataset.dataset_dir={small_coco}", "TrainDataset.image_dir=val2017",
-               "TrainDataset.anno_path=annotations/instances_val2017.json", "--output_dir", tmp_path / "out")
+def test_the_command(run_here, small_coco, tmp_path):
+    done = run_here("ppgfl", "data", "check", "gfl_r18vd_1x_coco", "-o", f"EvalDataset.dataset_dir={small_coco}",
+                    f"TrainDataset.dataset_dir={small_coco}", "TrainDataset.image_dir=val2017",
+                    "TrainDataset.anno_path=annotations/instances_val2017.json", "--output_dir", "out", cwd=tmp_path)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "so the AP says too much" in done.stdout + done.stderr
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["EvalDataset.png", "TrainDataset.png"]

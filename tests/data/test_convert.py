@@ -117,7 +117,7 @@ def test_a_damaged_image_is_left_out(root, tmp_path):
     assert "b.jpg" in rejected["file that cannot be used"][0]
 
 
-def test_the_command_writes_nothing_over(root, tmp_path):
+def test_the_command_writes_nothing_over(run_here, root, tmp_path):
     image(root / "a.jpg")
     text(root / "a.xml", "<annotation>" + voc_object("dog", 1, 1, 10, 10) + "</annotation>")
     done = run_ppgfl("data", "convert", "--from", "voc", root, tmp_path / "a.json")
@@ -127,7 +127,7 @@ def test_the_command_writes_nothing_over(root, tmp_path):
     for arguments, words in (([root, tmp_path / "a.json"], "is not written over"),
                              ([tmp_path / "none", "b.json"], "no such folder"),
                              ([root, tmp_path / "b.json", "--classes", "none.txt"], "no such file")):
-        done = run_ppgfl("data", "convert", "--from", "voc", *arguments)
+        done = run_here("ppgfl", "data", "convert", "--from", "voc", *arguments, cwd=tmp_path)
         assert done.returncode == 2
         assert words in done.stderr.strip().splitlines()[-1]
     assert (tmp_path / "a.json").read_text(encoding="utf-8") == before

@@ -86,7 +86,6 @@ def test_worker_processes_change_nothing(small_coco, r18vd_weights, tmp_path):
     assert results[0] == results[1]
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not COCO_MINI.is_dir(), reason="needs the real COCO images beside the project")
 def test_detections_on_real_photographs_are_those_of_paddledetection(r18vd_weights):
     """The whole evaluation path: annotation file, decoding, resizing, padding, network, NMS."""
@@ -188,12 +187,19 @@ BAD = ["dataset path", "other depth", "other classes", "truncated weights", "hos
        "unknown key", "loop", "missing image", "not COCO"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_line_and_exit_code_2(case, small_coco, r18vd_weights, tmp_path):
+def test_bad_input_is_one_line_and_exit_code_2(case, run_here, small_coco, r18vd_weights, tmp_path):
+    check_bad_input(case, run_here, small_coco, r18vd_weights, tmp_path)
+
+
+def test_bad_input_ends_the_process_with_one_line_and_exit_code_2(small_coco, r18vd_weights, tmp_path):
+    check_bad_input("other depth", run_tool, small_coco, r18vd_weights, tmp_path)
+
+
+def check_bad_input(case, run, small_coco, r18vd_weights, tmp_path):
     (tmp_path / "bbox.json").write_text("precious")
     arguments, words = bad_inputs(small_coco, r18vd_weights, tmp_path)[case]
-    done = run_tool("eval", *arguments, cwd=tmp_path)
+    done = run("eval", *arguments, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
@@ -203,14 +209,13 @@ def test_bad_input_is_one_line_and_exit_code_2(case, small_coco, r18vd_weights, 
     assert not (tmp_path / "was_here").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_truncated_photograph_is_one_line_and_exit_code_2(workers, small_coco, r18vd_weights, tmp_path):
+def test_a_truncated_photograph_is_one_line_and_exit_code_2(workers, run_here, small_coco, r18vd_weights, tmp_path):
     (tmp_path / "val2017").mkdir()
     for path in (small_coco / "val2017").iterdir():
         data = path.read_bytes()
         (tmp_path / "val2017" / path.name).write_bytes(data[:len(data) // 2] if "_3" in path.name else data)
-    done = run_tool("eval", "-c", "gfl_r18vd_1x_coco", "-o", f"weights={r18vd_weights}",
+    done = run_here("eval", "-c", "gfl_r18vd_1x_coco", "-o", f"weights={r18vd_weights}", "engine=dygraph",
                     f"EvalDataset.dataset_dir={small_coco}", *SMALL, f"EvalDataset.image_dir={tmp_path / 'val2017'}",
                     f"worker_num={workers}", cwd=tmp_path)
     assert done.returncode == 2
@@ -234,8 +239,8 @@ def test_an_exported_model_finds_the_same(small_coco, exported, r18vd_weights, t
                 for results in (b, a)))
 
 
-def test_a_run_mode_is_passed_on(small_coco, exported, tmp_path):
-    done = run_tool("eval", "-c", "gfl_r18vd_1x_coco", "-o", f"EvalDataset.dataset_dir={small_coco}", "use_gpu=false",
+def test_a_run_mode_is_passed_on(run_here, small_coco, exported, tmp_path):
+    done = run_here("eval", "-c", "gfl_r18vd_1x_coco", "-o", f"EvalDataset.dataset_dir={small_coco}", "use_gpu=false",
                     "--exported", exported[0], "--run_mode", "int8", cwd=tmp_path)
     assert done.returncode == 2
     assert "holds no quantisation" in done.stderr

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import paddle
 import pytest
-from helpers import run_tool, tiny_config
+from helpers import tiny_config
 
 from ppgfl import build
 from ppgfl.data.batch import Reader
@@ -113,14 +113,14 @@ def test_worst_and_best():
     assert 5 not in worst + best  # nothing was there and nothing was found
 
 
-def test_the_command_leaves_a_report(small_coco, r18vd_weights, tmp_path):
+def test_the_command_leaves_a_report(run_here, small_coco, r18vd_weights, tmp_path):
     arguments = ["-c", "gfl_r18vd_1x_coco", "-o", f"weights={r18vd_weights}", f"EvalDataset.dataset_dir={small_coco}",
                  "EvalReader.sample_transforms.1.Resize.target_size=[64, 96]", "worker_num=0", "use_gpu=false",
-                 "--output_eval", "out"]
-    done = run_tool("eval", *arguments, cwd=tmp_path)
+                 "engine=dygraph", "--output_eval", "out"]
+    done = run_here("eval", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert sorted(p.name for p in (tmp_path / "out" / "report").iterdir()) == [
         "confusion.csv", "per_class.csv", "report.html"]
     assert json.loads((tmp_path / "out" / "bbox.json").read_text())
-    assert run_tool("eval", *arguments[:-1], "bare", "--no_report", cwd=tmp_path).returncode == 0
+    assert run_here("eval", *arguments[:-1], "bare", "--no_report", cwd=tmp_path).returncode == 0
     assert [p.name for p in (tmp_path / "bare").iterdir()] == ["bbox.json"]

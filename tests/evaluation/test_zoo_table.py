@@ -1,6 +1,7 @@
 """The table of the model zoo, from a server on this machine."""
 import csv
 import json
+import shutil
 
 import paddle
 import pytest
@@ -15,16 +16,27 @@ SMALL = ["EvalReader.sample_transforms.1.Resize.target_size=[64, 96]", "worker_n
 TWO = ["gfl_r18vd_1x_coco", "gfl_r34vd_1x_coco"]
 
 
+@pytest.fixture(params=["in dygraph", pytest.param("as it is", marks=pytest.mark.drill)])
+def extra(request, exported, monkeypatch):
+    """Overrides. Half a minute a row: only with all other long tests. Else no graph is made, and the export is there
+    already."""
+    if request.param == "as it is":
+        return []
+    monkeypatch.setattr(zoo_table, "export", lambda *args, output_dir, **kw: shutil.copytree(
+        exported[0], output_dir, dirs_exist_ok=True))
+    return ["engine=dygraph"]
+
+
 @pytest.fixture
-def reproduce(server, small_coco, r18vd_weights, tmp_path, monkeypatch):
+def reproduce(server, small_coco, r18vd_weights, tmp_path, monkeypatch, extra):
     """A call over the small data set; the server has the weights of R18vd alone."""
     gflops = zoo_table.gflops
     monkeypatch.setattr(zoo_table, "gflops", lambda model: gflops(model, 128, 128))  # for the time it takes
     content = r18vd_weights.read_bytes()
     server.behave = lambda path, count: ((200, len(content), content, 0) if "r18vd" in path else (404, 0, b"", 0))
 
-    def call(names=("gfl_r18vd_1x_coco",), extra=()):
-        return zoo_table.reproduce(names, overrides=[f"EvalDataset.dataset_dir={small_coco}", *SMALL, *extra],
+    def call(names=("gfl_r18vd_1x_coco",), more=()):
+        return zoo_table.reproduce(names, overrides=[f"EvalDataset.dataset_dir={small_coco}", *SMALL, *extra, *more],
                                    output_dir=tmp_path / "zoo", mirror=f"{server.url}/", fps_images=3)
 
     call.server, call.folder = server, tmp_path / "zoo"
@@ -64,7 +76,7 @@ def test_a_row_is_measured_and_kept(reproduce):
 
     assert reproduce() == [row]  # nothing is measured again, so the speeds are the same
     assert sum(reproduce.server.requests.values()) == 1
-    again, = reproduce(extra=["EvalDataset.sample_num=3"])
+    again, = reproduce(more=["EvalDataset.sample_num=3"])
     assert again["made from"] != row["made from"]
 
 

@@ -4,7 +4,7 @@
     python tests/faults/fuzz_checkpoints.py -runs=100000 CORPUS_FOLDER
 
 libFuzzer (through atheris, https://github.com/google/atheris) changes real checkpoints and keeps what reaches new lines
-of `ppgfl/safe_pickle.py` and of Python's own unpickler. A finding ends the process with a traceback, and the file that
+of `safe_pickle.py` and of Python's own unpickler. A finding ends the process with a traceback, and the file that
 led to it is written to ./crash-*.
 """
 import codecs
@@ -17,9 +17,9 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
-for module in ("pickle", "_pickle", "ppgfl.safe_pickle"):
+for module in ("pickle", "_pickle", "ppgfl.weights.safe_pickle"):
     sys.modules.pop(module, None)
-with atheris.instrument_imports(include=["pickle", "ppgfl.safe_pickle"]):
+with atheris.instrument_imports(include=["pickle", "ppgfl.weights.safe_pickle"]):
     from ppgfl.weights import safe_pickle
 from ppgfl.errors import CheckpointError  # noqa: E402
 

@@ -73,7 +73,6 @@ def test_two_annotations_of_one_id_count_as_two(open_with):
     assert len(open_with(annotations=[BOX, {**BOX, "bbox": [5, 5, 9, 9]}]).records[0]["gt_bbox"]) == 2
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_200_megabytes_of_annotations(tmp_path):
     line = json.dumps({**BOX, "segmentation": [[0.5] * 60]})

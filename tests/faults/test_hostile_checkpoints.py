@@ -23,7 +23,7 @@ CALLABLES = [
     ("code", "interact"), ("numpy", "load"), ("numpy", "fromfile"), ("numpy", "memmap"), ("numpy", "save"),
     ("numpy.testing._private.utils", "runstring"), ("numpy.core.multiarray", "fromfile"),
     ("numpy.core.multiarray", "_reconstruct.__globals__"), ("numpy", "ndarray.tofile"), ("paddle", "load"),
-    ("paddle.utils", "run_check"), ("cv2", "imread"), ("yaml", "unsafe_load"), ("ppgfl.safe_pickle", "load"),
+    ("paddle.utils", "run_check"), ("cv2", "imread"), ("yaml", "unsafe_load"), ("ppgfl.weights.safe_pickle", "load"),
     ("collections", "OrderedDict.__reduce__"), ("builtins", "bytearray"), ("builtins", "object"), ("builtins", "type"),
 ]
 TOUCH = "touch ran"
@@ -139,7 +139,8 @@ def test_no_file_takes_more_memory_than_a_few_times_its_size(tmp_path):
 import sys
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
-from ppgfl import errors, safe_pickle
+from ppgfl import errors
+from ppgfl.weights import safe_pickle
 def memory(which):
     return int(Path("/proc/self/status").read_text().split(which)[1].split()[0]) // 1024
 before = memory("VmRSS:")

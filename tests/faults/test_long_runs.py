@@ -11,8 +11,8 @@ from helpers import ROOT
 
 from ppgfl.data.shapes import make_shapes
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(
-    sys.platform != "linux" or not os.environ.get("PPGFL_LONG"), reason="minutes; set PPGFL_LONG=1; reads /proc")]
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux" or not os.environ.get("PPGFL_LONG"), reason="minutes; set PPGFL_LONG=1; reads /proc")
 
 
 def watch(arguments, cwd, until):

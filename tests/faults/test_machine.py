@@ -16,7 +16,7 @@ from ppgfl.data.shapes import make_shapes
 from ppgfl.training.checkpoints import find_training
 from ppgfl.weights.safe_pickle import load
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="mounts, signals, /dev/shm")]
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="mounts, signals, /dev/shm")
 
 
 @pytest.fixture(scope="module")
@@ -103,12 +103,11 @@ def test_the_runners_of_exports_stop_in_one_line_too(exported, shapes, tmp_path,
 
 
 def test_a_small_shared_memory_is_done_without(shapes, weights, tmp_path):
+    """As in a container; a batch is larger than it."""
     command = command_of("train", shapes, weights, tmp_path)
     command[-2] = "epoch=1"
-    done, left = mounted("size=64m", "/dev/shm", *command, cwd=tmp_path)
+    done, left = mounted("size=256k", "/dev/shm", *command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "/dev/shm has only" in done.stdout
-    assert "batches through pipes" in done.stdout
     assert left == {}
 
 

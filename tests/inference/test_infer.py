@@ -10,7 +10,7 @@ from ppgfl import DataError, Detections, Detector, load_config
 from ppgfl.inference.draw import class_color
 from ppgfl.inference.infer import infer
 
-OVERRIDES = ["TestReader.sample_transforms.1.Resize.target_size=[64, 96]", "use_gpu=false"]
+OVERRIDES = ["TestReader.sample_transforms.1.Resize.target_size=[64, 96]", "use_gpu=false", "engine=dygraph"]
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +162,6 @@ def test_the_command_takes_a_list_and_a_folder(small_coco, r18vd_weights, tmp_pa
     assert "2 pictures in" in done.stdout
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("arguments", "words"), [
     ([], "give --infer_img"),
     (["--infer_img", "none.jpg"], "no such image or folder"),
@@ -171,13 +170,22 @@ def test_the_command_takes_a_list_and_a_folder(small_coco, r18vd_weights, tmp_pa
     (["--infer_list", "empty.txt"], "the list is empty"),
     (["--infer_img", "cut.jpg"], "cut.jpg: the image is truncated"),
 ])
-def test_bad_input_is_one_line_and_exit_code_2(arguments, words, small_coco, r18vd_weights, tmp_path):
+def test_bad_input_is_one_line_and_exit_code_2(arguments, words, run_here, small_coco, r18vd_weights, tmp_path):
+    check_bad_input(arguments, words, run_here, small_coco, r18vd_weights, tmp_path)
+
+
+def test_bad_input_ends_the_process_with_one_line_and_exit_code_2(small_coco, r18vd_weights, tmp_path):
+    check_bad_input(["--infer_img", "cut.jpg"], "cut.jpg: the image is truncated", run_tool, small_coco, r18vd_weights,
+                    tmp_path)
+
+
+def check_bad_input(arguments, words, run, small_coco, r18vd_weights, tmp_path):
     (tmp_path / "empty.txt").write_text("\n")
     if "cut.jpg" in arguments:
         data = sorted((small_coco / "val2017").iterdir())[0].read_bytes()
         (tmp_path / "cut.jpg").write_bytes(data[:-40])
-    done = run_tool("infer", "-c", "gfl_r18vd_1x_coco", "-o", f"weights={r18vd_weights}", *OVERRIDES, *arguments,
-                    cwd=tmp_path)
+    done = run("infer", "-c", "gfl_r18vd_1x_coco", "-o", f"weights={r18vd_weights}", *OVERRIDES, *arguments,
+               cwd=tmp_path)
     assert done.returncode == 2, done.stdout
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1

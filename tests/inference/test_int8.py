@@ -1,7 +1,7 @@
 """Quantisation after training: what is quantised, how near the result stays, and what goes wrong."""
 import numpy as np
 import pytest
-from helpers import run_tool, tiny_config
+from helpers import tiny_config
 
 import ppgfl
 from ppgfl import DataError
@@ -52,11 +52,11 @@ def test_a_folder_without_images(exported, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_command_writes_it_and_eval_reads_it(r18vd_weights, small_coco, tmp_path):
+def test_the_command_writes_it_and_eval_reads_it(run_here, r18vd_weights, small_coco, tmp_path):
     folder = tmp_path / "export"
     ppgfl.export(tiny_config(), weights=r18vd_weights, output_dir=folder, int8=str(small_coco / "val2017"), verify=())
     assert {"model.onnx", "model_int8.onnx"} <= {path.name for path in folder.iterdir()}
-    done = run_tool("eval", "-c", "gfl_r18vd_1x_coco", "-o", f"EvalDataset.dataset_dir={small_coco}", "--exported",
+    done = run_here("eval", "-c", "gfl_r18vd_1x_coco", "-o", f"EvalDataset.dataset_dir={small_coco}", "--exported",
                     folder / "model_int8.onnx", "--no_report", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "Average Precision" in done.stdout

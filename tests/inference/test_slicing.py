@@ -3,7 +3,7 @@ import json
 
 import numpy as np
 import pytest
-from helpers import match, run_tool
+from helpers import match
 
 from ppgfl import ConfigError
 from ppgfl.inference import slicing
@@ -118,19 +118,19 @@ def test_settings_that_make_no_sense(options, words):
         Slicing(**options)
 
 
-def command(name, *arguments, options=(), weights, cwd):
+def command(run_here, name, *arguments, options=(), weights, cwd):
     sizes = [f"{reader}.sample_transforms.1.Resize.target_size=[64, 96]" for reader in ("TestReader", "EvalReader")]
-    done = run_tool(name, "-c", "gfl_r18vd_1x_coco", *arguments, "-o", f"weights={weights}", "use_gpu=false",
-                    "worker_num=0", *sizes, *options, cwd=cwd)
+    done = run_here(name, "-c", "gfl_r18vd_1x_coco", *arguments, "-o", f"weights={weights}", "use_gpu=false",
+                    "worker_num=0", "engine=dygraph", *sizes, *options, cwd=cwd)
     assert done.returncode == 0, done.stderr
 
 
-def test_infer_and_eval(small_coco, r18vd_weights, exported, tmp_path):
+def test_infer_and_eval(run_here, small_coco, r18vd_weights, exported, tmp_path):
     """One slice that holds the whole image changes nothing; several do; and an exported model is sliced as well."""
     for name, flags in (("whole", []), ("one", ["--slice_infer"]),
                         ("many", ["--slice_infer", "--slice_size", 48, "--combine_method", "nmm"])):
-        command("infer", "--infer_dir", small_coco / "val2017", "--save_results", "coco", "--output_dir", name, *flags,
-                weights=r18vd_weights, cwd=tmp_path)
+        command(run_here, "infer", "--infer_dir", small_coco / "val2017", "--save_results", "coco", "--output_dir",
+                name, *flags, weights=r18vd_weights, cwd=tmp_path)
     results = {name: json.loads((tmp_path / name / "bbox.json").read_text()) for name in ("whole", "one", "many")}
     assert {r["image_id"] for r in results["many"]} == {0, 1, 2, 3, 4}
     assert results["many"] != results["one"]
@@ -138,7 +138,7 @@ def test_infer_and_eval(small_coco, r18vd_weights, exported, tmp_path):
     np.testing.assert_allclose(*best, atol=1e-3)
 
     for name, flags in (("from_weights", []), ("from_export", ["--exported", exported[0]])):
-        command("eval", "--slice_infer", "--slice_size", 64, 48, "--no_report", "--output_eval", name, *flags,
+        command(run_here, "eval", "--slice_infer", "--slice_size", 64, 48, "--no_report", "--output_eval", name, *flags,
                 options=[f"EvalDataset.dataset_dir={small_coco}"], weights=r18vd_weights, cwd=tmp_path)
     a, b = (json.loads((tmp_path / name / "bbox.json").read_text()) for name in ("from_weights", "from_export"))
     for image_id in {r["image_id"] for r in a}:
@@ -146,8 +146,8 @@ def test_infer_and_eval(small_coco, r18vd_weights, exported, tmp_path):
                 for rows in (b, a)))
 
 
-def test_a_bad_size_is_one_line(tmp_path, r18vd_weights):
-    done = run_tool("infer", "-c", "gfl_r18vd_1x_coco", "--slice_infer", "--slice_size", 8, "--infer_img", "x.jpg",
+def test_a_bad_size_is_one_line(run_here, tmp_path):
+    done = run_here("infer", "-c", "gfl_r18vd_1x_coco", "--slice_infer", "--slice_size", 8, "--infer_img", "x.jpg",
                     cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("error: slice_size: [8, 8]")

@@ -1,6 +1,7 @@
 """The static graph in place of dygraph: the same detections, made once, and no harm when it cannot be made."""
 import json
 import logging
+import shutil
 
 import pytest
 from helpers import match, tiny_config
@@ -16,14 +17,38 @@ from ppgfl.system import runtime
 DATA = "EvalDataset.data_fields=[image, gt_bbox, gt_class]"
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The folder of graphs that were really exported, by all that they depend on."""
+    return tmp_path_factory.mktemp("made"), {}
+
+
 @pytest.fixture
-def home(tmp_path, monkeypatch):
+def home(made, tmp_path, monkeypatch):
+    """An empty cache. A graph takes five seconds to make, so an equal one is copied."""
+    kept, known = made
+
+    def write_graphs(cfg, weights, folder, formats):
+        changing_nothing = ("engine", "worker_num", "EvalReader", "TrainReader")
+        changing = {name: value for name, value in cfg.items() if name not in changing_nothing}
+        key = repr([changing, weights, list(formats)])
+        if key not in known:
+            known[key] = kept / str(len(known))
+            really_write(cfg, weights, known[key], formats)
+        shutil.copytree(known[key], folder)
+
+    really_write = static_model.write_graphs
+    monkeypatch.setattr(static_model, "write_graphs", write_graphs)
     monkeypatch.setenv("PPGFL_HOME", str(tmp_path / "home"))
     return tmp_path / "home" / "graphs"
 
 
 def graphs(home):
     return sorted(path.name for path in home.iterdir() if path.is_dir()) if home.is_dir() else []
+
+
+def auto():
+    return tiny_config("gfl_r18vd_1x_coco", "engine=auto")
 
 
 def test_both_find_the_same_in_images_of_several_shapes(r18vd_weights, small_coco):
@@ -79,7 +104,7 @@ def test_only_the_graphs_used_last_are_kept(r18vd_weights, home, monkeypatch):
 
 
 def test_a_few_images_are_not_worth_a_graph_unless_it_is_there(r18vd_weights, home):
-    cfg = tiny_config()
+    cfg = auto()
     assert isinstance(load_detection_model(cfg, r18vd_weights, images=static_model.MIN_IMAGES_FOR_GRAPH - 1), GFL)
     assert isinstance(load_detection_model(cfg, r18vd_weights, images=static_model.MIN_IMAGES_FOR_GRAPH), StaticModel)
     assert isinstance(load_detection_model(cfg, r18vd_weights, images=1), StaticModel)
@@ -98,7 +123,7 @@ def test_when_no_graph_can_be_made(r18vd_weights, home, monkeypatch, caplog):
 
     caplog.set_level(logging.INFO, "ppgfl")
     monkeypatch.setattr(static_model, "write_graphs", fail)
-    assert isinstance(load_detection_model(tiny_config(), r18vd_weights), GFL)
+    assert isinstance(load_detection_model(auto(), r18vd_weights), GFL)
     assert "running in dygraph, since there is no static graph: it differs" in caplog.text
     with pytest.raises(ExportError, match="engine=dygraph always works"):
         load_detection_model(tiny_config("gfl_r18vd_1x_coco", "engine=static"), r18vd_weights)
@@ -120,15 +145,15 @@ def test_openvino_which_keeps_its_memory_gets_one_model(r18vd_weights, home, mon
 
 def test_a_damaged_graph_is_no_reason_to_stop(r18vd_weights, home, monkeypatch):
     monkeypatch.setattr(static_model, "_on_openvino", {"another": None})
-    load_detection_model(tiny_config(), r18vd_weights)
+    load_detection_model(auto(), r18vd_weights)
     (home / graphs(home)[0] / "model.pdiparams").write_bytes(b"")
-    assert isinstance(load_detection_model(tiny_config(), r18vd_weights), GFL)
-    assert isinstance(load_detection_model(tiny_config(), r18vd_weights), StaticModel)  # made anew
+    assert isinstance(load_detection_model(auto(), r18vd_weights), GFL)
+    assert isinstance(load_detection_model(auto(), r18vd_weights), StaticModel)  # made anew
 
 
 def test_a_gpu_runs_dygraph(r18vd_weights, monkeypatch):
     monkeypatch.setattr(runtime, "on_gpu", lambda: True)
-    assert isinstance(load_detection_model(tiny_config(), r18vd_weights), GFL)
+    assert isinstance(load_detection_model(auto(), r18vd_weights), GFL)
 
 
 def test_an_unknown_engine(r18vd_weights):
@@ -139,4 +164,4 @@ def test_an_unknown_engine(r18vd_weights):
 def test_a_cache_that_cannot_be_written(r18vd_weights, tmp_path, monkeypatch):
     (tmp_path / "home").write_text("a file where the folder should be")
     monkeypatch.setenv("PPGFL_HOME", str(tmp_path / "home"))
-    assert isinstance(load_detection_model(tiny_config(), r18vd_weights), GFL)
+    assert isinstance(load_detection_model(auto(), r18vd_weights), GFL)

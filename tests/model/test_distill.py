@@ -7,7 +7,7 @@ import numpy as np
 import paddle
 import pytest
 import yaml
-from helpers import ROOT, launch, options, recorded, rows, rows_of, run_tool, same
+from helpers import LD_LOSSES, TEACHER, options, recorded, rows, same
 
 from ppgfl import CheckpointError, ConfigError, build_model, load_config, load_weights, train
 from ppgfl.data.batch import collate
@@ -15,8 +15,6 @@ from ppgfl.data.targets import Gt2GFLTarget
 from ppgfl.model.distill import CWDFeatureLoss, KnowledgeDistillationKLDivLoss, LocalizationDistillation, Teacher
 from ppgfl.model.gfl import Features
 from ppgfl.weights.checkpoint import read
-
-LD_LOSSES = ["loss_ld", "loss_ld_vlr", "loss_kd"]
 
 
 def tensor(values):
@@ -38,7 +36,6 @@ def golden(student, slim, teacher="gfl_r101vd_fpn_mstrain_2x_coco"):
     return models[0], Teacher(models[1]), {key: paddle.to_tensor(value) for key, value in batch.items()}
 
 
-@pytest.mark.slow
 def test_ld_is_that_of_paddledetection_and_reaches_the_student_only():
     student, teacher, batch = golden("gfl_slim_ld_r18vd_1x_coco", "gfl_ld_distill")
     before = {name: value.numpy() for name, value in teacher.model.state_dict().items()}
@@ -57,7 +54,6 @@ def test_ld_is_that_of_paddledetection_and_reaches_the_student_only():
     assert sum(value.grad is not None for value in student.parameters()) > 50
 
 
-@pytest.mark.slow
 def test_cwd_is_that_of_paddledetection():
     student, teacher, batch = golden("gfl_r50_fpn_1x_coco", "gfl_r101vd_fpn_coco_distill_cwd")
     losses = student(teacher(batch))
@@ -145,21 +141,6 @@ def test_what_a_slim_config_changes():
         load_config("gfl_r50_fpn_1x_coco", slim_config="gfl_r18vd_1x_coco")
 
 
-@pytest.fixture(scope="module")
-def teacher_weights(tmp_path_factory):
-    path = tmp_path_factory.mktemp("teacher") / "teacher.pdparams"
-    paddle.seed(7)
-    model = build_model(load_config("shapes_gfl_teacher", TEACHER))
-    with paddle.no_grad():
-        model.head.gfl_head_reg.weight.set_value(paddle.randn(model.head.gfl_head_reg.weight.shape) * 0.1)
-    paddle.save(model.state_dict(), str(path))
-    return path
-
-
-TEACHER = ["ResNet.depth=18", "FPN.out_channel=32", "GFLHead.conv_feat.feat_in=32", "GFLHead.conv_feat.feat_out=32",
-           "GFLHead.feat_in_chan=32", "GFLHead.conv_feat.num_convs=1"]
-
-
 def distilled(shapes, folder, weights, *more, config="shapes_gfl_student_ld", slim="shapes_distill_ld"):
     return load_config(config, [
         *options(shapes, folder), *[f"teacher.{override}" for override in TEACHER],
@@ -241,35 +222,23 @@ def test_cwd_compiled_and_with_several_batches_per_step(shapes, teacher_weights,
     np.testing.assert_allclose(*results, rtol=1e-3)
 
 
-@pytest.mark.slow
-def test_the_commands_take_a_slim_config(shapes, teacher_weights, tmp_path):
+def test_the_commands_take_a_slim_config(run_here, shapes, teacher_weights, tmp_path):
     more = [*options(shapes, "output", "epoch=1"), *[f"teacher.{override}" for override in TEACHER],
             f"teacher.pretrain_weights={teacher_weights}"]
     both = ["-c", "shapes_gfl_student_ld", "--slim_config", "shapes_distill_ld"]
-    done = run_tool("train", *both, "--eval", "-o", *more, cwd=tmp_path)
+    done = run_here("train", *both, "--eval", "-o", *more, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     weights = "weights=output/shapes_gfl_student_ld/model_final"
     picture = next((shapes / "val2017").iterdir())
     for name, *arguments in (("eval",), ("infer", "--infer_img", picture), ("export_model",)):
-        done = run_tool(name, *both, *arguments, "-o", *more, weights, cwd=tmp_path)
+        done = run_here(name, *both, *arguments, "-o", *more, weights, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     exported = tmp_path / "output_inference" / "shapes_gfl_student_ld"
     settings = (exported / "infer_cfg.yml").read_text()
     assert "teacher" not in settings
     assert yaml.safe_load(settings)["arch"] == "GFL"
-    plain = run_tool("export_model", "-c", "shapes_gfl_student", "-o", *more[:-9], weights, "--output_dir", "plain",
+    plain = run_here("export_model", "-c", "shapes_gfl_student", "-o", *more[:-9], weights, "--output_dir", "plain",
                      cwd=tmp_path)
     assert plain.returncode == 0, plain.stderr
     assert (exported / "model.pdiparams").read_bytes() == (
         tmp_path / "plain" / "shapes_gfl_student" / "model.pdiparams").read_bytes()
-
-
-@pytest.mark.slow
-def test_two_processes_share_a_teacher(shapes, teacher_weights, tmp_path):
-    done = launch(ROOT / "tools" / "train.py", "-c", "shapes_gfl_student_ld", "--slim_config", "shapes_distill_ld",
-                  "-o", *options(shapes, tmp_path, "epoch=1"), *[f"teacher.{override}" for override in TEACHER],
-                  f"teacher.pretrain_weights={teacher_weights}", cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert (tmp_path / "shapes_gfl_student_ld" / "model_final.pdparams").exists()
-    found, = rows_of(tmp_path / "shapes_gfl_student_ld")
-    assert all(float(found[name]) > 0 for name in LD_LOSSES)

@@ -27,7 +27,6 @@ def golden_batch(seed):
     return {key: paddle.to_tensor(value) for key, value in batch.items()}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gfl_r18vd_1x_coco", "gflv2_r50_fpn_1x_coco"])
 def test_six_training_steps_are_those_of_paddledetection(name):
     expected = recorded(f"{name}_train")

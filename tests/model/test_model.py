@@ -24,7 +24,6 @@ def test_every_entry_has_the_name_and_shape_of_the_released_file(name):
     assert {str(v.dtype).replace("paddle.", "") for v in entries.values()} == {"float32"}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ZOO)
 def test_maps_and_detections_are_those_of_paddledetection(name):
     model = build_model(load_config(name))
@@ -52,7 +51,6 @@ def check_detections(output, bbox, bbox_num):
     np.testing.assert_allclose(got[:, 2:], bbox[:, 2:], atol=5e-3)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("override", ["upstream_scores=true", "GFLHead.upstream_scores=true"])
 def test_gflv2_gives_upstream_scores_on_request(override):
     name = "gflv2_r50_fpn_1x_coco"

@@ -1,16 +1,11 @@
 """Downloads from a server on this machine that does all that servers do."""
 import os
 import pickle
-import signal
-import subprocess
-import sys
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import CONTENT, ROOT, run_tool, whole
+from helpers import CONTENT, start_fetch, whole
 
 from ppgfl import CheckpointError
 from ppgfl.weights import checkpoint, download, safe_pickle, zoo
@@ -98,13 +93,6 @@ def test_without_a_network(server):
         download.fetch(f"{server.url}/w.pdparams")
 
 
-FETCH = "import sys; from ppgfl.weights import download; print(download.fetch(sys.argv[1]))"
-
-
-def start_fetch(url):
-    return subprocess.Popen([sys.executable, "-c", FETCH, url], stdout=subprocess.PIPE, text=True, cwd=ROOT)
-
-
 def test_several_processes_fetch_once(server, tmp_path):
     server.behave = lambda path, count: (200, len(CONTENT), CONTENT, 0.02)
     processes = [start_fetch(f"{server.url}/w.pdparams") for _ in range(4)]
@@ -113,42 +101,6 @@ def test_several_processes_fetch_once(server, tmp_path):
     assert len(paths) == 1
     assert Path(paths.pop().strip()).read_bytes() == CONTENT
     assert server.requests == {"/w.pdparams": 1}
-
-
-def test_a_killed_download_leaves_nothing_in_the_way(server, tmp_path):
-    arrived = threading.Event()
-
-    def slow(path, count):
-        arrived.set()
-        return 200, len(CONTENT), CONTENT, 0.2
-
-    server.behave = slow
-    process = start_fetch(f"{server.url}/w.pdparams")
-    assert arrived.wait(30)
-    time.sleep(0.3)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert "w.pdparams" not in files(tmp_path)
-    server.behave = whole
-    assert download.fetch(f"{server.url}/w.pdparams").read_bytes() == CONTENT
-
-
-def test_kills_at_random_moments_of_downloads(server, tmp_path):
-    """Before, in, and after it: the file is whole or absent, and the next try has it. PPGFL_KILLS sets the rounds."""
-    rng, left = np.random.default_rng(0), 0
-    for number in range(int(os.environ.get("PPGFL_KILLS", "3"))):
-        server.behave = lambda path, count: (200, len(CONTENT), CONTENT, 0.1)  # 1.3 seconds
-        process = start_fetch(f"{server.url}/{number}.pdparams")
-        time.sleep(rng.uniform(0.1, 3))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        path = download.cached_path(f"{server.url}/{number}.pdparams")
-        if path.exists():
-            left += 1
-            assert path.read_bytes() == CONTENT
-        server.behave = whole
-        assert download.fetch(f"{server.url}/{number}.pdparams").read_bytes() == CONTENT
-    print(f"{left} were whole when they were killed")
 
 
 def test_a_cache_that_cannot_be_written(server, tmp_path, monkeypatch):
@@ -184,13 +136,13 @@ def test_released_models_by_name(server, tmp_path, monkeypatch):
         checkpoint.read("gfl_r50")
 
 
-def test_the_command_downloads(server, small_coco, r18vd_weights, tmp_path):
+def test_the_command_downloads(run_here, server, small_coco, r18vd_weights, tmp_path):
     content = r18vd_weights.read_bytes()
     server.behave = lambda path, count: (200, len(content), content, 0)
     (tmp_path / "one").mkdir()
     image = sorted((small_coco / "val2017").iterdir())[0]
     for _ in range(2):
-        done = run_tool("infer", "-c", "gfl_r18vd_1x_coco", "-o", f"weights={server.url}/r18.pdparams", "use_gpu=false",
+        done = run_here("infer", "-c", "gfl_r18vd_1x_coco", "-o", f"weights={server.url}/r18.pdparams", "use_gpu=false",
                         "TestReader.sample_transforms.1.Resize.target_size=[64, 96]", "--infer_img", image,
                         cwd=tmp_path)
         assert done.returncode == 0, done.stderr

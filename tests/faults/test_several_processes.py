@@ -1,0 +1,84 @@
+"""Several processes, started by `paddle.distributed.launch`: the same results, and who is in trouble says so."""
+import os
+import subprocess
+import time
+
+import pytest
+from helpers import (
+    LD_LOSSES,
+    LOSSES,
+    MANY,
+    ROOT,
+    TEACHER,
+    infer_many,
+    launch,
+    lines_of,
+    options,
+    rows_of,
+    run_tool,
+)
+
+
+def test_two_processes_are_one_with_twice_the_batch(shapes, tmp_path):
+    # A high prior: PaddleDetection's normaliser of the box losses is the mean over processes but at least 1 in each,
+    # which freshly initialised scores do not reach.
+    def run(name, *more):
+        return ["-c", "shapes_gfl", "--eval", "-o",
+                *options(shapes, tmp_path / name, "epoch=5", "snapshot_epoch=5", "log_iter=1",
+                         "ResNet.freeze_norm=true", "GFLHead.prior_prob=0.3", *more)]
+
+    done = launch(ROOT / "tools" / "train.py", *run("two"), cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    one = run_tool("train", *run("one", "TrainReader.batch_size=4"), cwd=tmp_path)
+    assert one.returncode == 0, one.stderr
+    a, b = rows_of(tmp_path / "one" / "shapes_gfl"), rows_of(tmp_path / "two" / "shapes_gfl")
+    assert [row["step"] for row in a] == [row["step"] for row in b] == ["2", "4", "6", "8", "10"]
+    for x, y in zip(a, b):
+        for key in (*LOSSES, "lr"):
+            assert float(x[key]) == pytest.approx(float(y[key]), rel=1e-4), key
+    assert float(a[-1]["AP"]) == pytest.approx(float(b[-1]["AP"]), abs=1e-3)
+
+
+def test_two_processes_share_a_teacher(shapes, teacher_weights, tmp_path):
+    done = launch(ROOT / "tools" / "train.py", "-c", "shapes_gfl_student_ld", "--slim_config", "shapes_distill_ld",
+                  "-o", *options(shapes, tmp_path, "epoch=1"), *[f"teacher.{override}" for override in TEACHER],
+                  f"teacher.pretrain_weights={teacher_weights}", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "shapes_gfl_student_ld" / "model_final.pdparams").exists()
+    found, = rows_of(tmp_path / "shapes_gfl_student_ld")
+    assert all(float(found[name]) > 0 for name in LD_LOSSES)
+
+
+def test_two_processes_share_the_images(many, r18vd_weights, tmp_path):
+    done = launch(ROOT / "tools" / "infer.py", *infer_many(many, r18vd_weights), cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"results-0-00000.jsonl", "results-1-00000.jsonl"}
+    files = [os.path.basename(line["file"]) for line in lines_of(tmp_path / "out")]
+    assert sorted(files) == [f"{i:03d}.jpg" for i in range(MANY)]
+    assert 70 < len((tmp_path / "out" / "results-1-00000.jsonl").read_text(encoding="utf-8").splitlines()) < 80
+
+
+@pytest.mark.parametrize(("fault", "found"), [
+    ("raise RuntimeError('it breaks')", ["process 1 failed", "RuntimeError: it breaks"]),
+    ("out = {name: value * float('nan') for name, value in out.items()}", ["process 1 failed", "a loss is not finite"]),
+    ("os.kill(os.getpid(), signal.SIGKILL)", []),
+    ("time.sleep(1000)", ["process 0 has hung", "process 1 has hung", "time.sleep(1000)"]),
+    ("os.kill(os.getpid(), signal.SIGSTOP)", ["process 0 has hung", "waits for the other processes"])])
+def test_a_process_in_trouble_ends_the_others_and_shows_why(shapes, tmp_path, fault, found):
+    script = tmp_path / "trouble.py"
+    script.write_text(f"import os, signal, sys, time; sys.path.insert(0, {str(ROOT)!r})\n"
+                      "import ppgfl\nfrom ppgfl.model import losses\nfrom ppgfl.system import dist\n"
+                      "real = losses.GFLCriterion.__call__\n"
+                      "def broken(*arguments):\n"
+                      "    out = real(*arguments)\n"
+                      f"    if dist.rank() == 1:\n        {fault}\n"
+                      "    return out\n"
+                      "losses.GFLCriterion.__call__ = broken\n"
+                      "from ppgfl.cli import main\nsys.exit(main('train'))\n")
+    start = time.monotonic()
+    done = launch(script, "-c", "shapes_gfl", "-o", *options(shapes, tmp_path, "log_iter=1"), cwd=tmp_path)
+    assert done.returncode != 0
+    assert time.monotonic() - start < 60
+    for words in found:
+        assert words in done.stdout + done.stderr
+    assert subprocess.run(["pgrep", "-f", str(script)], check=False).returncode == 1  # nobody is left
