@@ -88,6 +88,13 @@ def test_files_that_a_page_names_exist(page):
     assert not [name for name in named if not (ROOT / name).is_file()]
 
 
+def test_targets_of_make_that_pages_name_exist():
+    named = {name for page in [*PAGES, "CHANGELOG.md"] for name in re.findall(r"`make ([\w-]+)`", read(page))}
+    assert {"check", "test", "test-all", "docs", "bench"} <= named
+    for name in named:
+        subprocess.run(["make", "-n", name], cwd=ROOT, capture_output=True, check=True)
+
+
 def test_messages_that_troubleshooting_quotes_are_still_printed():
     trees = [ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "ppgfl").rglob("*.py")]
     texts = [node.value for tree in trees for node in ast.walk(tree)
