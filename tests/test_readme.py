@@ -75,6 +75,7 @@ def test_the_map_has_one_row_for_each_wing(page):
 @pytest.mark.parametrize("page", [*READMES, "CONTRIBUTING.md"])
 def test_the_order_of_the_wings_is_the_one_that_is_tested(page):
     order = runpy.run_path(str(ROOT / "tests" / "test_architecture.py"))["ORDER"]
+    order = [[wing for wing in wings if wing != "targets"] for wings in order]  # which is only another path to data
     written = re.search(r"`errors`\s+→.*?`cli`", read(page), re.DOTALL).group()
     assert [re.findall(r"`(\w+)`", wings) for wings in written.split("→")] == order
 
@@ -85,6 +86,13 @@ def test_files_that_a_page_names_exist(page):
     if page == "docs/migrating.md":  # which names PaddleDetection's tools
         named = [name for name in named if not name.startswith("tools/")]
     assert not [name for name in named if not (ROOT / name).is_file()]
+
+
+def test_targets_of_make_that_pages_name_exist():
+    named = {name for page in [*PAGES, "CHANGELOG.md"] for name in re.findall(r"`make ([\w-]+)`", read(page))}
+    assert {"test", "test-all", "docs", "bench", "faults"} <= named
+    for name in named:
+        subprocess.run(["make", "-n", name], cwd=ROOT, capture_output=True, check=True)
 
 
 def test_messages_that_troubleshooting_quotes_are_still_printed():
