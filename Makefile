@@ -4,24 +4,23 @@ VENV := .venv
 VENV26 := .venv-paddle26
 # Tests run in this many processes at a time.
 JOBS := 2
-# `make check TYPES=yes` also checks the types.
-TYPES :=
 
-.PHONY: test test-all test-paddle26 check faults demo bench clean
+.PHONY: test test-all test-paddle26 check style faults demo bench clean
 
 test:  ## units, parity with recorded values, a run of each command: six minutes on two cores
 	$(call run,$(FAST))
 
-test-all:  ## what test runs, kills, faults, several processes, every command of the docs; then all on Paddle 2.6.2: half an hour
-	$(call run,$(FAST) $(DRILLS) $(FAST26) $(DRILLS26))
+test-all:  ## all there is: test, style, kills, faults, several processes, docs, and the same on Paddle 2.6.2: half an hour
+	$(call run,$(FAST) style docs $(DRILLS) $(FAST26) $(DRILLS26))
 
 test-paddle26:  ## the same under Paddle 2.6.2 and numpy 1.26, the newest pair with a GPU build on PyPI
 	$(call run,$(FAST26) $(DRILLS26))
 
-check: $(VENV)/ready  ## style, and what test runs
+check: style test  ## before each commit
+
+style: $(VENV)/ready  ## ruff and mypy
 	$(VENV)/bin/python -m ruff check .
-	$(if $(TYPES),$(VENV)/bin/python -m mypy ppgfl deploy)
-	$(call run,$(FAST))
+	$(VENV)/bin/python -m mypy
 
 faults: $(VENV)/ready  ## hostile files and kills, with more rounds than test-all (docs/reliability.md)
 	-$(VENV)/bin/python -m pip install --quiet atheris  # not for every Python; without it one test is skipped
@@ -78,6 +77,26 @@ demo: $(VENV)/ready  ## draw a data set, train, evaluate, detect: about four min
 
 bench: $(VENV)/ready  ## speed against PaddleDetection and others, in environments of their own: about twenty minutes
 	$(VENV)/bin/python benchmarks/compare.py
+
+# --- the documentation
+
+.PHONY: docs clean-docs
+VENV_DOCS := .venv-docs
+
+docs: $(VENV_DOCS)/ready  ## a site of docs/ and the docstrings, in site/; a broken link stops it
+	NO_MKDOCS_2_WARNING=1 $(VENV_DOCS)/bin/python -m mkdocs build --strict
+
+$(VENV_DOCS)/ready: setup.py  # without Paddle: docstrings are read, not imported
+	$(PYTHON) -m venv $(VENV_DOCS)
+	$(VENV_DOCS)/bin/python -m pip install --quiet --upgrade "pip>=23" "setuptools>=61" wheel
+	$(VENV_DOCS)/bin/python -m pip install --quiet -e ".[docs]"
+	touch $@
+
+clean: clean-docs
+clean-docs:
+	rm -rf $(VENV_DOCS) site
+
+# --- the environments
 
 $(VENV)/ready: setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -8,7 +8,7 @@ HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "ppgfl/__init__.py").read_text(encoding="utf-8")).group(1)
 # Folders that travel inside the package, as ppgfl/configs/gfl and ppgfl/deploy/python.
 FOLDERS = [folder for folder in sorted(HERE.glob("configs/**")) if any(folder.glob("*.yml"))]
-FOLDERS += [HERE / "deploy" / name for name in ("python", "onnxruntime", "serving", "ray")]
+FOLDERS += [HERE / "deploy" / name for name in ("python", "serving", "ray")]
 INSIDE = {"ppgfl." + ".".join(folder.relative_to(HERE).parts): str(folder.relative_to(HERE)) for folder in FOLDERS}
 
 ONNX = ["onnx", "onnxruntime"]
@@ -24,7 +24,7 @@ setup(
     python_requires=">=3.9",
     packages=find_packages(include=["ppgfl", "ppgfl.*"]) + list(INSIDE),
     package_dir={"ppgfl": "ppgfl", **INSIDE},
-    package_data={name: ["*.yml", "*.html"] for name in INSIDE},
+    package_data={"ppgfl": ["py.typed"], **{name: ["*.yml", "*.html"] for name in INSIDE}},
     install_requires=["numpy", "pyyaml", "opencv-python", "pycocotools", "visualdl", "tqdm", "matplotlib",
                       "pooch", "requests", "filelock"],
     entry_points={"console_scripts": ["ppgfl = ppgfl.cli:entry"]},
@@ -33,6 +33,7 @@ setup(
         "gpu": ["paddlepaddle-gpu"],
         "onnx": ONNX,
         "serve": SERVE,
-        "dev": ["pytest>=7.3", "ruff", "httpx", "selenium", *ONNX, *SERVE],
+        "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.26", "ruff"],
+        "dev": ["pytest>=7.3", "ruff", "mypy", "httpx", "selenium", *ONNX, *SERVE],
     },
 )

@@ -62,7 +62,7 @@ def main():
     args = parser.parse_args()
 
     files = infer.find_images(args.image_dir)[:args.images]
-    runner = infer.Runner(args.model_dir)
+    runner = infer.open_runner(args.model_dir)
     photos = [(path.read_bytes(), runner([infer.read_image(path)])[0]) for path in files]
     options = ["--max_batch", args.max_batch] if args.max_batch else []
     process, address = start(["--model_dir", args.model_dir, *options])

@@ -92,7 +92,8 @@ class Ppgfl:
         if wanted:
             onednn.replace_convolutions(model)
         optimizer = build.build_optimizer(self.cfg, model, steps_per_epoch=1000)
-        target, = [t for t in build.build_transforms(self.cfg, "TrainReader")[1] if type(t).__name__ == "Gt2GFLTarget"]
+        transforms = build.build_reader(self.cfg, "TrainReader").batch_transforms
+        target, = [each for each in transforms if type(each).__name__ == "Gt2GFLTarget"]
         batch = {key: paddle.to_tensor(np.stack([s[key] for s in target(samples(2, 8, (SIZE, SIZE)))]))
                  for key in ("image", "labels", "label_weights", "bbox_targets", "pos_num",
                              *(["vlr_regions"] if target.compute_vlr_region else []))}
@@ -116,12 +117,11 @@ class Ppgfl:
     def loader(self):
         """Training transforms of all images, in one process, with targets."""
         from ppgfl import build
-        from ppgfl.data.loader import iterate
 
         dataset = build.build_dataset(self.cfg, "TrainDataset")
         dataset.records = dataset.records[:self.settings["images"]]
-        loader = build.build_loader(self.cfg, "TrainReader", dataset)
-        return lambda: sum(len(batch["image"]) for batch in iterate(loader))
+        loader = build.build_loader(self.cfg, "TrainReader", dataset.records)
+        return lambda: sum(len(batch["image"]) for batch in loader.epoch())
 
 
 class PaddleDetection:

@@ -2,10 +2,14 @@
 
     python docs/make_configs.py
 """
+from __future__ import annotations
+
 import inspect
 import re
 import sys
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
@@ -37,13 +41,13 @@ GROUPS = (
 FACTS = {"FPN": ["in_channels"], "COCODataSet": ["section"], "ImageFolder": ["section"]}
 
 
-def page():
+def page() -> str:
     """The text of docs/configs.md."""
-    parts = [HEAD, "## Top level\n", _table(["key", "meaning"], keys.TOP_LEVEL.items())]
+    parts = [HEAD, "## Top level\n", _of_keys(keys.TOP_LEVEL)]
     readers = ["TrainReader", "EvalReader", "TestReader"]
-    for names in ([["GFL"], readers, ["LearningRate"], ["OptimizerBuilder"], ["export"]]):
+    for names in (["GFL"], readers, ["LearningRate"], ["OptimizerBuilder"], ["export"]):
         parts += [f"## {', '.join(f'`{name}`' for name in names)}\n",
-                  _table(["key", "meaning"], keys.SECTIONS[names[0]].items())]
+                  _of_keys(keys.SECTIONS[names[0]])]
     for title, tables in GROUPS:
         parts.append(f"## {title}\n")
         for name, cls in ((name, cls) for table in tables for name, cls in table.items()):
@@ -51,7 +55,14 @@ def page():
     return "\n".join(parts)
 
 
-def _of_class(name, cls):
+def _of_keys(known: Mapping[str, keys.Key]) -> str:
+    """The table of {name: `keys.Key`}; without a default where a key that is left out is as if it were null."""
+    return _table(["key", "default", "meaning"], [
+        (name, "" if key.default in (None, "") else f"`{_yaml(key.default)}`", key.meaning)
+        for name, key in known.items()])
+
+
+def _of_class(name: str, cls: type) -> str:
     summary, meanings = describe(cls)
     rows = []
     for key, parameter in inspect.signature(cls).parameters.items():
@@ -64,7 +75,7 @@ def _of_class(name, cls):
     return f"### {name}\n\n{summary}\n\n{table}"
 
 
-def describe(cls):
+def describe(cls: type) -> tuple[str, dict[str, str]]:
     """A class's docstring -> its first paragraph, and {argument: meaning} of its Args or Attributes."""
     text = inspect.getdoc(cls)
     summary = " ".join(text.split("\n\n")[0].split())
@@ -77,14 +88,17 @@ def describe(cls):
     return summary, meanings
 
 
-def _yaml(value):
+def _yaml(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    return f"[{', '.join(map(_yaml, value))}]" if isinstance(value, (tuple, list)) else (
-        f"{value:.4g}" if isinstance(value, float) else str(value) or "''")
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {_yaml(each)}' for key, each in value.items())}}}"
+    if isinstance(value, (tuple, list)):
+        return f"[{', '.join(map(_yaml, value))}]"
+    return f"{value:.4g}" if isinstance(value, float) else str(value) or "''"
 
 
-def _table(header, rows):
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [f"| {' | '.join(header)} |", f"|{' --- |' * len(header)}"]
     lines += ["| " + " | ".join([f"`{key}`", *(cell.replace("|", "\\|") for cell in cells)]) + " |"
               for key, *cells in rows]

@@ -8,21 +8,22 @@ The public names load on first use, so that `import ppgfl` takes hundredths of a
     metrics = ppgfl.evaluate(cfg, weights="gfl_r50_fpn_1x_coco.pdparams")
     found = ppgfl.Detector("gfl_r50_fpn_1x_coco", weights="gfl_r50_fpn_1x_coco.pdparams")("photo.jpg")
 """
+from __future__ import annotations
+
 import importlib
 from typing import TYPE_CHECKING, Any
 
 from .system import runtime
 
 if TYPE_CHECKING:  # the names below, for editors and type checkers
-    from . import build, data, errors, model, optim
+    from . import build, config, data, errors, model, optim, targets
     from .build import build_model
     from .config import load_config
-    from .data import targets
     from .errors import CheckpointError, ConfigError, DataError, ExportError, TrainingError
     from .evaluation.evaluate import evaluate
     from .inference.detections import Detections
+    from .inference.detector import Detector, open_detector
     from .inference.export import export
-    from .inference.infer import Detector
     from .training.train import train
     from .weights.checkpoint import load_weights
 
@@ -38,7 +39,8 @@ _NAMES = {
     "evaluate": "evaluation.evaluate",
     "train": "training.train",
     "export": "inference.export",
-    "Detector": "inference.infer",
+    "Detector": "inference.detector",
+    "open_detector": "inference.detector",
     "Detections": "inference.detections",
     "ConfigError": "errors",
     "TrainingError": "errors",
@@ -46,20 +48,21 @@ _NAMES = {
     "DataError": "errors",
     "CheckpointError": "errors",
 }
-# Public module -> where it stands.
-_MODULES = {"build": "build", "data": "data", "errors": "errors", "model": "model", "optim": "optim",
-            "targets": "data.targets"}
-__all__ = list(_NAMES)  # noqa: PLE0604
+_MODULES = {"build", "config", "data", "errors", "model", "optim", "targets"}
+# The names of _NAMES, written out for type checkers.
+__all__ = ["CheckpointError", "ConfigError", "DataError", "Detections", "Detector", "ExportError", "TrainingError",
+           "build_model", "evaluate", "export", "load_config", "load_weights", "open_detector", "train"]
 
 
-def __getattr__(name: str) -> Any:
-    home = _NAMES.get(name) or _MODULES.get(name)
-    if home is None:
-        raise AttributeError(f"module 'ppgfl' has no attribute '{name}'")
-    if home not in ("config", "errors"):
-        runtime.import_paddle()
-    module = importlib.import_module(f".{home}", __name__)
-    return getattr(module, name) if name in _NAMES else module
+if not TYPE_CHECKING:  # to a type checker it would make every misspelt name a known one
+    def __getattr__(name: str) -> Any:
+        if name not in {*_NAMES, *_MODULES}:
+            raise AttributeError(f"module 'ppgfl' has no attribute '{name}'")
+        home = _NAMES.get(name, name)
+        if home not in ("config", "errors"):
+            runtime.import_paddle()
+        module = importlib.import_module(f".{home}", __name__)
+        return getattr(module, name) if name in _NAMES else module
 
 
 def __dir__() -> list[str]:

@@ -4,14 +4,23 @@ To add a backbone, a neck or a transform, write the class and add one line to it
 
 Arguments of an object, strongest first: facts the program knows (channels and strides of the layer below), keys
 nested in the parent's section, the top-level section of that name, top-level keys that several sections share
-(`num_classes`, `norm_type`, `upstream_scores`, written out at each call), the Python default.
+(`num_classes`, `norm_type`, `upstream_scores`, written out at each call), the Python default. A key that no argument
+takes is refused here too, for those who build without `check`.
 """
+from __future__ import annotations
+
 import inspect
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from paddle.optimizer import Optimizer
 
 from .config.check import check_config
-from .data.batch import PadBatch
+from .config.keys import OTHER_KEYS, TOP_LEVEL, known_only, section, setting
+from .data.batch import PadBatch, Reader, Sample
 from .data.dataset import COCODataSet, ImageFolder
-from .data.loader import POLICIES, Batches, Samples, make_loader
+from .data.loader import POLICIES, Batches, BatchMaker, Loader
 from .data.targets import Gt2GFLTarget
 from .data.transforms import Decode, NormalizeImage, Permute, RandomFlip, RandomResize, Resize
 from .errors import CheckpointError, ConfigError, nearest
@@ -33,22 +42,36 @@ from .optim import EMA, CosineDecay, ExpWarmup, LinearWarmup, PiecewiseDecay, ma
 from .system.log import logger
 from .weights.checkpoint import load_weights
 
+Config = dict[str, Any]
+Table = Mapping[str, Callable[..., Any]]
+
 BACKBONES = {"ResNet": ResNet}
 NECKS = {"FPN": FPN}
 HEADS = {"GFLHead": GFLHead, "LDGFLHead": GFLHead}  # LDGFLHead: the same layers, and the losses of a teacher
 TOWERS = {"FCOSFeat": FCOSFeat}
 QUALITY_PREDICTORS = {"DGQP": DGQP}
-LOSSES = {cls.__name__: cls for cls in (QualityFocalLoss, DistributionFocalLoss, GIoULoss,
-                                        KnowledgeDistillationKLDivLoss, CWDFeatureLoss)}
+LOSSES: dict[str, Any] = {cls.__name__: cls for cls in (
+    QualityFocalLoss, DistributionFocalLoss, GIoULoss, KnowledgeDistillationKLDivLoss, CWDFeatureLoss)}
 NMS = {"MultiClassNMS": MultiClassNMS}
-SAMPLE_TRANSFORMS = {cls.__name__: cls for cls in (Decode, Resize, RandomResize, RandomFlip, NormalizeImage, Permute)}
-BATCH_TRANSFORMS = {"PadBatch": PadBatch, "Gt2GFLTarget": Gt2GFLTarget}
-DATASETS = {"COCODataSet": COCODataSet, "ImageFolder": ImageFolder}
-DECAYS = {"PiecewiseDecay": PiecewiseDecay, "CosineDecay": CosineDecay}
-WARMUPS = {"LinearWarmup": LinearWarmup, "ExpWarmup": ExpWarmup}
+SAMPLE_TRANSFORMS: dict[str, Any] = {cls.__name__: cls for cls in (
+    Decode, Resize, RandomResize, RandomFlip, NormalizeImage, Permute)}
+BATCH_TRANSFORMS: dict[str, Any] = {"PadBatch": PadBatch, "Gt2GFLTarget": Gt2GFLTarget}
+DATASETS: dict[str, Any] = {"COCODataSet": COCODataSet, "ImageFolder": ImageFolder}
+DECAYS: dict[str, Any] = {"PiecewiseDecay": PiecewiseDecay, "CosineDecay": CosineDecay}
+WARMUPS: dict[str, Any] = {"LinearWarmup": LinearWarmup, "ExpWarmup": ExpWarmup}
+CLASSES: dict[str, Any] = {**BACKBONES, **NECKS, **HEADS, **TOWERS, **QUALITY_PREDICTORS, **LOSSES, **NMS,
+                           **SAMPLE_TRANSFORMS, **BATCH_TRANSFORMS, **DATASETS, **DECAYS, **WARMUPS}
 
 
-def build_model(cfg):
+def check(cfg: Config) -> None:
+    """Raise a ConfigError that lists every unknown key of a config. Each command calls it once, before all else."""
+    check_config(cfg, CLASSES)
+
+
+# --- the model
+
+
+def build_model(cfg: Config) -> GFL:
     """The detector that a config describes, with freshly initialised weights.
 
     Args:
@@ -57,10 +80,15 @@ def build_model(cfg):
     Returns: a `model.gfl.GFL`, a paddle Layer with .backbone .neck .head, in training mode.
     Raises: ConfigError.
     """
-    check_config(cfg, CLASSES)
-    if cfg.get("architecture", "GFL") != "GFL":
+    check(cfg)
+    return make_model(cfg)
+
+
+def make_model(cfg: Config) -> GFL:
+    """`build_model` of a config that is checked already."""
+    if setting(cfg, "architecture") != "GFL":
         raise ConfigError(f"architecture: {cfg['architecture']!r}; ppgfl builds GFL only")
-    parts = {"backbone": "ResNet", "neck": "FPN", "head": "GFLHead", **cfg.get("GFL", {})}
+    parts = section(cfg, "GFL")
     backbone = _make(cfg, BACKBONES, parts["backbone"], "GFL.backbone", shared=["norm_type"])
     neck = _make(cfg, NECKS, parts["neck"], "GFL.neck", in_channels=backbone.channels,
                  spatial_scales=[1 / stride for stride in backbone.strides])
@@ -73,18 +101,18 @@ def build_model(cfg):
                criterion=_build_criterion(cfg, head_name, head_args, head))
 
 
-def load_model(cfg, weights=None):
+def load_model(cfg: Config, weights: str | os.PathLike[str] | None = None) -> GFL:
     """The detector of a config in evaluation mode, with a .pdparams file (else the config's `weights`) loaded.
 
     Raises: ConfigError, CheckpointError.
     """
-    model = build_model(cfg)
-    load_weights(model, weights or cfg.get("weights", ""))
+    model = make_model(cfg)
+    load_weights(model, weights or setting(cfg, "weights"))
     model.eval()
     return model
 
 
-def _build_head(cfg, name, args):
+def _build_head(cfg: Config, name: str, args: Config) -> GFLHead:
     layers = {key: value for key, value in args.items() if key in _parameters(GFLHead)}
     layers["conv_feat"] = _make(cfg, TOWERS, args.get("conv_feat", "FCOSFeat"), f"{name}.conv_feat")
     if args.get("dgqp_module") is not None:
@@ -92,16 +120,16 @@ def _build_head(cfg, name, args):
     return GFLHead(**{**_shared(cfg, ["num_classes"]), **layers})
 
 
-def _build_decoder(cfg, name, args, head):
+def _build_decoder(cfg: Config, name: str, args: Config, head: GFLHead) -> Decoder:
     nms = args.get("nms")
     return Decoder(
         strides=tuple(head.fpn_stride), num_classes=head.num_classes, joint_scores=head.dgqp_module is not None,
-        upstream_scores=bool(args.get("upstream_scores", cfg.get("upstream_scores", False))),
+        upstream_scores=bool(args.get("upstream_scores", setting(cfg, "upstream_scores"))),
         cell_offset=args.get("cell_offset", 0),
         nms=_make(cfg, NMS, nms if nms is not None else "MultiClassNMS", f"{name}.nms"))
 
 
-def _build_criterion(cfg, name, args, head):
+def _build_criterion(cfg: Config, name: str, args: Config, head: GFLHead) -> GFLCriterion:
     # PaddleDetection: its first GFLv2 configs call the section loss_qfl
     quality = args.get("loss_class", args.get("loss_qfl", "QualityFocalLoss"))
     loss_class = _make(cfg, LOSSES, quality, f"{name}.loss_class")
@@ -116,7 +144,11 @@ def _build_criterion(cfg, name, args, head):
         distillation=_build_distillation(cfg, name, args, head) if cfg.get("teacher") else None)
 
 
-def _build_distillation(cfg, name, args, head):
+# --- a teacher
+
+
+def _build_distillation(cfg: Config, name: str, args: Config,
+                        head: GFLHead) -> LocalizationDistillation | ChannelWiseDistillation:
     teacher = cfg["teacher"]
     method = teacher.get("slim_method")
     if method == "LD":
@@ -128,13 +160,13 @@ def _build_distillation(cfg, name, args, head):
         if names is not None and len(names) != len(head.fpn_stride):
             raise ConfigError(f"teacher.distill_loss_name: {names!r}; it must name {len(head.fpn_stride)} losses, one "
                               "for each level")
-        loss = _make(teacher, {"CWDFeatureLoss": CWDFeatureLoss}, teacher.get("distill_loss", "CWDFeatureLoss"),
+        loss = _make(teacher, {"CWDFeatureLoss": CWDFeatureLoss}, setting(teacher, "distill_loss"),
                      "teacher.distill_loss")
         return ChannelWiseDistillation(loss, tuple(head.fpn_stride))
     raise ConfigError(f"teacher.slim_method: {method!r}; allowed: LD, CWD")
 
 
-def build_teacher(cfg, student):
+def build_teacher(cfg: Config, student: GFL) -> Teacher | None:
     """The `Teacher` of a config with a slim config in it (see `load_config`), with its weights; None without one.
 
     Raises: ConfigError, also when it does not fit the student; CheckpointError.
@@ -146,10 +178,11 @@ def build_teacher(cfg, student):
     teacher = build_model(teacher_cfg)
     check_fit(teacher, student)
     if teacher_cfg["slim_method"] == "LD":
-        head = cfg.get("GFL", {}).get("head")
+        head = section(cfg, "GFL")["head"]
         if head != "LDGFLHead":
             raise ConfigError(f"GFL.head: {head}; slim_method LD trains an LDGFLHead, as in gfl_slim_ld_r18vd_1x_coco")
-        if not any(getattr(each, "compute_vlr_region", False) for each in build_transforms(cfg, "TrainReader")[1]):
+        batch_transforms = build_reader(cfg, "TrainReader").batch_transforms
+        if not any(isinstance(each, Gt2GFLTarget) and each.compute_vlr_region for each in batch_transforms):
             raise ConfigError("TrainReader.batch_transforms: LD needs Gt2GFLTarget with compute_vlr_region: true")
     if not teacher_cfg.get("pretrain_weights"):
         raise ConfigError("teacher.pretrain_weights: missing; they are the trained weights of the teacher: "
@@ -161,112 +194,109 @@ def build_teacher(cfg, student):
     return Teacher(teacher)
 
 
-def build_dataset(cfg, section):
-    """The data set of a section: "TrainDataset", "EvalDataset" or "TestDataset"."""
-    check_config(cfg, CLASSES)
-    if not isinstance(cfg.get(section), dict):
-        raise ConfigError(f"{section}: the config has no such section; add configs/datasets/coco_detection.yml to "
+# --- data
+
+
+def build_dataset(cfg: Config, name: str) -> Any:
+    """The `COCODataSet` or `ImageFolder` of a section: "TrainDataset", "EvalDataset" or "TestDataset"."""
+    if not isinstance(cfg.get(name), dict):
+        raise ConfigError(f"{name}: the config has no such section; add configs/datasets/coco_detection.yml to "
                           "its _BASE_")
-    shared = ["num_classes"] if cfg[section].get("name") == "ImageFolder" else []
-    return _make(cfg, DATASETS, cfg[section], section, shared=shared, section=section)
+    shared = ["num_classes"] if cfg[name].get("name") == "ImageFolder" else []
+    return _make(cfg, DATASETS, cfg[name], name, shared=shared, section=name)
 
 
-def build_transforms(cfg, reader):
-    """The sample transforms and the batch transforms of "TrainReader", "EvalReader" or "TestReader"."""
-    check_config(cfg, CLASSES)
-    section = cfg.get(reader)
-    if not isinstance(section, dict):
-        raise ConfigError(f"{reader}: the config has no such section; add a reader to its _BASE_")
+def build_reader(cfg: Config, name: str) -> Reader:
+    """The transforms of "TrainReader", "EvalReader" or "TestReader"."""
+    if not isinstance(cfg.get(name), dict):
+        raise ConfigError(f"{name}: the config has no such section; add a reader to its _BASE_")
 
-    def build(table, key):
+    def build(table: Table, key: str) -> list[Any]:
         built = []
-        for i, entry in enumerate(section.get(key) or []):
+        for i, entry in enumerate(section(cfg, name)[key] or []):
             if not isinstance(entry, dict) or len(entry) != 1:
-                raise ConfigError(f"{reader}.{key}[{i}]: {entry!r}; it must be one transform, as in Decode: {{}}")
-            (name, args), = entry.items()
-            shared = ["num_classes"] if name == "Gt2GFLTarget" else []
-            built.append(_make(cfg, table, {"name": name, **(args or {})}, f"{reader}.{key}[{i}]", shared=shared))
+                raise ConfigError(f"{name}.{key}[{i}]: {entry!r}; it must be one transform, as in Decode: {{}}")
+            (kind, args), = entry.items()
+            shared = ["num_classes"] if kind == "Gt2GFLTarget" else []
+            built.append(_make(cfg, table, {"name": kind, **(args or {})}, f"{name}.{key}[{i}]", shared=shared))
         return built
 
-    return build(SAMPLE_TRANSFORMS, "sample_transforms"), build(BATCH_TRANSFORMS, "batch_transforms")
+    return Reader(build(SAMPLE_TRANSFORMS, "sample_transforms"), build(BATCH_TRANSFORMS, "batch_transforms"))
 
 
-def build_loader(cfg, reader, dataset, *, seed=0, rank=0, world_size=1):
-    """The loader of a data set (see `data.loader.iterate`); batch size and order from the reader's section.
-
-    `loader.batch_sampler` is its `data.loader.Batches`; set its `epoch` before each round.
-    """
-    sample_transforms, batch_transforms = build_transforms(cfg, reader)
-    section = cfg[reader]
-    batch_size, workers = section.get("batch_size", 1), cfg.get("worker_num", 0)
-    for key, value, low in ((f"{reader}.batch_size", batch_size, 1), ("worker_num", workers, 0)):
+def build_loader(cfg: Config, name: str, records: Sequence[Sample], *, seed: int = 0, rank: int = 0,
+                 world_size: int = 1) -> Loader:
+    """The `Loader` of the records of a data set; batch size and order from the reader's section `name`."""
+    reader, keys = build_reader(cfg, name), section(cfg, name)
+    batch_size, workers = keys["batch_size"], setting(cfg, "worker_num")
+    for key, value, low in ((f"{name}.batch_size", batch_size, 1), ("worker_num", workers, 0)):
         if not isinstance(value, int) or value < low:
             raise ConfigError(f"{key}: {value!r}; it must be a whole number, {low} or more")
-    batches = Batches(len(dataset.records), batch_size, shuffle=section.get("shuffle", False),
-                      drop_last=section.get("drop_last", False), seed=seed, rank=rank, world_size=world_size)
-    if not len(batches):
-        raise ConfigError(f"{reader}.batch_size: {batch_size} on {world_size} processes, but the data set has only "
-                          f"{len(dataset.records)} images; set it lower")
-    samples = Samples(dataset.records, sample_transforms, seed, skip=skips_corrupt_images(cfg),
-                      replace=reader == "TrainReader")
-    return make_loader(samples, batches, batch_transforms, workers)
+    batches = Batches(len(records), batch_size, shuffle=bool(keys["shuffle"]), drop_last=bool(keys["drop_last"]),
+                      seed=seed, rank=rank, world_size=world_size)
+    if records and not len(batches):
+        raise ConfigError(f"{name}.batch_size: {batch_size} on {world_size} processes, but the data set has only "
+                          f"{len(records)} images; set it lower")
+    maker = BatchMaker(records, reader, seed, skip=skips_corrupt_images(cfg), replace=name == "TrainReader")
+    return Loader(maker, batches, workers)
 
 
-def skips_corrupt_images(cfg):
+def skips_corrupt_images(cfg: Config) -> bool:
     """Whether images that cannot be read are left out. Raises ConfigError."""
-    policy = cfg.get("corrupt_images", "error")
+    policy = setting(cfg, "corrupt_images")
     if policy not in POLICIES:
         raise ConfigError(f"corrupt_images: {policy!r}; allowed: {', '.join(POLICIES)}")
-    return policy == "skip"
+    return bool(policy == "skip")
 
 
-def build_optimizer(cfg, model, *, steps_per_epoch, total_batch_size=None):
+# --- what trains the model
+
+
+def build_optimizer(cfg: Config, model: GFL, *, steps_per_epoch: int,
+                    total_batch_size: int | None = None) -> Optimizer:
     """The optimizer of the sections LearningRate and OptimizerBuilder, with its schedule as `._learning_rate`.
 
     Args:
         total_batch_size: images per step over all processes. The config's rate belongs to a step of
-            LearningRate.total_batch_size images (16, PaddleDetection's 8 GPUs with 2 each, unless it says otherwise)
-            and is scaled linearly. None: the rate as it stands.
+            LearningRate.total_batch_size images and is scaled linearly. None: the rate as it stands.
     """
-    check_config(cfg, CLASSES)
-    section = {"base_lr": 0.01, "schedulers": ["PiecewiseDecay", "LinearWarmup"], **(cfg.get("LearningRate") or {})}
-    base_lr = section["base_lr"]
+    rates = section(cfg, "LearningRate")
+    base_lr = rates["base_lr"]
     if not isinstance(base_lr, (int, float)) or base_lr <= 0:
         raise ConfigError(f"LearningRate.base_lr: {base_lr!r}; it must be a positive number")
     if total_batch_size is not None:
-        reference = section.get("total_batch_size", 16)
+        reference = rates["total_batch_size"]
         scaled = base_lr * total_batch_size / reference
         if scaled != base_lr:
             logger.info("lr %g for %d images -> %g for %d (set LearningRate.base_lr to choose it yourself)",
                         base_lr, reference, scaled, total_batch_size)
         base_lr = scaled
     # PaddleDetection: the first scheduler is the decay, the second the warm-up, by position
-    schedulers = section["schedulers"]
+    schedulers = rates["schedulers"]
     decay = _make(cfg, DECAYS, schedulers[0], "LearningRate.schedulers[0]")
     warmup = _make(cfg, WARMUPS, schedulers[1], "LearningRate.schedulers[1]") if len(schedulers) > 1 else None
-    builder = {"optimizer": {"type": "Momentum", "momentum": 0.9}, "regularizer": {"type": "L2", "factor": 1e-4},
-               **(cfg.get("OptimizerBuilder") or {})}
-    return make_optimizer(model, make_schedule(base_lr, decay, warmup, steps_per_epoch), **builder)
+    return make_optimizer(model, make_schedule(base_lr, decay, warmup, steps_per_epoch),
+                          **section(cfg, "OptimizerBuilder"))
 
 
-def build_ema(cfg, model):
+def build_ema(cfg: Config, model: GFL) -> EMA | None:
     """The moving average that `use_ema`, `ema_decay`, `ema_decay_type` ask for, or None."""
-    if not cfg.get("use_ema", False):
+    if not setting(cfg, "use_ema"):
         return None
-    return EMA(model, decay=cfg.get("ema_decay", 0.9998), decay_type=cfg.get("ema_decay_type", "threshold"))
+    return EMA(model, decay=setting(cfg, "ema_decay"), decay_type=setting(cfg, "ema_decay_type"))
 
 
 # --- from a YAML value to an object
 
 
-def _make(cfg, table, value, where, *, shared=(), **facts):
+def _make(cfg: Config, table: Table, value: Any, where: str, *, shared: Sequence[str] = (), **facts: Any) -> Any:
     """The object that a YAML value names: "Name", or {name: Name, ...}. See the order of arguments above."""
     name, args = _spec(cfg, value, table, where)
-    known = {key: value for key, value in args.items() if key in _parameters(table[name])}
-    return table[name](**{**_shared(cfg, shared), **known, **facts})
+    own = {key: value for key, value in args.items() if key in _parameters(table[name])}
+    return table[name](**{**_shared(cfg, shared), **own, **facts})
 
 
-def _spec(cfg, value, table, where):
+def _spec(cfg: Config, value: Any, table: Table, where: str) -> tuple[str, Config]:
     """A YAML value -> the name it gives and its arguments, nested ones over those of the section of that name."""
     value = {"name": value} if isinstance(value, str) else value
     if not isinstance(value, dict) or "name" not in value:
@@ -275,16 +305,15 @@ def _spec(cfg, value, table, where):
     name = nested.pop("name")
     if name not in table:
         raise ConfigError(f"{where}: unknown name {name!r}; {nearest(name, table)}")
-    return name, {**(cfg.get(name) or {}), **nested}
+    known = {**_parameters(table[name]), **OTHER_KEYS.get(name, {})}
+    return name, {**known_only(name, cfg.get(name) or {}, known), **known_only(where, nested, known)}
 
 
-def _shared(cfg, keys):
-    return {key: cfg[key] for key in keys if cfg.get(key) is not None}
+def _shared(cfg: Config, keys: Sequence[str]) -> Config:
+    """Those of the shared top-level keys that have a value, in the config or by default."""
+    values = {key: TOP_LEVEL[key].default if cfg.get(key) is None else cfg[key] for key in keys}
+    return {key: value for key, value in values.items() if value is not None}
 
 
-def _parameters(cls):
-    return list(inspect.signature(cls).parameters)
-
-
-CLASSES = {**BACKBONES, **NECKS, **HEADS, **TOWERS, **QUALITY_PREDICTORS, **LOSSES, **NMS, **SAMPLE_TRANSFORMS,
-           **BATCH_TRANSFORMS, **DATASETS, **DECAYS, **WARMUPS}
+def _parameters(cls: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(cls).parameters

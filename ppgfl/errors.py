@@ -1,7 +1,13 @@
-"""The errors a user can mend. Their message is one line: where, what was found, what is allowed, the likely fix.
+"""The errors a user can mend. Their message is one line: where, what was found, what is allowed, the likely mend.
 
 The command line prints them without a traceback and exits with 2; any other exception is a bug in ppgfl.
 """
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from signal import Signals
+from typing import Any
 
 
 class UserError(ValueError):
@@ -28,10 +34,10 @@ class Interrupted(KeyboardInterrupt):
     """A command was asked to stop, and did; training with a checkpoint.
 
     Attributes:
-        signal: which one it was.
+        signal: which one asked.
     """
 
-    def __init__(self, message, signal):
+    def __init__(self, message: str, signal: Signals) -> None:
         super().__init__(message)
         self.signal = signal
 
@@ -40,23 +46,29 @@ class CheckpointError(UserError):
     """A weights file that is absent, damaged, dangerous, or made for another model.
 
     Attributes:
-        report: the ``checkpoint.Report`` of what did not match, or None.
+        report: the ``weights.checkpoint.Report`` of what did not match, or None.
     """
 
-    def __init__(self, message, report=None):
+    def __init__(self, message: str, report: Any = None) -> None:
         super().__init__(message)
         self.report = report
 
 
-def nearest(word, allowed):
+def nearest(word: object, allowed: Iterable[object]) -> str:
     """A hint for an unknown word: the closest allowed one when there is one, and the list.
 
     >>> nearest("depht", ["depth", "variant"])
     "did you mean 'depth'? Allowed: depth, variant"
     """
-    import difflib
+    words = sorted(str(a) for a in allowed)
+    return f"{suggestion(word, words)}Allowed: {', '.join(words)}"
 
-    allowed = sorted(str(a) for a in allowed)
-    close = difflib.get_close_matches(str(word), allowed, n=1)
-    hint = f"did you mean '{close[0]}'? " if close else ""
-    return f"{hint}Allowed: {', '.join(allowed)}"
+
+def suggestion(word: object, allowed: Iterable[object]) -> str:
+    """The closest allowed word as a question, or nothing.
+
+    >>> suggestion("depht", ["depth", "variant"])
+    "did you mean 'depth'? "
+    """
+    close = difflib.get_close_matches(str(word), [str(a) for a in allowed], n=1)
+    return f"did you mean '{close[0]}'? " if close else ""

@@ -1,8 +1,15 @@
 """Learning-rate schedule, optimizer, and the moving average of the weights."""
+from __future__ import annotations
+
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import paddle
+from paddle import Tensor, nn
+from paddle.optimizer import Optimizer
+from paddle.optimizer.lr import LRScheduler
 
 from .errors import ConfigError, nearest
 
@@ -18,23 +25,23 @@ class PiecewiseDecay:
         use_warmup: let the warm-up come first.
     """
 
-    gamma: object = (0.1, 0.01)
-    milestones: tuple = (8, 11)
-    values: tuple = None
+    gamma: float | Sequence[float] = (0.1, 0.01)
+    milestones: Sequence[int] = (8, 11)
+    values: Sequence[float] | None = None
     use_warmup: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         factors = len(self.values) - 1 if self.values else len(self.factors())
         if factors != len(self.milestones):
             raise ConfigError(f"PiecewiseDecay: {len(self.milestones)} milestones need as many factors in gamma, or "
                               "one value more than milestones")
 
-    def factors(self):
+    def factors(self) -> list[float]:
         if isinstance(self.gamma, (int, float)):
             return [self.gamma / 10**i for i in range(len(self.milestones))]
         return list(self.gamma)
 
-    def factor(self, step, steps_per_epoch, base_lr, warmup_steps):
+    def factor(self, step: int, steps_per_epoch: int, base_lr: float, warmup_steps: int) -> float:
         passed = sum(step >= int(steps_per_epoch) * milestone for milestone in self.milestones)
         if self.values:
             return self.values[passed] / base_lr
@@ -57,7 +64,7 @@ class CosineDecay:
     min_lr_ratio: float = 0.0
     last_plateau_epochs: int = 0
 
-    def factor(self, step, steps_per_epoch, base_lr, warmup_steps):
+    def factor(self, step: int, steps_per_epoch: int, base_lr: float, warmup_steps: int) -> float:
         start = warmup_steps if self.use_warmup else 0
         length = self.max_epochs * steps_per_epoch - start - self.last_plateau_epochs * steps_per_epoch
         done = min(1.0, max(0.0, (step - start) / max(1, length)))
@@ -77,13 +84,13 @@ class LinearWarmup:
 
     steps: int = 500
     start_factor: float = 1 / 3
-    epochs: int = None
+    epochs: int | None = None
     epochs_first: bool = True
 
-    def length(self, steps_per_epoch):
+    def length(self, steps_per_epoch: int) -> int:
         return max(1, self.epochs * steps_per_epoch if self.epochs and self.epochs_first else self.steps)
 
-    def factor(self, done):
+    def factor(self, done: float) -> float:
         return self.start_factor * (1 - done) + done
 
 
@@ -98,22 +105,23 @@ class ExpWarmup:
     """
 
     steps: int = 1000
-    epochs: int = None
+    epochs: int | None = None
     power: int = 2
 
-    def length(self, steps_per_epoch):
+    def length(self, steps_per_epoch: int) -> int:
         return max(1, self.epochs * steps_per_epoch if self.epochs is not None else self.steps)
 
-    def factor(self, done):
+    def factor(self, done: float) -> float:
         return done**self.power
 
 
-def make_schedule(base_lr, decay, warmup, steps_per_epoch):
+def make_schedule(base_lr: float, decay: PiecewiseDecay | CosineDecay, warmup: LinearWarmup | ExpWarmup | None,
+                  steps_per_epoch: int) -> LRScheduler:
     """A paddle LRScheduler of `decay` after `warmup` (may be None); call its step() once per iteration."""
     warmup_steps = warmup.length(steps_per_epoch) if warmup and decay.use_warmup else 0
 
-    def factor(step):
-        if step < warmup_steps:
+    def factor(step: int) -> float:
+        if warmup is not None and step < warmup_steps:
             return warmup.factor(step / warmup_steps)
         return decay.factor(step, steps_per_epoch, base_lr, warmup_steps)
 
@@ -125,7 +133,9 @@ OPTIMIZERS = {"Momentum": paddle.optimizer.Momentum, "SGD": paddle.optimizer.SGD
 REGULARIZERS = {"L1": paddle.regularizer.L1Decay, "L2": paddle.regularizer.L2Decay}
 
 
-def make_optimizer(model, schedule, *, optimizer, regularizer=None, clip_grad_by_norm=None, clip_grad_by_value=None):
+def make_optimizer(model: nn.Layer, schedule: LRScheduler, *, optimizer: Mapping[str, Any],
+                   regularizer: Mapping[str, Any] | None = None, clip_grad_by_norm: float | None = None,
+                   clip_grad_by_value: float | None = None) -> Optimizer:
     """The paddle optimizer of an OptimizerBuilder section, over the parameters that learn.
 
     Args:
@@ -158,6 +168,11 @@ def make_optimizer(model, schedule, *, optimizer, regularizer=None, clip_grad_by
             from error
 
 
+def step_schedule(optimizer: Optimizer) -> None:
+    """Let the schedule of an optimizer of `make_optimizer` go on by one iteration."""
+    optimizer._learning_rate.step()  # Paddle, private: the schedule that it was given
+
+
 class EMA:
     """Moving average of every float entry of a model's state, in float32 (PaddleDetection's ModelEMA).
 
@@ -170,7 +185,7 @@ class EMA:
     The average starts at zero; but for "exponential", `weights` divides by 1 - d ** s to make up for it.
     """
 
-    def __init__(self, model, decay=0.9998, decay_type="threshold"):
+    def __init__(self, model: nn.Layer, decay: float = 0.9998, decay_type: str = "threshold") -> None:
         if decay_type not in ("threshold", "normal", "exponential"):
             raise ConfigError(f"ema_decay_type: {decay_type!r}; allowed: threshold, normal, exponential")
         self.model = model
@@ -180,7 +195,7 @@ class EMA:
         self.average = {name: paddle.zeros(value.shape, dtype="float32")
                         for name, value in _float_entries(model).items()}
 
-    def _share(self, step):
+    def _share(self, step: int) -> float:
         if self.decay_type == "threshold":
             return min(self.decay, (1 + step) / (10 + step))
         if self.decay_type == "exponential":
@@ -188,7 +203,7 @@ class EMA:
         return self.decay
 
     @paddle.no_grad()
-    def update(self):
+    def update(self) -> None:
         """Take in the model's weights after an optimizer step."""
         share = self._share(self.step)
         for name, value in _float_entries(self.model).items():
@@ -196,7 +211,7 @@ class EMA:
         self.step += 1
 
     @paddle.no_grad()
-    def weights(self):
+    def weights(self) -> dict[str, Tensor]:
         """The state to evaluate and to save: {name: tensor}, the model's own before the first step."""
         state = dict(self.model.state_dict())
         if self.step == 0:
@@ -206,5 +221,5 @@ class EMA:
         return state
 
 
-def _float_entries(model):
+def _float_entries(model: nn.Layer) -> dict[str, Tensor]:
     return {name: value for name, value in model.state_dict().items() if "float" in str(value.dtype)}

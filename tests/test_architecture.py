@@ -6,8 +6,8 @@ from pathlib import Path
 
 from helpers import ROOT
 
-# A wing imports only wings that stand before it; those of one line know nothing of each other.
-ORDER = [["errors"], ["system", "optim"], ["config", "weights", "model", "data"], ["build"], ["inference"],
+# A wing imports only wings that stand before it; those of one list do not know each other.
+ORDER = [["errors"], ["system", "optim"], ["config", "weights", "model", "data"], ["build", "targets"], ["inference"],
          ["evaluation"], ["training"], ["cli"]]
 PLACE = {wing: i for i, wings in enumerate(ORDER) for wing in wings}
 PACKAGE = ROOT / "ppgfl"
@@ -68,3 +68,12 @@ def test_opencv_is_loaded_before_a_paddle_that_the_user_imports():
 def test_files_stay_small_enough_to_read():
     for path in [*FILES, *Path(ROOT / "tools").glob("*.py")]:
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 350, path
+
+
+def test_every_public_name_imports():
+    code = ("import ppgfl; from ppgfl.targets import Gt2GFLTarget; from ppgfl.config import load_config;"
+            "names = [getattr(ppgfl, name) for name in dir(ppgfl) if not name.startswith('_')];"
+            "assert ppgfl.targets.Gt2GFLTarget is ppgfl.data.targets.Gt2GFLTarget; ppgfl.build.build_optimizer;"
+            "assert callable(ppgfl.train) and callable(ppgfl.evaluate) and callable(ppgfl.export);"
+            "assert {'Detector', 'Detections', 'open_detector', 'build_model', 'load_weights'} <= set(dir(ppgfl))")
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -15,7 +15,7 @@ def test_every_shipped_config_is_free_of_findings(name, caplog):
         check.check_config(cfg, build.CLASSES)
     assert not caplog.records
     for reader in ("TrainReader", "EvalReader", "TestReader"):
-        build.build_transforms(cfg, reader)
+        build.build_reader(cfg, reader)
 
 
 @pytest.mark.parametrize(("override", "found"), [
@@ -85,4 +85,16 @@ def test_the_first_gflv2_configs_called_the_loss_loss_qfl():
 def test_mistakes_in_a_reader(override, found, small_coco):
     cfg = tiny_config("gfl_r18vd_1x_coco", f"EvalDataset.dataset_dir={small_coco}", override)
     with pytest.raises(ConfigError, match=found):
-        build.build_loader(cfg, "EvalReader", build.build_dataset(cfg, "EvalDataset"))
+        build.build_loader(cfg, "EvalReader", build.build_dataset(cfg, "EvalDataset").records)
+
+
+def test_a_key_that_nobody_takes_is_refused_where_an_object_is_made():
+    """Also by those who do not call `check`."""
+    cfg = load_config("gfl_r18vd_1x_coco", ["TrainReader.batch_transforms.1.Gt2GFLTarget.num_clases=3"])
+    with pytest.raises(ConfigError, match="unknown key 'num_clases', did you mean 'num_classes'"):
+        build.build_reader(cfg, "TrainReader")
+    cfg = load_config("gfl_r18vd_1x_coco", ["OptimizerBuilder.clip_grad_by_nrom=3"])
+    with pytest.raises(ConfigError, match="OptimizerBuilder: unknown key 'clip_grad_by_nrom', did you mean"):
+        build.build_optimizer(cfg, None, steps_per_epoch=1)
+    with pytest.raises(ConfigError, match="ResNet: unknown key 'depht'"):
+        build.make_model(load_config("gfl_r18vd_1x_coco", ["ResNet.depht=50"]))

@@ -1,117 +1,160 @@
 #!/usr/bin/env python3
-"""Run an exported GFL detector with Paddle Inference. One file to copy: it needs numpy, OpenCV, PyYAML and Paddle,
-and neither ppgfl nor PaddleDetection. It reads the exports of both.
+"""Run an exported GFL detector: a folder with Paddle Inference, a .onnx with ONNX Runtime. One file to copy.
 
     python infer.py --model_dir output_inference/gfl_r50_fpn_1x_coco --image_dir photos --output_dir output
-    python infer.py --model_dir output_inference/gfl_r50_fpn_1x_coco --image_file photo.jpg --run_benchmark
+    python infer.py --model_dir model.onnx --image_file photo.jpg --run_benchmark
+
+It needs numpy and OpenCV; for a folder Paddle and PyYAML, for a .onnx ONNX Runtime; neither ppgfl nor PaddleDetection,
+whose folders it reads too. In a program: `open_runner("model.onnx")([image])`.
 """
+from __future__ import annotations
+
 import argparse
+import contextlib
 import ctypes
 import hashlib
+import importlib
 import json
 import os
+import re
 import signal
 import sys
 import tempfile
 import time
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2  # before paddle: Paddle 2.6 brings a zlib that breaks an OpenCV loaded after it
 import numpy as np
-import yaml
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 # A small file can claim far more pixels than an image of 16,384 x 16,384; OpenCV looks at this with its first image.
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 28))
+DEVICES = ("CPU", "GPU")
 RUN_MODES = ("paddle", "bf16", "int8", "trt_fp32", "trt_fp16")
 ENGINES = ("auto", "onednn", "openvino", "native")
+Arrays = dict[str, np.ndarray]
 
 
 class RunnerError(ValueError):
-    """A folder, a file or a setting that cannot be used; the message is one line with the mend."""
+    """A model, an image or a setting that cannot be used; the message is one line with the mend."""
 
 
-class Runner:
-    """An exported detector.
+# --- the two runners
+
+
+def open_runner(model: str | Path, **settings: Any) -> Runner | OnnxRunner:
+    """An `OnnxRunner` of a .onnx file, a `Runner` of all else; the settings are those of `BaseRunner`."""
+    return (OnnxRunner if Path(model).suffix.lower() == ".onnx" else Runner)(model, **settings)
+
+
+class BaseRunner:
+    """What both runners share: images in, detections out. Several threads may call `prepare` at once, one the rest.
 
     Args:
-        model_dir: folder with model.pdmodel or .json (or inference.*), its .pdiparams, and infer_cfg.yml; or one of
-            these model files itself.
+        model: a folder with model.pdmodel or .json (or inference.*), its .pdiparams, and infer_cfg.yml; or one of these
+            model files itself; or a .onnx.
         device: "CPU" or "GPU".
-        run_mode: "paddle" float32; "bf16" on a CPU that has it; "int8" for a model exported with quantisation;
-            "trt_fp32", "trt_fp16" TensorRT.
+        run_mode: "paddle" float32; of a folder also "bf16" on a CPU that has it; "int8" for a model exported with
+            quantisation; "trt_fp32", "trt_fp16" TensorRT.
         cpu_threads: None: the physical cores.
-        engine: on a CPU: "onednn", "openvino", "native", or "auto", the fastest that is safe (see `choose_engine`).
-
-    Attributes:
-        class_names: by class index.
-        description: the file and the settings it really runs with.
+        engine: "auto", the fastest that is safe (see `choose_engine`); of a folder on a CPU also "onednn", "openvino",
+            "native".
     """
 
-    def __init__(self, model_dir, device="CPU", run_mode="paddle", cpu_threads=None, engine="auto"):
-        for name, value, allowed in (("device", device, ("CPU", "GPU")), ("run_mode", run_mode, RUN_MODES),
-                                     ("engine", engine, ENGINES)):
-            if value not in allowed:
-                raise RunnerError(f"{name}: {value!r}; allowed: {', '.join(allowed)}")
-        self.model_file, self.params_file = find_model(Path(model_dir))
-        self.settings = read_settings(self.model_file.parent)
-        check_params(self.params_file, self.settings.get("params_sha256"))
-        self.class_names = list(self.settings["label_list"])
-        self.steps = [make_step(op) for op in self.settings["Preprocess"]]
+    model_file: Path
+    class_names: list[str]  # by class index
+    preprocess: list[dict]  # how images are prepared
+    inputs: list[str]  # the names of the arrays that the model takes
+    engine: str  # what really computes: "onednn", "openvino", "native", "gpu" or "onnxruntime"
+    description: str  # the file and the settings it really runs with
+    allowed = {"device": DEVICES, "run_mode": RUN_MODES, "engine": ENGINES}
+
+    def __init__(self, model: str | Path, device: str = "CPU", run_mode: str = "paddle", cpu_threads: int | None = None,
+                 engine: str = "auto") -> None:
+        for name, value in (("device", device), ("run_mode", run_mode), ("engine", engine)):
+            if value not in self.allowed[name]:
+                raise RunnerError(f"{name}: {value!r}; allowed for {model}: {', '.join(self.allowed[name])}")
         self.threads = cpu_threads or physical_cores()
-        prepare_for_paddle(self.threads)
-        self.predictor, self.description = self._make_predictor(device, run_mode, engine)
-        self.inputs = self.predictor.get_input_names()
-        self.times = {"preprocess": 0.0, "inference": 0.0, "postprocess": 0.0}
+        self.times = {"preprocess": 0.0, "inference": 0.0, "postprocess": 0.0}  # seconds so far
+        self.load(Path(model), device, run_mode, engine)
 
-    def _make_predictor(self, device, run_mode, engine):
-        from paddle import inference
+    def load(self, path: Path, device: str, run_mode: str, engine: str) -> None:
+        """Set what is not set yet of the attributes, and all that `run` needs."""
+        raise NotImplementedError
 
-        config = inference.Config(str(self.model_file), str(self.params_file))
+    def run(self, arrays: Arrays) -> list[np.ndarray]:
+        """{"image": [N, 3, H, W], "scale_factor": [N, 2], ...} -> the outputs; arrays it does not take are ignored."""
+        raise NotImplementedError
+
+    def __call__(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Images [H, W, 3] uint8 BGR of any sizes -> per image [M, 6] class, score, x1, y1, x2, y2 in its own pixels,
+        best score first."""
+        return self.detect(self.prepare(images))
+
+    def prepare(self, images: Sequence[np.ndarray]) -> Arrays:
+        """Images -> the input arrays of `detect` (see the function `prepare`)."""
+        start = time.perf_counter()
+        arrays = prepare(images, self.preprocess)
+        self.times["preprocess"] += time.perf_counter() - start
+        return arrays
+
+    def detect(self, arrays: Arrays) -> list[np.ndarray]:
+        """What `prepare` made, or several of it of one size stacked -> detections as `__call__`."""
+        start = time.perf_counter()
+        outputs = self.run(arrays)
+        finished = time.perf_counter()
+        found = self.rows_of(outputs)
+        self.times["inference"] += finished - start
+        self.times["postprocess"] += time.perf_counter() - finished
+        return found
+
+    def rows_of(self, outputs: list[np.ndarray]) -> list[np.ndarray]:
+        """bbox [M, 6] and bbox_num [N] -> the rows of each image."""
+        if len(outputs) != 2 or outputs[0].ndim != 2 or outputs[0].shape[1] != 6:
+            raise RunnerError(f"{self.model_file}: gives outputs of shapes {[o.shape for o in outputs]}; this runner "
+                              "needs an export with post-processing and NMS")
+        rows = np.split(outputs[0], np.cumsum(outputs[1])[:-1])
+        return [r[np.argsort(-r[:, 1], kind="stable")] for r in rows]
+
+
+class Runner(BaseRunner):
+    """An exported folder in Paddle Inference."""
+
+    def load(self, path: Path, device: str, run_mode: str, engine: str) -> None:
+        self.model_file, params_file = find_model(path)
+        settings = read_settings(params_file)
+        self.class_names, self.preprocess = settings["label_list"], settings["Preprocess"]
+        os.environ.setdefault("OMP_NUM_THREADS", str(self.threads))  # both are read while paddle is imported
+        if processor_has("AuthenticAMD"):
+            os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
+        inference = needed("paddle", "paddlepaddle").inference
+        config = inference.Config(str(self.model_file), str(params_file))
         config.disable_glog_info()
         config.switch_ir_optim(True)
         # It moves the stride behind the distances into a weight that all levels share: PaddleDetection's exports give
         # boxes of 1e8 pixels with it.
         config.delete_pass("matmul_v2_scale_fuse_pass")
-        if run_mode == "int8" and not is_quantized(self.model_file):
+        if run_mode == "int8" and not re.search(b"quantize_linear|fake_quantize", self.model_file.read_bytes()):
             raise RunnerError(f"--run_mode int8: {self.model_file} holds no quantisation (PaddleSlim adds it before "
                               "the export); use --run_mode bf16 or paddle")
         if device == "GPU":
-            notes = _use_gpu(config, run_mode, self.settings.get("min_subgraph_size", 3))
+            self.engine, notes = "gpu", use_gpu(config, run_mode, settings.get("min_subgraph_size", 3))
         else:
-            notes = self._use_cpu(config, run_mode, engine)
-        description = f"{self.model_file.name} on {device}, {notes}"
+            any_size = settings.get("use_dynamic_shape", True)
+            self.engine, notes = use_cpu(config, run_mode, engine, self.threads, any_size)
+        self.description = f"{self.model_file.name} on {device}, {notes}"
         with tempfile.TemporaryDirectory() as folder, kept_signal_stack():
             config.set_optim_cache_dir(folder)  # OpenVINO leaves a compiled copy: not in the user's folder
             try:
-                return inference.create_predictor(config), description
+                self.predictor = inference.create_predictor(config)
             except Exception as error:  # Paddle raises many kinds
-                reason = " ".join(str(error).split())[-300:]
-                raise RunnerError(f"{self.model_file}: Paddle cannot load it ({description}): ...{reason}; export it "
-                                  "again, or try --engine native") from error
+                raise RunnerError(f"{self.model_file}: Paddle cannot load it ({self.description}): ...{end_of(error)}; "
+                                  "export it again, or try --engine native") from error
+        self.inputs = self.predictor.get_input_names()
 
-    def _use_cpu(self, config, run_mode, engine):
-        if run_mode.startswith("trt"):
-            raise RunnerError(f"--run_mode {run_mode}: TensorRT needs --device GPU")
-        if run_mode == "bf16" and not _has_bf16():
-            print("this processor has no bfloat16: running in float32", file=sys.stderr)
-            run_mode = "paddle"
-        engine, note = choose_engine(engine, run_mode, self.model_file.suffix,
-                                     has_openvino=hasattr(config, "enable_openvino_engine"),
-                                     any_size=self.settings.get("use_dynamic_shape", True))
-        if note:
-            print(f"{self.model_file.name}: {note}", file=sys.stderr)
-        config.disable_gpu()
-        config.set_cpu_math_library_num_threads(self.threads)
-        ENGINE_SETTINGS[engine](config, run_mode)
-        if engine != "openvino" and self.model_file.suffix == ".pdmodel":
-            config.enable_memory_optim()  # a third of the memory, and all of it back in the end
-        kind = {"paddle": "float32", "bf16": "bfloat16", "int8": "int8"}[run_mode]
-        return f"{ENGINE_NAMES[engine]}, {kind}, {self.threads} threads"
-
-    def run(self, arrays):
-        """{"image": [N, 3, H, W], "scale_factor": [N, 2], ...} -> list of output arrays; extra inputs are ignored."""
+    def run(self, arrays: Arrays) -> list[np.ndarray]:
         for name in self.inputs:
             if name not in arrays:
                 raise RunnerError(f"{self.model_file}: wants an input '{name}', which this runner does not make")
@@ -120,43 +163,82 @@ class Runner:
             self.predictor.run()
         return [self.predictor.get_output_handle(name).copy_to_cpu() for name in self.predictor.get_output_names()]
 
-    def __call__(self, images):
-        """Images [H, W, 3] uint8 BGR of any sizes -> per image [M, 6] class, score, x1, y1, x2, y2 in its own pixels,
-        best score first."""
-        start = time.perf_counter()
-        arrays = self.prepare(images)
-        self.times["preprocess"] += time.perf_counter() - start
-        return self.detect(arrays)
 
-    def prepare(self, images):
-        """Images -> the input arrays of `detect` (see the function `prepare`). Safe to call from several threads."""
-        return prepare(images, self.steps)
+class OnnxRunner(BaseRunner):
+    """A .onnx file that `tools/export_model.py --onnx` of ppgfl wrote, with or without the NMS inside, in ONNX Runtime.
+    Its metadata hold class names, preparation and the settings of the NMS."""
 
-    def detect(self, arrays):
-        """What `prepare` made, or several of it of one size stacked -> detections as `__call__`."""
-        start = time.perf_counter()
-        outputs = self.run(arrays)
-        finished = time.perf_counter()
-        if len(outputs) != 2 or outputs[0].ndim != 2 or outputs[0].shape[1] != 6:
-            raise RunnerError(f"{self.model_file}: gives outputs of shapes {[o.shape for o in outputs]}; this runner "
-                              "needs an export with post-processing and NMS")
-        rows = np.split(outputs[0].reshape(-1, 6), np.cumsum(outputs[1])[:-1])
-        found = [r[np.argsort(-r[:, 1], kind="stable")] for r in rows]
-        self.times["inference"] += finished - start
-        self.times["postprocess"] += time.perf_counter() - finished
-        return found
+    allowed = {"device": DEVICES, "run_mode": ("paddle",), "engine": ("auto",)}
+
+    def load(self, path: Path, device: str, run_mode: str, engine: str) -> None:
+        self.model_file = path
+        if not path.is_file():
+            raise RunnerError(f"{path.absolute()}: no such file")
+        onnxruntime = needed("onnxruntime", "onnxruntime")
+        provider = {"CPU": "CPUExecutionProvider", "GPU": "CUDAExecutionProvider"}[device]
+        if provider not in onnxruntime.get_available_providers():
+            raise RunnerError(f"--device {device}: this onnxruntime has no {provider}; pip install onnxruntime-gpu in "
+                              "its place, or use --device CPU")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        try:
+            self.session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
+        except Exception as error:  # ONNX Runtime raises kinds of its own
+            raise RunnerError(f"{path}: ONNX Runtime cannot load it: {end_of(error)}; export it again") from error
+        if provider not in self.session.get_providers():
+            raise RunnerError(f"--device {device}: ONNX Runtime cannot start its {provider} (its lines above say why); "
+                              "mend that, or use --device CPU")
+        about, keys = self.session.get_modelmeta().custom_metadata_map, ("class_names", "preprocess", "nms")
+        missing = [key for key in keys if key not in about]
+        if missing:
+            raise RunnerError(f"{path}: has no {', '.join(missing)} in its metadata; write it with "
+                              "tools/export_model.py --onnx")
+        self.class_names, self.preprocess, self.nms = (json.loads(about[key]) for key in keys)
+        self.inputs = [node.name for node in self.session.get_inputs()]
+        self.engine = "onnxruntime"
+        self.has_nms = self.session.get_outputs()[0].name == "bbox"
+        self.description = f"{path.name} in ONNX Runtime {onnxruntime.__version__} on {device}, {self.threads} threads"
+
+    def __call__(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """As `Runner`'s, but each image by itself: what is found in it does not depend on the others."""
+        return [self.detect(self.prepare([image]))[0] for image in images]
+
+    def run(self, arrays: Arrays) -> list[np.ndarray]:
+        takes, made = self.session.get_inputs()[0].shape, arrays["image"].shape
+        if any(isinstance(n, int) and n != m for n, m in zip(takes, made)):
+            raise RunnerError(f"{self.model_file}: takes images of {takes}, and was given {list(made)}; export it with "
+                              "keep_ratio: false in Resize, or with image_shape: [3, -1, -1]")
+        return self.session.run(None, {name: arrays[name] for name in self.inputs})
+
+    def rows_of(self, outputs: list[np.ndarray]) -> list[np.ndarray]:
+        if self.has_nms:
+            return super().rows_of(outputs)
+        return [suppress(boxes, scores, **self.nms) for boxes, scores in zip(*outputs)]
+
+
+def needed(package: str, install: str) -> Any:
+    """Import a package that not every model needs."""
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise RunnerError(f"this model needs {package}: {error}; pip install {install}") from error
+
+
+def end_of(error: Exception) -> str:
+    """The end of a library's message, in one line."""
+    return " ".join(str(error).split())[-300:]
 
 
 # --- the exported folder
 
 
-def find_model(path):
-    """(model file, parameter file) of a folder, by what exists, whatever Paddle wrote it. Raises RunnerError."""
+def find_model(path: Path) -> tuple[Path, Path]:
+    """(model file, parameter file) of a folder, by what exists, whatever Paddle wrote it."""
     folder, names = path, [f"{name}{suffix}" for suffix in (".pdmodel", ".json") for name in ("model", "inference")]
     if path.is_file() and path.suffix in (".pdmodel", ".json"):
         folder, names = path.parent, [path.name]
     if not folder.is_dir():
-        raise RunnerError(f"{folder.absolute()}: no such folder; --model_dir is the folder that the export wrote")
+        raise RunnerError(f"{folder.absolute()}: no such folder; --model_dir is what the export wrote")
     for name in names:
         model, params = folder / name, (folder / name).with_suffix(".pdiparams")
         if model.is_file() and params.is_file():
@@ -166,70 +248,74 @@ def find_model(path):
                       f"found {found}")
 
 
-def read_settings(folder):
-    """infer_cfg.yml, checked. Raises RunnerError."""
-    path = folder / "infer_cfg.yml"
+def read_settings(params_file: Path) -> dict:
+    """The infer_cfg.yml beside a parameter file, both checked."""
+    path, yaml = params_file.with_name("infer_cfg.yml"), needed("yaml", "pyyaml")
     if not path.is_file():
-        found = ", ".join(sorted(p.name for p in folder.iterdir()))
+        found = ", ".join(sorted(p.name for p in path.parent.iterdir()))
         raise RunnerError(f"{path}: no such file; the export writes it beside the model; found {found}")
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RunnerError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(settings, dict) or settings.get("arch") != "GFL":
-        arch = settings.get("arch") if isinstance(settings, dict) else settings
+        raise RunnerError(f"{path}: not YAML: {end_of(error)}") from error
+    arch = settings.get("arch") if isinstance(settings, dict) else settings
+    if arch != "GFL":
         raise RunnerError(f"{path}: arch is {arch!r}; this runner runs GFL only")
     for key in ("Preprocess", "label_list"):
         if not isinstance(settings.get(key), list):
             raise RunnerError(f"{path}: has no list '{key}'; export the model again")
+    # Paddle reads past the end of a cut file and says nothing. PaddleDetection's exports hold no sum to compare with.
+    expected = settings.get("params_sha256")
+    if expected is not None and hashlib.sha256(params_file.read_bytes()).hexdigest() != expected:
+        raise RunnerError(f"{params_file}: damaged or replaced: it is not the file that belongs to infer_cfg.yml "
+                          "there; copy the whole exported folder again")
     return settings
 
 
-def check_params(path, expected):
-    """Raise RunnerError unless the file is what the export wrote: Paddle reads past the end of a cut one and says
-    nothing. PaddleDetection's exports hold no sum to compare with."""
-    if expected is not None and hashlib.sha256(path.read_bytes()).hexdigest() != expected:
-        raise RunnerError(f"{path}: damaged or replaced: it is not the file that belongs to infer_cfg.yml there; copy "
-                          "the whole exported folder again")
+# --- preparation, with the arithmetic of training
 
 
-def is_quantized(model_file):
-    """Whether the graph has the operators that PaddleSlim's quantisation leaves in it."""
-    graph = model_file.read_bytes()
-    return b"quantize_linear" in graph or b"fake_quantize" in graph
+def prepare(images: Sequence[np.ndarray], ops: Sequence[dict]) -> Arrays:
+    """BGR images of any sizes, and Preprocess of the export -> {"image": [N, 3, H, W], "scale_factor": [N, 2],
+    "im_shape": [N, 2]}; H and W are multiples of the stride, padded with zeros."""
+    ready, scales = zip(*[prepare_one(image, ops) for image in images])
+    stride = max([32, *(op.get("stride", 32) for op in ops if op["type"] == "PadStride")])
+    shapes = np.array([image.shape[1:] for image in ready])
+    height, width = -(-shapes.max(axis=0) // stride) * stride
+    batch = np.zeros((len(ready), 3, height, width), np.float32)
+    for target, image in zip(batch, ready):
+        target[:, :image.shape[1], :image.shape[2]] = image
+    return {"image": batch, "scale_factor": np.array(scales, np.float32), "im_shape": shapes.astype(np.float32)}
 
 
-# --- preprocessing, with the arithmetic of training
-
-
-def make_step(op):
-    """An entry of Preprocess -> a function of (image, scale) returning both."""
-    kind = op.get("type")
-    if kind == "Resize":
-        return lambda image, scale: resize(image, scale, op["target_size"], op["keep_ratio"], op.get("interp", 1))
-    if kind == "NormalizeImage":
-        table = normalization_table(op)
-        return lambda image, scale: (cv2.LUT(image, table), scale)
-    if kind == "Permute":
-        return lambda image, scale: (image.transpose(2, 0, 1), scale)
-    if kind == "PadStride":
-        return lambda image, scale: (image, scale)  # `prepare` pads the whole batch
-    raise RunnerError(f"infer_cfg.yml: Preprocess has a step {kind!r}; "
-                      "known: Resize, NormalizeImage, Permute, PadStride")
-
-
-def resize(image, scale, target_size, keep_ratio, interp):
+def prepare_one(image: np.ndarray, ops: Sequence[dict]) -> tuple[np.ndarray, tuple[float, float]]:
+    """[H, W, 3] BGR -> ([3, H, W] RGB, its height and width in relation to the image's)."""
     height, width = image.shape[:2]
-    if keep_ratio:
-        ratio = min(min(target_size) / min(height, width), max(target_size) / max(height, width))
-        new_height, new_width = max(1, int(ratio * height + 0.5)), max(1, int(ratio * width + 0.5))
-    else:
-        new_height, new_width = target_size
-    image = cv2.resize(image, (new_width, new_height), interpolation=interp)
-    return image, (scale[0] * new_height / height, scale[1] * new_width / width)
+    image = np.ascontiguousarray(image[..., ::-1])
+    for op in ops:
+        if op["type"] == "Resize":
+            size = new_size(image, op["target_size"], op["keep_ratio"])
+            image = cv2.resize(image, size[::-1], interpolation=op.get("interp", cv2.INTER_LINEAR))
+        elif op["type"] == "NormalizeImage":
+            image = cv2.LUT(image, normalization_table(op))
+        elif op["type"] == "Permute":
+            image = image.transpose(2, 0, 1)
+        elif op["type"] != "PadStride":
+            raise RunnerError(f"Preprocess of the export has a step {op['type']!r}, which this runner does not know")
+    return image, (image.shape[1] / height, image.shape[2] / width)
 
 
-def normalization_table(op):
+def new_size(image: np.ndarray, target: int | Sequence[int], keep_ratio: bool) -> tuple[int, int]:
+    """Height and width after Resize."""
+    target = [target] * 2 if isinstance(target, int) else target
+    if not keep_ratio:
+        return int(target[0]), int(target[1])
+    height, width = image.shape[:2]
+    ratio = min(min(target) / min(height, width), max(target) / max(height, width))
+    return max(1, int(ratio * height + 0.5)), max(1, int(ratio * width + 0.5))
+
+
+def normalization_table(op: dict) -> np.ndarray:
     """The 256 values that a pixel of each channel can become, [1, 256, 3] float32."""
     table = np.repeat(np.arange(256, dtype=np.float32)[:, None], 3, axis=1)
     if op.get("is_scale", True):
@@ -240,73 +326,78 @@ def normalization_table(op):
     return table.reshape(1, 256, 3)
 
 
-def prepare(images, steps, stride=32):
-    """BGR images -> {"image" [N, 3, H, W], "scale_factor" [N, 2], "im_shape" [N, 2]}; H, W are multiples of 32."""
-    ready, scales, shapes = [], [], []
-    for bgr in images:
-        image, scale = np.ascontiguousarray(bgr[..., ::-1]), (1.0, 1.0)
-        for step in steps:
-            image, scale = step(image, scale)
-        ready.append(image)
-        scales.append(scale)
-        shapes.append(image.shape[1:])
-    height, width = (-(-int(n) // stride) * stride for n in np.max(shapes, axis=0))
-    batch = np.zeros((len(ready), 3, height, width), np.float32)
-    for target, image in zip(batch, ready):
-        target[:, :image.shape[1], :image.shape[2]] = image
-    return {"image": batch, "scale_factor": np.array(scales, np.float32), "im_shape": np.array(shapes, np.float32)}
+# --- the NMS of a .onnx that has none inside
+
+
+def suppress(boxes: np.ndarray, scores: np.ndarray, *, score_threshold: float, nms_top_k: int, keep_top_k: int,
+             nms_threshold: float) -> np.ndarray:
+    """Per-class NMS: boxes [A, 4], scores [A, C] -> [M, 6] class, score, x1, y1, x2, y2, best score first."""
+    if 0 < nms_top_k < len(scores):  # only the best cells of a class enter
+        scores = np.where(scores >= np.partition(scores, -nms_top_k, axis=0)[-nms_top_k], scores, -1)
+    cells, labels = np.nonzero(scores > score_threshold)
+    order = np.argsort(-scores[cells, labels], kind="stable")
+    cells, labels = cells[order], labels[order]
+    kept: list[int] = []
+    alive = np.ones(len(cells), bool)
+    for i in range(len(cells)):
+        if len(kept) == keep_top_k:
+            break
+        if alive[i]:
+            kept.append(i)
+            rivals = np.flatnonzero((labels == labels[i]) & alive)
+            alive[rivals] = overlap(boxes[cells[i]], boxes[cells[rivals]]) <= nms_threshold
+    cells, labels = cells[kept], labels[kept]
+    return np.column_stack([labels, scores[cells, labels], boxes[cells]]).astype(np.float32)
+
+
+def overlap(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """IoU of one box [4] with boxes [M, 4]."""
+    sides = np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2])
+    common = sides.clip(0).prod(axis=1)
+    return common / np.maximum((box[2:] - box[:2]).prod() + (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) - common, 1e-9)
 
 
 # --- Paddle's settings
 
 
-def prepare_for_paddle(threads):
-    """What Paddle reads while it is imported; settings of the user's own win."""
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-    if os.path.exists("/proc/cpuinfo") and "AuthenticAMD" in Path("/proc/cpuinfo").read_text():
-        os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
+def use_cpu(config: Any, run_mode: str, engine: str, threads: int, any_size: bool) -> tuple[str, str]:
+    """Set Paddle's `Config` up for a CPU -> the engine, and all that it really runs with."""
+    if run_mode.startswith("trt"):
+        raise RunnerError(f"--run_mode {run_mode}: TensorRT needs --device GPU")
+    if run_mode == "bf16" and not processor_has("avx512_bf16", "amx_bf16"):
+        print("this processor has no bfloat16: running in float32", file=sys.stderr)
+        run_mode = "paddle"
+    model_file = Path(config.prog_file())
+    engine, note = choose_engine(engine, run_mode, model_file.suffix,
+                                 has_openvino=hasattr(config, "enable_openvino_engine"), any_size=any_size)
+    if note:
+        print(f"{model_file.name}: {note}", file=sys.stderr)
+    config.disable_gpu()
+    config.set_cpu_math_library_num_threads(threads)
+    if engine == "onednn":
+        config.enable_mkldnn()
+        if run_mode == "bf16":
+            config.enable_mkldnn_bfloat16()
+            if model_file.suffix == ".pdmodel":  # those of Paddle 3 fail with every operator in bfloat16
+                config.set_bfloat16_op({"conv2d", "fused_conv2d", "relu", "pool2d"})
+        if run_mode == "int8":
+            config.enable_mkldnn_int8()
+    elif hasattr(config, "disable_mkldnn"):  # where it is on by default
+        config.disable_mkldnn()
+    if engine == "openvino":
+        from paddle.inference import PrecisionType
+
+        config.enable_openvino_engine(PrecisionType.Bfloat16 if run_mode == "bf16" else PrecisionType.Float32)
+    elif model_file.suffix == ".pdmodel":
+        config.enable_memory_optim()  # a third of the memory, and all of it back in the end
+    name = {"onednn": "oneDNN", "openvino": "OpenVINO", "native": "native kernels"}[engine]
+    kind = {"paddle": "float32", "bf16": "bfloat16", "int8": "int8"}[run_mode]
+    return engine, f"{name}, {kind}, {threads} threads"
 
 
-def physical_cores():
-    """Physical cores that this process may use."""
-    try:
-        cpus = os.sched_getaffinity(0)
-    except AttributeError:
-        return max(1, (os.cpu_count() or 2) // 2)
-    cores = set()
-    for cpu in cpus:
-        try:
-            topology = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology")
-            cores.add(((topology / "physical_package_id").read_text(), (topology / "core_id").read_text()))
-        except OSError:
-            cores.add(cpu)
-    return len(cores)
-
-
-@contextmanager
-def kept_signal_stack():
-    """Undo what OpenVINO does to the process: it moves the signal handlers of this thread to a stack of its own and
-    frees that with the model, after which the next signal (Ctrl-C, a child that ends) would crash."""
-    if sys.platform != "linux":
-        yield
-        return
-    libc, before = ctypes.CDLL(None), SignalStack()
-    libc.sigaltstack(None, ctypes.byref(before))
-    try:
-        yield
-    finally:
-        libc.sigaltstack(ctypes.byref(before), None)
-
-
-class SignalStack(ctypes.Structure):
-    """`stack_t` of <signal.h>."""
-
-    _fields_ = [("address", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
-
-
-def _use_gpu(config, run_mode, min_subgraph_size):
+def use_gpu(config: Any, run_mode: str, min_subgraph_size: int) -> str:
+    """Set it up for a GPU -> what it really runs with."""
     import paddle
-    from paddle import inference
 
     if not paddle.is_compiled_with_cuda():
         raise RunnerError("--device GPU: this paddlepaddle is a CPU build; install paddlepaddle-gpu or use "
@@ -315,21 +406,22 @@ def _use_gpu(config, run_mode, min_subgraph_size):
     config.enable_memory_optim()
     if not run_mode.startswith("trt"):
         return "float32"
-    if inference.get_trt_compile_version() == (0, 0, 0):
+    if paddle.inference.get_trt_compile_version() == (0, 0, 0):
         raise RunnerError(f"--run_mode {run_mode}: this Paddle was built without TensorRT; use --run_mode paddle")
     half = run_mode == "trt_fp16"
     shapes = f"{config.prog_file()}.shapes.pbtxt"
     if not os.path.exists(shapes):
         config.collect_shape_range_info(shapes)
         return "float32, collecting the shapes for TensorRT; run again to use it"
-    kind = inference.PrecisionType.Half if half else inference.PrecisionType.Float32
+    precision = paddle.inference.PrecisionType
     config.enable_tensorrt_engine(workspace_size=1 << 30, max_batch_size=8, min_subgraph_size=min_subgraph_size,
-                                  precision_mode=kind)
+                                  precision_mode=precision.Half if half else precision.Float32)
     config.enable_tuned_tensorrt_dynamic_shape(shapes, True)
     return f"TensorRT {'float16' if half else 'float32'}"
 
 
-def choose_engine(wanted, run_mode, suffix, *, has_openvino, any_size):
+def choose_engine(wanted: str, run_mode: str, suffix: str, *, has_openvino: bool,
+                  any_size: bool) -> tuple[str, str | None]:
     """The engine that runs on a CPU, and a line on why when it is not the fastest or not the one that was wanted.
 
     .pdmodel: OpenVINO where Paddle has it, else oneDNN.
@@ -353,54 +445,95 @@ def choose_engine(wanted, run_mode, suffix, *, has_openvino, any_size):
     return "onednn", "oneDNN may fail with a .json and images of changing sizes; a .pdmodel does not" if risky else None
 
 
-def _use_onednn(config, run_mode):
-    config.enable_mkldnn()
-    if run_mode == "bf16":
-        config.enable_mkldnn_bfloat16()
-        if config.prog_file().endswith(".pdmodel"):  # those of Paddle 3 fail with every operator in bfloat16
-            config.set_bfloat16_op({"conv2d", "fused_conv2d", "relu", "pool2d"})
-    if run_mode == "int8":
-        config.enable_mkldnn_int8()
+# --- the machine
 
 
-def _use_openvino(config, run_mode):
-    from paddle.inference import PrecisionType
-
-    _use_native(config, run_mode)
-    config.enable_openvino_engine(PrecisionType.Bfloat16 if run_mode == "bf16" else PrecisionType.Float32)
-
-
-def _use_native(config, run_mode):
-    if hasattr(config, "disable_mkldnn"):  # where it is on by default
-        config.disable_mkldnn()
-
-
-ENGINE_SETTINGS = {"onednn": _use_onednn, "openvino": _use_openvino, "native": _use_native}
-ENGINE_NAMES = {"onednn": "oneDNN", "openvino": "OpenVINO", "native": "native kernels"}
-
-
-def _has_bf16():
+def physical_cores() -> int:
+    """Physical cores this process may use: its affinity and its container's quota are respected."""
     try:
-        flags = Path("/proc/cpuinfo").read_text()
+        cpus = os.sched_getaffinity(0)
+    except AttributeError:  # macOS, Windows
+        return max(1, (os.cpu_count() or 2) // 2)
+    folders = [f"/sys/devices/system/cpu/cpu{cpu}/topology" for cpu in cpus]
+    cores = {text_of(f"{folder}/physical_package_id") + text_of(f"{folder}/core_id") or folder for folder in folders}
+    return min(len(cores), container_quota() or len(cores))
+
+
+def container_quota() -> int | None:
+    """Whole CPUs that the container's quota allows, or None where there is no quota."""
+    v1 = "/sys/fs/cgroup/cpu/cpu.cfs_"
+    for words in (text_of("/sys/fs/cgroup/cpu.max").split(), [text_of(f"{v1}quota_us"), text_of(f"{v1}period_us")]):
+        with contextlib.suppress(ValueError):
+            quota, period = words
+            return None if quota == "max" or int(quota) <= 0 else max(1, int(quota) // int(period))
+    return None
+
+
+def text_of(path: str) -> str:
+    """The content of a file, "" where there is none."""
+    try:
+        return Path(path).read_text()
     except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
+        return ""
+
+
+def processor_has(*words: str) -> bool:
+    """Whether Linux says one of the words of the processor."""
+    return any(word in text_of("/proc/cpuinfo") for word in words)
+
+
+@contextlib.contextmanager
+def kept_signal_stack() -> Iterator[None]:
+    """Undo what OpenVINO does to the process: it moves the signal handlers of this thread to a stack of its own and
+    frees that with the model, after which the next signal (Ctrl-C, a child that ends) would crash."""
+    if sys.platform != "linux":
+        yield
+        return
+    libc, before = ctypes.CDLL(None), ctypes.create_string_buffer(64)  # room for a `stack_t` of <signal.h>
+    libc.sigaltstack(None, before)
+    try:
+        yield
+    finally:
+        libc.sigaltstack(before, None)
+
+
+@contextlib.contextmanager
+def delayed_interrupt() -> Iterator[Callable[[], None]]:
+    """Give a function to call between batches, which raises KeyboardInterrupt once Ctrl-C was pressed: in the midst of
+    a C++ library it may hang, crash or turn up as another error. The second Ctrl-C acts at once. Where the parent
+    ignores it, as a shell script does for what it starts with `&`, it stays ignored."""
+    pressed: list[bool] = []
+
+    def press(*_: object) -> None:
+        pressed.append(True)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def check() -> None:
+        if pressed:
+            raise KeyboardInterrupt
+
+    ignored = signal.getsignal(signal.SIGINT) != signal.default_int_handler
+    if not ignored:
+        signal.signal(signal.SIGINT, press)
+    try:
+        yield check
+    finally:
+        if not ignored:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # --- the command line
 
 
-def main():
-    args = parse_arguments()
-    ctrl_c = CtrlC()
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_arguments(argv)
     try:
-        runner = Runner(args.model_dir, args.device, args.run_mode, args.cpu_threads, args.engine)
-        print(f"running {runner.description}")
-        files = find_images(args.image_file or args.image_dir)
-        if args.run_benchmark:
-            benchmark(runner, files, args.batch_size, args.benchmark_seconds, ctrl_c)
-        else:
-            detect(runner, files, args, ctrl_c)
+        with delayed_interrupt() as check_interrupt:
+            runner = open_runner(args.model_dir, device=args.device, run_mode=args.run_mode,
+                                 cpu_threads=args.cpu_threads, engine=args.engine)
+            print(f"running {runner.description}")
+            files = find_images(args.image_file or args.image_dir)
+            (benchmark if args.run_benchmark else detect_files)(runner, files, args, check_interrupt)
     except RunnerError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -415,58 +548,32 @@ def main():
     return 0
 
 
-class CtrlC:
-    """The first Ctrl-C waits for the next `obey`: in the midst of a C++ library it may hang, crash or turn up as
-    another error. The second acts at once. Where the parent ignores it, as a shell script does for what it starts with
-    `&`, it stays ignored."""
-
-    def __init__(self):
-        self.pressed = False
-        if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
-            signal.signal(signal.SIGINT, self._press)
-
-    def _press(self, *_):
-        self.pressed = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    def obey(self):
-        if self.pressed:
-            raise KeyboardInterrupt
-
-
-def parse_arguments():
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__)
-    parser.add_argument("--model_dir", required=True, help="the exported folder, or a model file in it")
+    parser.add_argument("--model_dir", "--model", required=True,
+                        help="the exported folder, or a model file in it, as model.onnx")
     images = parser.add_mutually_exclusive_group(required=True)
     images.add_argument("--image_file")
     images.add_argument("--image_dir", help="searched recursively")
-    parser.add_argument("--device", type=str.upper, default="CPU", choices=("CPU", "GPU"))
-    parser.add_argument("--run_mode", default="paddle", choices=RUN_MODES)
+    parser.add_argument("--device", type=str.upper, default="CPU", choices=DEVICES)
+    parser.add_argument("--run_mode", default="paddle", choices=RUN_MODES, help="of a folder")
     parser.add_argument("--engine", default="auto", choices=ENGINES,
-                        help="on a CPU (auto: the fastest that is safe for the file)")
-    parser.add_argument("--batch_size", type=positive(int), default=1)
-    parser.add_argument("--cpu_threads", type=positive(int), help="default: the physical cores")
+                        help="of a folder on a CPU (auto: the fastest that is safe for the file)")
+    parser.add_argument("--batch_size", type=int, default=1, help="images padded to one size and computed together (1)")
+    parser.add_argument("--cpu_threads", "--threads", type=int, default=0, help="0: the physical cores (0)")
     parser.add_argument("--threshold", type=float, default=0.5, help="least score drawn and saved (0.5)")
-    parser.add_argument("--output_dir", default="output")
+    parser.add_argument("--output_dir", default="output", help="pictures keep their names below it (output)")
     parser.add_argument("--save_results", action="store_true", help="also write results.json to the output folder")
     parser.add_argument("--run_benchmark", action="store_true", help="print milliseconds per stage, write nothing")
-    parser.add_argument("--benchmark_seconds", type=positive(float), default=10.0)
-    return parser.parse_args()
+    parser.add_argument("--benchmark_seconds", type=float, default=10.0)
+    args = parser.parse_args(argv)
+    for name, least in (("batch_size", 1), ("cpu_threads", 0), ("benchmark_seconds", 0.001)):
+        if not getattr(args, name) >= least:
+            parser.error(f"argument --{name}: {getattr(args, name)}: it must be at least {least}")
+    return args
 
 
-def positive(kind):
-    """The type of an argument: an int or a float above 0."""
-    def convert(text):
-        value = kind(text)
-        if not value > 0:
-            raise argparse.ArgumentTypeError(f"{text}: it must be above 0")
-        return value
-
-    convert.__name__ = kind.__name__  # for argparse's own message
-    return convert
-
-
-def find_images(path):
+def find_images(path: str | Path) -> list[Path]:
     path = Path(path)
     if path.is_file():
         return [path]
@@ -476,29 +583,31 @@ def find_images(path):
     return files
 
 
-def read_image(path):
+def read_image(path: Path) -> np.ndarray:
+    """[H, W, 3] uint8 BGR; also from paths that OpenCV cannot open by itself on Windows."""
     data, image = np.fromfile(path, np.uint8), None
-    with suppress(cv2.error):  # as of more pixels than allowed, or of an empty file
+    with contextlib.suppress(cv2.error):  # as of more pixels than allowed, or of an empty file
         image = cv2.imdecode(data, cv2.IMREAD_COLOR)
     if image is None:
         raise RunnerError(f"{path}: not an image that can be decoded; replace or remove it")
     return image
 
 
-def detect(runner, files, args, ctrl_c):
+def detect_files(runner: BaseRunner, files: list[Path], args: argparse.Namespace, check: Callable[[], None]) -> None:
+    """Draw and save what is found; `check` stops between two batches."""
     folder = Path(args.output_dir)
     root = Path(os.path.commonpath([p.resolve().parent for p in files]))
     results = []
     for start in range(0, len(files), args.batch_size):
-        ctrl_c.obey()
+        check()
         group = files[start:start + args.batch_size]
         images = [read_image(path) for path in group]
-        for path, image, rows in zip(group, images, runner(images)):
+        for path, image, rows in zip(group, images, runner.detect(runner.prepare(images))):
             rows = rows[rows[:, 1] >= args.threshold]
             target = folder / path.resolve().relative_to(root)
             if target.resolve() == path.resolve():
                 raise RunnerError(f"{path}: the drawn picture would replace the image; give another --output_dir")
-            write(target, cv2.imencode(path.suffix, draw(image, rows, runner.class_names))[1])
+            write(target, cv2.imencode(path.suffix, draw(image, rows, runner.class_names))[1].tobytes())
             results.append({"file": str(path), "detections": [
                 {"label": int(r[0]), "name": runner.class_names[int(r[0])], "score": round(float(r[1]), 5),
                  "box": [round(float(n), 2) for n in r[2:]]} for r in rows]})
@@ -507,7 +616,7 @@ def detect(runner, files, args, ctrl_c):
     print(f"{len(files)} pictures{' and results.json' if args.save_results else ''} in {folder.resolve()}")
 
 
-def write(path, data):
+def write(path: Path, data: bytes) -> None:
     """Write all of a file, or raise OSError with the path and leave what was there."""
     temporary = path.with_name(f"{path.name}.tmp")
     try:
@@ -515,16 +624,16 @@ def write(path, data):
         temporary.write_bytes(data)
         os.replace(temporary, path)
     except OSError as error:
-        with suppress(OSError):
+        with contextlib.suppress(OSError):
             temporary.unlink()
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def draw(image, rows, class_names):
+def draw(image: np.ndarray, rows: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
     picture = image.copy()
     for label, score, *box in rows[::-1]:
-        color = tuple(int(n) for n in cv2.cvtColor(
-            np.uint8([[[int(label * 111) % 180, 200, 240]]]), cv2.COLOR_HSV2BGR)[0, 0])
+        hsv = np.array([[[int(label * 111) % 180, 200, 240]]], np.uint8)
+        color = cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)[0, 0].tolist()
         x1, y1, x2, y2 = (int(n) for n in np.clip(np.round(box), -10_000, 100_000))
         cv2.rectangle(picture, (x1, y1), (x2, y2), color, 2)
         cv2.putText(picture, f"{class_names[int(label)]} {score:.2f}", (max(0, x1), max(12, y1 - 4)),
@@ -532,20 +641,20 @@ def draw(image, rows, class_names):
     return picture
 
 
-def benchmark(runner, files, batch_size, seconds, ctrl_c):
-    """Milliseconds per image and stage over `seconds`, after one batch of warm-up."""
-    images = [read_image(path) for path in (files * batch_size)[:batch_size]]
-    runner(images)
+def benchmark(runner: BaseRunner, files: list[Path], args: argparse.Namespace, check: Callable[[], None]) -> None:
+    """Milliseconds per image and stage, after one batch of warm-up."""
+    images = [read_image(path) for path in (files * args.batch_size)[:args.batch_size]]
+    runner.detect(runner.prepare(images))
     runner.times = dict.fromkeys(runner.times, 0.0)
     count, start = 0, time.perf_counter()
-    while time.perf_counter() - start < seconds:
-        ctrl_c.obey()
-        runner(images)
-        count += batch_size
+    while time.perf_counter() - start < args.benchmark_seconds:
+        check()
+        runner.detect(runner.prepare(images))
+        count += args.batch_size
     for stage, total in runner.times.items():
         print(f"{stage:<12} {1000 * total / count:9.2f} ms per image")
     print(f"{'all':<12} {1000 * sum(runner.times.values()) / count:9.2f} ms per image, "
-          f"{count / sum(runner.times.values()):.2f} images/s, batch {batch_size}")
+          f"{count / sum(runner.times.values()):.2f} images/s, batch {args.batch_size}")
 
 
 if __name__ == "__main__":

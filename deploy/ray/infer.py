@@ -6,10 +6,14 @@
 On a cluster `--model_dir` and `--image_dir` are folders that all machines see; `ray.init` finds the cluster by itself.
 An image that cannot be read has an `error` in its line, and no boxes.
 """
+from __future__ import annotations
+
 import argparse
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 RUNNER = Path(__file__).resolve().parent.parent / "python"
 
@@ -17,12 +21,12 @@ RUNNER = Path(__file__).resolve().parent.parent / "python"
 class Detect:
     """A worker: {"file"} -> a line of the result."""
 
-    def __init__(self, model_dir, threshold, threads):
+    def __init__(self, model_dir: str, threshold: float, threads: int) -> None:
         self.infer = load_infer()
-        self.runner = self.infer.Runner(model_dir, cpu_threads=threads)
+        self.runner = self.infer.open_runner(model_dir, cpu_threads=threads)
         self.threshold = threshold
 
-    def __call__(self, row):
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         try:
             found = self.runner([self.infer.read_image(Path(row["file"]))])[0]
         except (self.infer.RunnerError, OSError) as error:
@@ -32,7 +36,7 @@ class Detect:
                 "scores": found[:, 1].tolist(), "boxes": found[:, 2:].tolist(), "error": ""}
 
 
-def load_infer():
+def load_infer() -> ModuleType:
     """The module deploy/python/infer.py."""
     sys.path.insert(0, str(RUNNER))
     import infer
@@ -40,9 +44,9 @@ def load_infer():
     return infer
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__)
-    parser.add_argument("--model_dir", required=True, help="an exported folder")
+    parser.add_argument("--model_dir", required=True, help="an exported folder, or a .onnx")
     parser.add_argument("--image_dir", required=True, help="searched recursively")
     parser.add_argument("--output_dir", default="found", help="gets JSON lines, one shard per block (found)")
     parser.add_argument("--workers", type=int, default=2)

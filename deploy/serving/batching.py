@@ -1,9 +1,14 @@
 """Requests of many clients -> batches of one size -> one predictor."""
+from __future__ import annotations
+
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 
 import numpy as np
+
+Arrays = dict[str, np.ndarray]
 
 
 class Batcher:
@@ -13,25 +18,27 @@ class Batcher:
     must not depend on who else asks.
 
     Args:
-        detect: the arrays of a batch -> list of detections, one per image (`Runner.detect`).
+        detect: the arrays of a batch -> list of detections, one per image (`BaseRunner.detect`).
         max_batch: images at a time.
         max_pixels: of a batch of several, since large images gain nothing by it on a CPU and need the memory.
         max_wait: seconds that an image waits for others of its size.
         observe: called with the size of every batch.
     """
 
-    def __init__(self, detect, *, max_batch=8, max_pixels=10**9, max_wait=0.005, observe=lambda size: None):
+    def __init__(self, detect: Callable[[Arrays], list[np.ndarray]], *, max_batch: int = 8, max_pixels: int = 10**9,
+                 max_wait: float = 0.005, observe: Callable[[int], object] = lambda size: None) -> None:
         self.detect, self.max_batch, self.max_pixels = detect, max_batch, max_pixels
         self.max_wait, self.observe = max_wait, observe
-        self.waiting = []  # of (shape, arrays, future, time of arrival), oldest first
+        # (shape, arrays, future, time of arrival), oldest first
+        self.waiting: list[tuple[tuple[int, ...], Arrays, Future, float]] = []
         self.changed = threading.Condition()
         self.stopping = False
         self.thread = threading.Thread(target=self._work, name="batcher", daemon=True)
         self.thread.start()
 
-    def submit(self, arrays):
+    def submit(self, arrays: Arrays) -> Future:
         """The arrays of one prepared image -> a Future of its detections [M, 6]."""
-        future = Future()
+        future: Future = Future()
         with self.changed:
             if self.stopping:
                 raise RuntimeError("the service is stopping")
@@ -39,14 +46,14 @@ class Batcher:
             self.changed.notify()
         return future
 
-    def stop(self):
+    def stop(self) -> None:
         """Finish what is waiting, then end the thread."""
         with self.changed:
             self.stopping = True
             self.changed.notify()
         self.thread.join()
 
-    def _work(self):
+    def _work(self) -> None:
         while True:
             batch = self._next_batch()
             if batch is None:
@@ -64,7 +71,7 @@ class Batcher:
                     if not future.done():
                         future.set_exception(error)
 
-    def _next_batch(self):
+    def _next_batch(self) -> list[tuple[Arrays, Future]] | None:
         """Images of the oldest one's size, [(arrays, future)]; None when nothing is left to do."""
         with self.changed:
             while not self.waiting and not self.stopping:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Serve an exported GFL detector over HTTP.
+"""Serve an exported GFL detector, a folder or a .onnx, over HTTP.
 
     pip install "ppgfl[serve]"        (starlette uvicorn python-multipart prometheus-client pillow)
     python server.py --model_dir output_inference/gfl_r50_fpn_1x_coco --port 8866
@@ -11,6 +11,8 @@ POST /predict  multipart form: `images`, one or several files, and `threshold`; 
 GET  /health   {"status": "ok", ...}
 GET  /metrics  Prometheus text
 """
+from __future__ import annotations
+
 import argparse
 import asyncio
 import contextlib
@@ -18,8 +20,10 @@ import io
 import os
 import sys
 import time
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "python")]
@@ -35,7 +39,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from starlette.applications import Starlette  # noqa: E402
 from starlette.datastructures import UploadFile  # noqa: E402
 from starlette.exceptions import HTTPException  # noqa: E402
-from starlette.requests import ClientDisconnect  # noqa: E402
+from starlette.requests import ClientDisconnect, Request  # noqa: E402
 from starlette.responses import HTMLResponse, JSONResponse, Response  # noqa: E402
 from starlette.routing import Route  # noqa: E402
 from uvicorn.protocols.http.h11_impl import H11Protocol  # noqa: E402
@@ -44,13 +48,18 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 HEADER_SECONDS = 10.0  # a client that takes longer to say what it wants is cut off,
 BODY_SECONDS = 30.0  # and one that takes longer to send it
 DRAIN_SECONDS = 2.0  # how long the rest of a refused request is read
+# ASGI's
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 
 class Service:
     """The state behind the routes.
 
     Args:
-        runner: an `infer.Runner`.
+        runner: of `infer.open_runner`.
         max_batch, max_batch_pixels, max_wait: see `Batcher`.
         max_queue: images that are read, waiting or computed at a time; more get a 503.
         max_images: per request.
@@ -58,8 +67,9 @@ class Service:
         max_pixels: of an image.
     """
 
-    def __init__(self, runner, *, max_batch=8, max_batch_pixels=1_000_000, max_wait=0.005, max_queue=64, max_images=16,
-                 max_bytes=20 * 2**20, max_pixels=50_000_000):
+    def __init__(self, runner: infer.BaseRunner, *, max_batch: int = 8, max_batch_pixels: int = 1_000_000,
+                 max_wait: float = 0.005, max_queue: int = 64, max_images: int = 16, max_bytes: int = 20 * 2**20,
+                 max_pixels: int = 50_000_000) -> None:
         self.runner = runner
         self.max_queue, self.max_images = max_queue, max_images
         self.max_bytes, self.max_pixels = max_bytes, max_pixels
@@ -78,34 +88,34 @@ class Service:
                                observe=batches.observe)
         self.decoders = ThreadPoolExecutor(runner.threads, thread_name_prefix="decoder")
 
-    def app(self):
+    def app(self) -> App:
         routes = [Route("/", self.show_page), Route("/predict", self.predict, methods=["POST"]),
                   Route("/health", self.health), Route("/metrics", self.metrics)]
-        return self.guarded(Starlette(routes=routes, lifespan=self.lifespan,
-                                      exception_handlers={HTTPException: self.refuse, Exception: self.fail}))
+        handlers: dict[Any, Any] = {HTTPException: self.refuse, Exception: self.fail}
+        return self.guarded(Starlette(routes=routes, lifespan=self.lifespan, exception_handlers=handlers))
 
     @contextlib.asynccontextmanager
-    async def lifespan(self, app):
+    async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
         yield
         await asyncio.to_thread(self.batcher.stop)
         self.decoders.shutdown()
 
     # --- routes
 
-    async def show_page(self, request):
+    async def show_page(self, request: Request) -> Response:
         policy = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src blob: data:; " \
                  "connect-src 'self'"
         return HTMLResponse(self.page, headers={"Content-Security-Policy": policy})
 
-    async def health(self, request):
+    async def health(self, request: Request) -> Response:
         alive = self.batcher.thread.is_alive()
         return JSONResponse({"status": "ok" if alive else "failed", "model": self.runner.description,
                              "classes": len(self.runner.class_names)}, status_code=200 if alive else 503)
 
-    async def metrics(self, request):
+    async def metrics(self, request: Request) -> Response:
         return Response(generate_latest(self.registry), media_type="text/plain; version=0.0.4")
 
-    async def predict(self, request):
+    async def predict(self, request: Request) -> Response:
         start, loop = time.perf_counter(), asyncio.get_running_loop()
         places = self.enter(1)
         try:
@@ -126,7 +136,7 @@ class Service:
             "results": [self.describe(shape, rows[rows[:, 1] >= threshold])
                         for (shape, _), rows in zip(ready, found)]})
 
-    def enter(self, places):
+    def enter(self, places: int) -> int:
         """Take places in the queue, or refuse. Returns their number."""
         if self.in_flight + places > self.max_queue:
             raise HTTPException(503, f"{self.in_flight} images are being worked on; try again in a second",
@@ -134,19 +144,19 @@ class Service:
         self.in_flight += places
         return places
 
-    def prepare(self, data, number):
+    def prepare(self, data: bytes, number: int) -> tuple[tuple[int, int], dict[str, np.ndarray]]:
         """Bytes -> ((height, width), prepared arrays); the image itself is dropped, since it may be large."""
         image = self.decode(data, number)
         return image.shape[:2], self.runner.prepare([image])
 
-    def describe(self, shape, rows):
+    def describe(self, shape: tuple[int, int], rows: np.ndarray) -> dict[str, Any]:
         return {"width": shape[1], "height": shape[0], "detections": [
             {"label": int(row[0]), "name": self.runner.class_names[int(row[0])], "score": round(float(row[1]), 5),
              "box": [round(float(n), 2) for n in row[2:]]} for row in rows]}
 
     # --- requests from strangers
 
-    async def read(self, request):
+    async def read(self, request: Request) -> tuple[list[bytes], float]:
         """(the bytes of each file, threshold) of a request; a 4xx for all that is not right about it."""
         if request.headers.get("content-length", "0").isdecimal():
             self.check_size(int(request.headers.get("content-length", "0")))
@@ -167,7 +177,7 @@ class Service:
                                      "body")
         return files, threshold
 
-    async def read_body(self, request):
+    async def read_body(self, request: Request) -> tuple[list[bytes], Any]:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "multipart/form-data":
             body = await request.body()
@@ -177,14 +187,14 @@ class Service:
                      if name == "images" and isinstance(value, UploadFile)]
             return files, form.get("threshold", request.query_params.get("threshold", "0.5"))
 
-    def guarded(self, app):
+    def guarded(self, app: App) -> App:
         """The app behind a guard: a body is cut off with a 413 where it exceeds the limit, whatever its headers
         promised; and what is left of a refused one is read for a while, since a connection that is closed on unread
         bytes takes the answer with it."""
-        async def guard(scope, receive, send):
+        async def guard(scope: Message, receive: Receive, send: Send) -> None:
             total, ended = 0, scope["type"] != "http"
 
-            async def counted():
+            async def counted() -> Message:
                 nonlocal total, ended
                 message = await receive()
                 ended = not message.get("more_body", False)
@@ -192,14 +202,14 @@ class Service:
                 self.check_size(total)
                 return message
 
-            async def drain():
+            async def drain() -> None:
                 nonlocal total, ended
                 while not ended and total < 8 * self.max_bytes:
                     message = await receive()
                     ended = not message.get("more_body", False)
                     total += len(message.get("body", b""))
 
-            async def answer(message):
+            async def answer(message: Message) -> None:
                 if message["type"] == "http.response.start" and message["status"] >= 400:
                     with contextlib.suppress(asyncio.TimeoutError):
                         await asyncio.wait_for(drain(), DRAIN_SECONDS)
@@ -209,11 +219,11 @@ class Service:
 
         return guard
 
-    def check_size(self, size):
+    def check_size(self, size: int) -> None:
         if size > self.max_bytes:
             raise HTTPException(413, f"the request is larger than {self.max_bytes} bytes")
 
-    def decode(self, data, number):
+    def decode(self, data: bytes, number: int) -> np.ndarray:
         """Bytes -> [H, W, 3] uint8 BGR; the size is read from the header before anything is unpacked."""
         try:
             with Image.open(io.BytesIO(data), formats=FORMATS) as header:
@@ -230,14 +240,14 @@ class Service:
             raise HTTPException(415, f"image {number}: damaged, it cannot be decoded")
         return image
 
-    async def refuse(self, request, error):
+    async def refuse(self, request: Request, error: HTTPException) -> Response:
         if request.url.path == "/predict":
             self.answers.labels(str(error.status_code)).inc()
         # What was not read of the request must not be taken for the next one.
         headers = {**(error.headers or {}), "Connection": "close"}
         return JSONResponse({"error": error.detail}, status_code=error.status_code, headers=headers)
 
-    async def fail(self, request, error):
+    async def fail(self, request: Request, error: Exception) -> Response:
         self.answers.labels("500").inc()
         return JSONResponse({"error": "the detector failed; the log of the service says why"}, status_code=500)
 
@@ -246,11 +256,11 @@ class Connection(H11Protocol):
     """uvicorn's connection, which by itself waits for the header of a request for ever: some hundred clients that send
     none, or a byte now and then, would take all the places (`limit_concurrency`) of those who want something."""
 
-    def connection_made(self, transport):
+    def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self.loop.call_later(HEADER_SECONDS, self._look, (True, None))
 
-    def _look(self, before):
+    def _look(self, before: tuple[bool, Any]) -> None:
         """Again and again; two looks that find no request under way, and no new one since, end the connection."""
         waiting = self.cycle is None or self.cycle.response_complete
         now = (waiting, self.cycle)
@@ -260,12 +270,12 @@ class Connection(H11Protocol):
             self.loop.call_later(HEADER_SECONDS, self._look, now)
 
 
-def main():
+def main() -> int:
     parser = argparse.ArgumentParser(formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__)
-    parser.add_argument("--model_dir", required=True, help="the exported folder")
+    parser.add_argument("--model_dir", required=True, help="the exported folder, or a .onnx")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 serves other machines too (127.0.0.1)")
     parser.add_argument("--port", type=int, default=8866, help="0: any free one (8866)")
-    parser.add_argument("--device", type=str.upper, default="CPU", choices=("CPU", "GPU"))
+    parser.add_argument("--device", type=str.upper, default="CPU", choices=infer.DEVICES)
     parser.add_argument("--run_mode", default="paddle", choices=infer.RUN_MODES)
     parser.add_argument("--engine", default="auto", choices=infer.ENGINES)
     parser.add_argument("--cpu_threads", type=int, help="default: the physical cores")
@@ -279,7 +289,8 @@ def main():
     parser.add_argument("--max_megapixels", type=float, default=50.0, help="per image (50)")
     args = parser.parse_args()
     try:
-        runner = infer.Runner(args.model_dir, args.device, args.run_mode, args.cpu_threads, args.engine)
+        runner = infer.open_runner(args.model_dir, device=args.device, run_mode=args.run_mode,
+                                   cpu_threads=args.cpu_threads, engine=args.engine)
         runner([np.zeros((64, 64, 3), np.uint8)])  # an export without NMS is refused here, not at the first request
     except infer.RunnerError as error:
         print(f"error: {error}", file=sys.stderr)

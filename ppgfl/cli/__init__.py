@@ -1,2 +1,4 @@
 """The command lines. Imports everything; nothing imports it."""
-from .commands import entry, main  # noqa: F401
+from .commands import entry, main
+
+__all__ = ["entry", "main"]

@@ -1,21 +1,30 @@
 """How fast something is, against something else: taking turns in one run, since machines speed up and slow down."""
+from __future__ import annotations
+
 import importlib.util
 import os
 import platform
 import statistics
 import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..errors import ExportError
-from ..inference.runner import load_runner
+from ..inference.runner import load_runner, make_runner
 from ..system import runtime
 from ..system.log import logger
 from ..system.progress import progress
 
+Subjects = dict[str, Callable[[], Any]]  # {name: what is measured}
 
-def benchmark(model_dir, *, against=None, size=(800, 1088), batch_size=1, threads=None, rounds=10):
+
+def benchmark(model_dir: str | os.PathLike[str], *, against: str | os.PathLike[str] | None = None,
+              size: Sequence[int] = (800, 1088), batch_size: int = 1, threads: int | None = None,
+              rounds: int = 10) -> dict[str, list[float]]:
     """Measure an exported model on this machine's CPU and print a table.
 
     Every engine of ppgfl's runner in float32 and bfloat16, decoding and NMS included; and, where they are installed
@@ -36,7 +45,7 @@ def benchmark(model_dir, *, against=None, size=(800, 1088), batch_size=1, thread
     threads = threads or runtime.physical_cores()
     arrays = {"image": np.random.default_rng(0).normal(size=(batch_size, 3, *size)).astype("float32"),
               "scale_factor": np.ones((batch_size, 2), np.float32)}
-    subjects = {}
+    subjects: Subjects = {}
     for settings in ({}, {"engine": "onednn"}, {"run_mode": "bf16"}, {"run_mode": "bf16", "engine": "onednn"}):
         subjects.update(_runner(model_dir, arrays, cpu_threads=threads, **settings))
     for name, kinds in (("model.onnx", ("f32", "bf16")), ("model_int8.onnx", ("int8",))):
@@ -50,12 +59,12 @@ def benchmark(model_dir, *, against=None, size=(800, 1088), batch_size=1, thread
     return times
 
 
-def take_turns(subjects, rounds):
+def take_turns(subjects: Subjects, rounds: int) -> dict[str, list[float]]:
     """{name: function} -> {name: seconds of each round}; each runs once before, unmeasured."""
     for run in subjects.values():
         run()
-    times = {name: [] for name in subjects}
-    for _ in progress(range(rounds), total=rounds, unit="round", what="measure", size=lambda _: 1):
+    times: dict[str, list[float]] = {name: [] for name in subjects}
+    for _ in progress(range(rounds), total=rounds, unit="round", what="measure"):
         for name, run in subjects.items():
             start = time.perf_counter()
             run()
@@ -63,7 +72,7 @@ def take_turns(subjects, rounds):
     return times
 
 
-def table(times):
+def table(times: Mapping[str, Sequence[float]]) -> str:
     """{name: seconds of each round} -> a Markdown table with the median, the spread, and the ratio to the first."""
     lines = ["| | seconds | least to most | against the first |", "| --- | --- | --- | --- |"]
     first = statistics.median(next(iter(times.values())))
@@ -73,35 +82,30 @@ def table(times):
     return "\n".join(lines)
 
 
-def machine():
+def machine() -> str:
     """Processor, cores and versions in one line."""
     import paddle
 
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        processor = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        processor = platform.processor() or platform.machine()
-    return (f"{processor}, {os.cpu_count()} logical cores; Paddle {paddle.__version__}, numpy {np.__version__}, "
-            f"Python {platform.python_version()}")
+    return (f"{runtime.processor_name()}, {os.cpu_count()} logical cores; Paddle {paddle.__version__}, "
+            f"numpy {np.__version__}, Python {platform.python_version()}")
 
 
-def _runner(model_dir, arrays, label="", **settings):
+def _runner(model_dir: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], label: str = "",
+            **settings: Any) -> Subjects:
     """{description: function} of ppgfl's runner, none when it cannot run so and another has taken its place."""
-    module = load_runner()
     try:
-        runner = module.Runner(model_dir, **settings)
-    except module.RunnerError as error:
+        runner = make_runner(model_dir, **settings)
+    except ExportError as error:
         if len(settings) > 1:  # this way of running is not there, as bfloat16 on an old processor
             logger.info("left out: %s", error)
             return {}
-        raise ExportError(str(error)) from error
+        raise
     return {label + runner.description: lambda: runner.detect(arrays)}
 
 
-def _onnx(path, arrays, threads, kinds):
+def _onnx(path: Path, arrays: Mapping[str, np.ndarray], threads: int, kinds: Sequence[str]) -> Subjects:
     """{description: function} of an ONNX file in ONNX Runtime, and in OpenVINO in each of the kinds."""
-    subjects = {}
+    subjects: Subjects = {}
     if path.is_file() and importlib.util.find_spec("onnxruntime"):
         import onnxruntime
 
@@ -117,5 +121,5 @@ def _onnx(path, arrays, threads, kinds):
             with load_runner().kept_signal_stack():
                 request = openvino.Core().compile_model(str(path), "CPU", settings).create_infer_request()
             name = f"OpenVINO {openvino.__version__.split('-')[0]}, {kind}, no NMS"
-            subjects[name] = lambda request=request: request.infer(arrays)
+            subjects[name] = partial(request.infer, arrays)
     return subjects

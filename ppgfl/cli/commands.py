@@ -1,89 +1,90 @@
 """Command lines: arguments -> one call each. `tools/*.py` are these, under the names users know."""
-import argparse
+from __future__ import annotations
+
 import logging
 import sys
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from .. import __version__
 from ..errors import DataError
 from ..system import dist, runtime
 from ..system.log import set_up
+from . import arguments
 from .exit_code import exit_code
 
+if TYPE_CHECKING:
+    from ..inference.slicing import Slicing
 
-def main(command, arguments=None, prog=None):
-    """Run a command with a list of arguments.
+
+def main(command: str, words: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Run a command with the words that follow its name; None: those of this process.
 
     Returns: the exit code: 0; 1 when the command's own answer is no; 2 after one line on stderr.
     """
     run, add_arguments = COMMANDS[command]
-    parser = argparse.ArgumentParser(prog=prog or f"{command}.py", description=run.__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(prog=prog or f"{command}.py", description=run.__doc__,
+                            formatter_class=RawDescriptionHelpFormatter)
     add_arguments(parser)
-    args = parser.parse_args(arguments)
+    args = parser.parse_args(words)
     set_up(logging.INFO if dist.is_main() else logging.WARNING)
     # `doctor` says itself what is wrong with Paddle.
     return exit_code(run, args, with_paddle=command != "doctor")
 
 
-def entry(arguments=None):
-    """The command `ppgfl`: its first argument names the command, the others are those of `tools/COMMAND.py`."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    command = WORDS.get(arguments[0]) if arguments else None
+def entry(words: Sequence[str] | None = None) -> int:
+    """The command `ppgfl`: its first word names the command, the others are the arguments of `tools/COMMAND.py`."""
+    words = sys.argv[1:] if words is None else words
+    if list(words[:1]) == ["--version"]:
+        print(f"ppgfl {__version__}")
+        return 0
+    command = WORDS.get(words[0]) if words else None
     if command is None:
-        listed = "\n".join(f"  {word:<9} {COMMANDS[name][0].__doc__.splitlines()[0]}" for word, name in WORDS.items())
-        print(f"usage: ppgfl COMMAND ...\n\n{listed}\n\nppgfl COMMAND --help lists its arguments.")
-        return 0 if arguments[:1] in ([], ["--help"], ["-h"]) else 2
-    return main(command, arguments[1:], prog=f"ppgfl {arguments[0]}")
+        listed = "\n".join(f"  {word:<9} {_summary(COMMANDS[name][0])}" for word, name in WORDS.items())
+        print(f"usage: ppgfl COMMAND ...\n\n{listed}\n\nppgfl COMMAND --help lists its arguments, "
+              "ppgfl --version says which version this is.")
+        return 0 if list(words[:1]) in ([], ["--help"], ["-h"]) else 2
+    return main(command, words[1:], prog=f"ppgfl {words[0]}")
 
 
-def _config_arguments(parser):
-    parser.add_argument("-c", "--config", required=True, metavar="FILE",
-                        help="config file, or the name of a shipped one (gfl_r50_fpn_1x_coco)")
-    parser.add_argument("--slim_config", metavar="FILE",
-                        help="a teacher and how to learn from it; without meaning where nothing is trained")
-    _override_arguments(parser)
+def _summary(run: Callable[[Namespace], Any]) -> str:
+    return (run.__doc__ or "").splitlines()[0]
 
 
-def _override_arguments(parser):
-    parser.add_argument("-o", "--opt", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
-                        help="overrides of the config, as in -o weights=W.pdparams TestReader.batch_size=4")
-
-
-def _load(args):
-    from ..config.load import load_config
+def _load(args: Namespace) -> dict[str, Any]:
+    from ..config import load_config
+    from ..config.keys import setting
 
     cfg = load_config(args.config, args.opt, slim_config=args.slim_config)
-    runtime.select_device(cfg.get("use_gpu", False))
+    runtime.select_device(setting(cfg, "use_gpu"))
     return cfg
 
 
-def evaluate(args):
+def evaluate(args: Namespace) -> None:
     """Evaluate a detector on the EvalDataset of a config and print the COCO numbers.
 
     python tools/eval.py -c configs/gfl/gfl_r50_fpn_1x_coco.yml -o weights=gfl_r50_fpn_1x_coco.pdparams
     """
-    from ..evaluation.evaluate import evaluate
+    from .. import build
+    from ..evaluation.evaluate import evaluate, evaluate_results
+    from ..inference.detector import open_detector
 
-    runner = {"run_mode": args.run_mode} if args.run_mode else None
-    evaluate(_load(args), exported=args.exported, runner=runner, slicing=_slicing(args), output_dir=args.output_eval,
-             json_eval=args.json_eval, classwise=args.classwise, save_prediction_only=args.save_prediction_only,
-             report_dir=None if args.no_report else Path(args.output_eval) / "report")
-
-
-def _evaluate_arguments(parser):
-    _config_arguments(parser)
-    parser.add_argument("--output_eval", default=".", metavar="DIR", help="where bbox.json is written (default: here)")
-    parser.add_argument("--exported", metavar="PATH",
-                        help="evaluate an exported folder or a model.onnx with its runner, instead of weights")
-    parser.add_argument("--run_mode", help="of --exported, as bf16 (see deploy/python/infer.py)")
-    _slicing_arguments(parser)
-    parser.add_argument("--json_eval", action="store_true", help="evaluate the bbox.json that is in DIR already")
-    parser.add_argument("--classwise", action="store_true", help="also print the AP of each class")
-    parser.add_argument("--no_report", action="store_true", help="leave DIR/report/report.html out")
-    parser.add_argument("--save_prediction_only", action="store_true", help="write bbox.json and stop")
+    cfg, slicing, detector = _load(args), _slicing(args), None
+    report_dir = None if args.no_report else Path(args.output_eval) / "report"
+    if args.json_eval:
+        evaluate_results(cfg, output_dir=args.output_eval, classwise=args.classwise, report_dir=report_dir)
+        return
+    if args.exported or slicing:
+        build.check(cfg)
+        runner = {"run_mode": args.run_mode} if args.run_mode else None
+        detector = open_detector(cfg, exported=args.exported, runner=runner, slicing=slicing, reader="EvalReader")
+    evaluate(cfg, detector=detector, output_dir=args.output_eval, classwise=args.classwise,
+             save_prediction_only=args.save_prediction_only, report_dir=report_dir)
 
 
-def infer(args):
+def infer(args: Namespace) -> None:
     """Detect on photographs: drawn pictures, and the numbers if asked for.
 
     python tools/infer.py -c configs/gfl/gfl_r50_fpn_1x_coco.yml -o weights=gfl_r50_fpn_1x_coco.pdparams
@@ -96,45 +97,14 @@ def infer(args):
           pictures=not args.no_pictures, resume=args.resume)
 
 
-def _infer_arguments(parser):
-    _config_arguments(parser)
-    parser.add_argument("--infer_img", metavar="FILE", help="one image")
-    parser.add_argument("--infer_dir", metavar="DIR", help="a folder of images, searched recursively")
-    parser.add_argument("--infer_list", metavar="FILE",
-                        help="a text file with one image per line, relative to --infer_dir or to the current folder")
-    parser.add_argument("--output_dir", default="output", metavar="DIR", help="where pictures go (default: output)")
-    parser.add_argument("--draw_threshold", type=float, default=0.5, metavar="S", help="least score drawn (0.5)")
-    parser.add_argument("--save_results", nargs="?", const="json", type=_saved_kind, metavar="json|csv|coco|jsonl",
-                        help="also write results.json, results.csv, COCO's bbox.json, or JSON lines in shards, which "
-                             "need no memory however many images there are")
-    parser.add_argument("--resume", action="store_true", help="with jsonl: leave out what an earlier run has done")
-    parser.add_argument("--no_pictures", action="store_true", help="draw none")
-    parser.add_argument("--save_threshold", type=float, default=0.0, metavar="S", help="least score saved (0)")
-    _slicing_arguments(parser)
-
-
-def _slicing_arguments(parser):
-    parser.add_argument("--slice_infer", action="store_true", help="look at images slice by slice, for small objects")
-    parser.add_argument("--slice_size", nargs="+", type=int, default=[640, 640], metavar="N",
-                        help="height width (640 640)")
-    parser.add_argument("--overlap_ratio", nargs="+", type=float, default=[0.25, 0.25], metavar="R",
-                        help="share that neighbours have in common, down and across (0.25 0.25)")
-    parser.add_argument("--combine_method", default="nms", choices=("nms", "nmm", "concat"),
-                        help="of what overlaps: keep the best, merge, keep all (nms)")
-    parser.add_argument("--match_threshold", type=float, default=0.6, metavar="T",
-                        help="from which overlap on they are one object (0.6)")
-    parser.add_argument("--match_metric", default="ios", choices=("iou", "ios"),
-                        help="intersection over union, or over the smaller box (ios)")
-
-
-def _slicing(args):
+def _slicing(args: Namespace) -> Slicing | None:
     from ..inference.slicing import Slicing
 
     names = ("slice_size", "overlap_ratio", "combine_method", "match_threshold", "match_metric")
     return Slicing(**{name: getattr(args, name) for name in names}) if args.slice_infer else None
 
 
-def _images(args):
+def _images(args: Namespace) -> str | list[str]:
     if args.infer_list:
         path = Path(args.infer_list)
         if not path.is_file():
@@ -149,7 +119,7 @@ def _images(args):
     return args.infer_img or args.infer_dir
 
 
-def train(args):
+def train(args: Namespace) -> None:
     """Train a detector.
 
     python tools/train.py -c configs/gfl/gfl_r50_fpn_1x_coco.yml --eval
@@ -164,24 +134,7 @@ def train(args):
           command=" ".join(sys.argv))
 
 
-def _train_arguments(parser):
-    _config_arguments(parser)
-    parser.add_argument("--eval", action="store_true", help="evaluate after each snapshot_epoch, keep the best model")
-    parser.add_argument("-r", "--resume", nargs="?", const="", metavar="PATH",
-                        help="go on from this checkpoint; without PATH from the newest of this run")
-    parser.add_argument("--amp", nargs="?", const="O1", choices=("O1", "O2"), help="mixed precision on a GPU")
-    parser.add_argument("--accumulate", type=int, default=1, metavar="N", help="batches per optimizer step (1)")
-    parser.add_argument("--use_vdl", nargs="?", const=True, default=False, type=_boolean, metavar="BOOL",
-                        help="write a VisualDL log")
-    parser.add_argument("--vdl_log_dir", metavar="DIR", help="where to (default: the run's folder/vdl)")
-    parser.add_argument("--to_static", action="store_true", help="compile the model into a static graph")
-    parser.add_argument("--seed", type=int, default=0, help="of initialisation, order and augmentation (0)")
-    parser.add_argument("--patience", type=int, default=0, metavar="N",
-                        help="stop after N epochs without a better evaluation (0: never)")
-    parser.add_argument("--best_metric", default="AP", help="AP, AP50, AP75, APs, APm, APl, AR1, ... (AP)")
-
-
-def export(args):
+def export(args: Namespace) -> None:
     """Export a detector for Paddle Inference and ONNX runtimes, and prove that the export predicts the same.
 
     python tools/export_model.py -c configs/gfl/gfl_r50_fpn_1x_coco.yml -o weights=gfl_r50_fpn_1x_coco.pdparams
@@ -194,29 +147,7 @@ def export(args):
            with_nms=args.with_nms, int8=args.int8, verify=verify)
 
 
-def _export_arguments(parser):
-    _config_arguments(parser)
-    parser.add_argument("--output_dir", default="output_inference", metavar="DIR",
-                        help="the export goes to a folder of the config's name below it (output_inference)")
-    parser.add_argument("--format", choices=("json", "pdmodel", "both"),
-                        help="file format (default: all that this Paddle can write)")
-    parser.add_argument("--onnx", action="store_true", help="also write model.onnx: decoded boxes and scores")
-    parser.add_argument("--with_nms", action="store_true", help="write model.onnx with the NMS inside")
-    parser.add_argument("--int8", metavar="DIR",
-                        help="also write model_int8.onnx, quantised with the photographs of this folder")
-    parser.add_argument("--verify_images", nargs="+", metavar="FILE", help="check on these instead of drawn images")
-    parser.add_argument("--no_verify", action="store_true", help="leave the check at the end out")
-
-
-def _boolean(text):
-    if text.lower() in ("true", "1", "yes"):
-        return True
-    if text.lower() in ("false", "0", "no"):
-        return False
-    raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
-
-
-def model_zoo(args):
+def model_zoo(args: Namespace) -> int:
     """Reproduce the table of the model zoo: fetch the released weights, evaluate, measure, compare.
 
     python tools/model_zoo.py --dataset_dir /data/coco
@@ -233,16 +164,7 @@ def model_zoo(args):
     return 1 if failed(rows) else 0
 
 
-def _model_zoo_arguments(parser):
-    parser.add_argument("names", nargs="*", metavar="NAME", help="of the models (default: all five)")
-    parser.add_argument("--dataset_dir", metavar="DIR", help="COCO 2017: annotations/ and val2017/")
-    parser.add_argument("--output_dir", default="output/model_zoo", metavar="DIR", help="(output/model_zoo)")
-    parser.add_argument("--mirror", metavar="ADDRESS", help="where the same weights are, instead of PaddleDetection's")
-    parser.add_argument("--fps_images", type=int, default=20, metavar="N", help="images that speed is measured on (20)")
-    _override_arguments(parser)
-
-
-def doctor(args):
+def doctor(args: Namespace) -> int:
     """Look at this machine: versions, device, threads, fast paths, folders, and a self-test of seconds.
 
     ppgfl doctor
@@ -252,7 +174,7 @@ def doctor(args):
     return 0 if examine() else 1
 
 
-def benchmark(args):
+def benchmark(args: Namespace) -> None:
     """Measure the speed of an exported model on this machine's CPU, in every way that it can run here.
 
     ppgfl benchmark --model_dir output_inference/gfl_r18vd_1x_coco
@@ -263,17 +185,7 @@ def benchmark(args):
               rounds=args.rounds)
 
 
-def _benchmark_arguments(parser):
-    parser.add_argument("--model_dir", required=True, metavar="DIR",
-                        help="an exported folder; with a model.onnx in it, ONNX Runtime and OpenVINO take part")
-    parser.add_argument("--against", metavar="DIR", help="another one, as PaddleDetection's export of the same model")
-    parser.add_argument("--size", type=int, nargs=2, default=(800, 1088), metavar="N", help="height width (800 1088)")
-    parser.add_argument("--batch_size", type=int, default=1, metavar="N", help="(1)")
-    parser.add_argument("--threads", type=int, metavar="N", help="(the physical cores)")
-    parser.add_argument("--rounds", type=int, default=10, metavar="N", help="of all subjects, taking turns (10)")
-
-
-def demo(args):
+def demo(args: Namespace) -> int:
     """Train from start to end without any input: draw a data set, train on it, evaluate, detect. About four minutes.
 
     ppgfl demo
@@ -284,12 +196,7 @@ def demo(args):
     return (run_distillation if args.distill else run)(main)
 
 
-def _demo_arguments(parser):
-    parser.add_argument("--distill", action="store_true",
-                        help="instead: train a teacher, and a small student with and without it; about 20 minutes")
-
-
-def data(args):
+def data(args: Namespace) -> int:
     """Look through the data sets of a config, or convert annotations to COCO.
 
     ppgfl data check my_config.yml -o TrainDataset.dataset_dir=/data/mine
@@ -303,45 +210,19 @@ def data(args):
 
         convert(args.kind, args.source, args.output, classes=args.classes)
         return 0
-    from ..build import CLASSES
-    from ..config.check import check_config
-    from ..config.load import load_config
+    from .. import build
+    from ..config import load_config
     from ..data.check import check
 
     cfg = load_config(args.config, args.opt)
-    check_config(cfg, CLASSES)
+    build.check(cfg)
     return 0 if check(cfg, output_dir=args.output_dir, decode=not args.no_decode) else 1
 
 
-def _data_arguments(parser):
-    actions = parser.add_subparsers(dest="action", required=True)
-    check = actions.add_parser("check", help="look through the data sets of a config")
-    check.add_argument("config", help="config file, or the name of a shipped one")
-    _override_arguments(check)
-    check.add_argument("--output_dir", default="output/data_check", metavar="DIR", help="(output/data_check)")
-    check.add_argument("--no_decode", action="store_true", help="do not decode the images: seconds instead of minutes")
-    convert = actions.add_parser("convert", help="make a COCO annotation file")
-    convert.add_argument("--from", dest="kind", required=True, choices=("voc", "yolo", "labelme"))
-    convert.add_argument("source", help="the data set's folder; it is the image_dir of what is made")
-    convert.add_argument("output", help="the JSON file to write")
-    convert.add_argument("--classes", metavar="FILE", help="one class name per line, in the order of the categories")
-
-
-def _saved_kind(text):
-    """PaddleDetection's `--save_results=True` writes COCO's bbox.json."""
-    kinds = {**{kind: kind for kind in ("json", "csv", "coco", "jsonl")}, "true": "coco", "false": None}
-    if text.lower() not in kinds:
-        raise argparse.ArgumentTypeError(f"{text!r}; allowed: {', '.join(kinds)}")
-    return kinds[text.lower()]
-
-
-def _no_arguments(parser):
-    pass
-
-
-COMMANDS = {"train": (train, _train_arguments), "eval": (evaluate, _evaluate_arguments),
-            "infer": (infer, _infer_arguments), "export_model": (export, _export_arguments),
-            "model_zoo": (model_zoo, _model_zoo_arguments), "data": (data, _data_arguments),
-            "demo": (demo, _demo_arguments), "doctor": (doctor, _no_arguments),
-            "benchmark": (benchmark, _benchmark_arguments)}
+Command = tuple[Callable[[Namespace], Any], Callable[[ArgumentParser], None]]
+COMMANDS: dict[str, Command] = {
+    "train": (train, arguments.train), "eval": (evaluate, arguments.evaluate), "infer": (infer, arguments.infer),
+    "export_model": (export, arguments.export), "model_zoo": (model_zoo, arguments.model_zoo),
+    "data": (data, arguments.data), "demo": (demo, arguments.demo), "doctor": (doctor, arguments.doctor),
+    "benchmark": (benchmark, arguments.benchmark)}
 WORDS = {{"export_model": "export", "model_zoo": "zoo"}.get(name, name): name for name in COMMANDS}

@@ -1,6 +1,9 @@
 """Training from start to end without any input, as a user would do it command by command."""
+from __future__ import annotations
+
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..data.shapes import make_shapes
@@ -12,7 +15,7 @@ LEAST_AP = 0.5
 TEACHER, STUDENT, SLIM_CONFIG = "shapes_gfl_teacher", "shapes_gfl_student", "shapes_distill_ld"
 
 
-def run(main):
+def run(main: Callable[..., int]) -> int:
     """Draw a data set below ./output, train, evaluate, detect; print each command as a user would type it.
 
     Args:
@@ -46,7 +49,7 @@ def run(main):
     return 0
 
 
-def run_distillation(main, seeds=(0, 1, 2)):
+def run_distillation(main: Callable[..., int], seeds: Sequence[int] = (0, 1, 2)) -> int:
     """Train a teacher, then a small student with and without it, once for each seed, and compare.
 
     Returns: the exit code: 0; 1 when some student without the teacher is as good as one with it; that of a command
@@ -62,7 +65,7 @@ def run_distillation(main, seeds=(0, 1, 2)):
         folder = output / f"seed{seed}"
         common = ["--seed", str(seed), "-o", f"save_dir={folder}"]
         runs += [(STUDENT, folder, common), (f"{STUDENT}_ld", folder, ["--slim_config", SLIM_CONFIG, *common, weights])]
-    found = {}
+    found: dict[str, list[float]] = {}
     for name, folder, arguments in runs:
         arguments = ["-c", name, "--eval", *arguments]
         print(f"\n$ ppgfl train {' '.join(arguments)}", flush=True)
@@ -81,7 +84,7 @@ def run_distillation(main, seeds=(0, 1, 2)):
     return 0
 
 
-def next_free(folder):
+def next_free(folder: Path) -> Path:
     """The folder itself, or with a number after it: an earlier demo is kept."""
     candidates = [folder, *(folder.with_name(f"{folder.name}_{i}") for i in range(2, 1000))]
     return next(path for path in candidates if not path.exists())

@@ -1,10 +1,12 @@
 """What this machine has, what is wrong with it, and how to mend it."""
+from __future__ import annotations
+
 import importlib.metadata
-import os
 import platform
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from ..system import runtime
@@ -13,15 +15,16 @@ GIB = 2**30
 OK, WARN, BAD = "ok", "warn", "bad"
 PACKAGES = ("numpy", "opencv-python", "pycocotools", "pyyaml", "visualdl", "pooch")
 EXTRAS = ("onnx", "onnxruntime", "openvino", "starlette")
+Finding = tuple[str, str, str]  # level, topic, text
 
 
-def examine():
+def examine() -> bool:
     """Print one line per finding: ok, warn or bad, what it is about, what was found, and the mend.
 
     Returns: whether nothing is bad.
     """
     levels = []
-    for check in (software, pairs, device, processor, shared_memory, folders, self_test):
+    for check in (software, pairs, device, processor, folders, self_test):
         for level, topic, text in check():
             levels.append(level)
             print(f"{level:<5} {topic:<15} {text}", flush=True)
@@ -32,7 +35,7 @@ def examine():
     return BAD not in levels
 
 
-def software():
+def software() -> Iterator[Finding]:
     yield OK, "python", f"{platform.python_version()}, {platform.system()} {platform.machine()}"
     try:
         runtime.import_paddle()
@@ -48,15 +51,15 @@ def software():
     yield OK, "extras", ", ".join(f"{name} {version(name) or 'not installed'}" for name in EXTRAS)
 
 
-def version(name):
+def version(name: str) -> str | None:
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
 
 
-def pairs():
-    """Versions that do not go together."""
+def pairs() -> Iterator[Finding]:
+    """Findings about versions that do not go together."""
     import cv2
     import numpy
     import paddle
@@ -65,9 +68,9 @@ def pairs():
     yield from found or [(OK, "versions", "go together")]
 
 
-def bad_pairs(paddle, numpy, cv2):
+def bad_pairs(paddle: str, numpy: str, cv2: str) -> Iterator[Finding]:
     """(level, topic, text) of each known fault among versions, as "3.3.1"."""
-    def number(text):
+    def number(text: str) -> tuple[int, ...]:
         return tuple(int("".join(c for c in part if c.isdigit()) or 0) for part in text.split(".")[:2])
 
     if number(paddle) < (3, 0) and number(numpy) >= (2, 0):
@@ -76,13 +79,13 @@ def bad_pairs(paddle, numpy, cv2):
     if number(numpy) < (2, 0) and number(cv2) >= (4, 12):
         yield WARN, "versions", f"OpenCV {cv2} is built for numpy 2, found {numpy}: pip install 'opencv-python<4.12'"
     if (3, 0) <= number(paddle) <= (3, 3):
-        yield OK, "versions", ("oneDNN fails at random with a model.json and images of changing sizes; the exports and "
-                               "the runner go round it (docs/deployment.md)")
+        yield OK, "versions", ("oneDNN fails at random with a model.json and images of changing sizes; exports and "
+                               "runner avoid it (docs/deployment.md)")
     if number(paddle) < (2, 6):
         yield BAD, "versions", f"Paddle {paddle}: ppgfl is tested with 2.6 and 3.3: pip install -U paddlepaddle"
 
 
-def device():
+def device() -> Iterator[Finding]:
     import paddle
 
     if paddle.is_compiled_with_cuda():
@@ -102,17 +105,11 @@ def device():
         yield OK, "threads", f"{threads}, the physical cores"
 
 
-def processor():
+def processor() -> Iterator[Finding]:
     from paddle import inference
 
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    fields = dict(line.split(":", 1) for line in lines if ":" in line)
-    fields = {key.strip(): value.strip() for key, value in fields.items()}
-    flags = fields.get("flags", "").split()
-    yield OK, "processor", fields.get("model name") or platform.processor() or "unknown"
+    flags = runtime.processor().get("flags", "").split()
+    yield OK, "processor", runtime.processor_name()
     if runtime.mkl_is_slow():
         yield WARN, "MKL", "takes its slow path on AMD: unset MKL_DEBUG_CPU_TYPE, ppgfl sets it"
     fast = [name for name, flag in (("AVX2", "avx2"), ("AVX-512", "avx512f"), ("bfloat16", "avx512_bf16"),
@@ -122,20 +119,7 @@ def processor():
     yield OK, "engines", f"{', '.join(engines)} for exported models on the CPU"
 
 
-def shared_memory():
-    """Workers of the loader hand batches over through /dev/shm."""
-    if not os.path.isdir("/dev/shm"):
-        yield OK, "/dev/shm", "is not used on this system"
-        return
-    free = shutil.disk_usage("/dev/shm").free
-    if free < GIB:
-        yield WARN, "/dev/shm", (f"{free / 2**20:.0f} MiB free: loader workers send their batches through pipes, which "
-                                 "is slower; start the container with --shm-size=2g")
-    else:
-        yield OK, "/dev/shm", f"{free / GIB:.1f} GiB free"
-
-
-def folders():
+def folders() -> Iterator[Finding]:
     for topic, folder in (("this folder", Path.cwd()), ("cache", runtime.cache_folder())):
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -149,7 +133,7 @@ def folders():
         yield level, topic, f"{folder}, {free / GIB:.1f} GiB free{note}"
 
 
-def self_test():
+def self_test() -> Iterator[Finding]:
     """A convolution against numpy, and R18vd from an image to its detections."""
     import numpy as np
     import paddle

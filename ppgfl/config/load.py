@@ -1,9 +1,13 @@
 """YAML files -> one plain dict. Knows the format of PaddleDetection's configs, and no class of ours."""
+from __future__ import annotations
+
 import copy
 import math
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -14,7 +18,8 @@ LARGEST = 100_000  # values in a config
 OF_TRAINING = ("epoch", "TrainReader", "LearningRate", "OptimizerBuilder", "use_ema", "ema_decay", "ema_decay_type")
 
 
-def load_config(path, overrides=(), *, slim_config=None):
+def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = (), *,
+                slim_config: str | os.PathLike[str] | None = None) -> dict[str, Any]:
     """Read a config with its `_BASE_` files and apply overrides.
 
     Args:
@@ -38,7 +43,7 @@ def load_config(path, overrides=(), *, slim_config=None):
     return cfg
 
 
-def _add_slim_config(cfg, path):
+def _add_slim_config(cfg: dict[str, Any], path: str | os.PathLike[str]) -> None:
     slim = _load_with_bases(find_config(path), ())
     if slim.get("slim") != "Distill":
         raise ConfigError(f"{path}: slim is {slim.get('slim')!r}; ppgfl knows slim: Distill only (neither pruning nor "
@@ -47,32 +52,33 @@ def _add_slim_config(cfg, path):
     cfg["teacher"] = slim
 
 
-def find_config(path):
+def find_config(path: str | os.PathLike[str]) -> Path:
     """The file of a config: the path itself, or the shipped config of that name. Raises ConfigError."""
     path = Path(os.path.expanduser(str(path)))
     if path.is_file():
         return path.resolve()
-    if _shipped(path):
-        return _shipped(path)
+    shipped = _shipped(path)
+    if shipped:
+        return shipped
     if path.is_dir():
         raise ConfigError(f"{path}: is a folder, not a config; give a .yml file")
     known = sorted({p.stem for folder in shipped_configs() for p in (folder / "gfl").glob("*.yml")})
     raise ConfigError(f"{path}: no such config (looked at {path.absolute()}); shipped ones: {', '.join(known)}")
 
 
-def _shipped(name):
+def _shipped(name: str | Path) -> Path | None:
     """The shipped config of a bare name, or None."""
     found = [path for folder in shipped_configs() for path in sorted(folder.rglob("*.yml")) if path.stem == str(name)]
     return found[0] if found else None
 
 
-def shipped_configs():
+def shipped_configs() -> list[Path]:
     """Folders that hold ppgfl's own configs: beside the package in a checkout, inside it when installed."""
     here = Path(__file__).resolve().parent.parent
     return [folder for folder in (here.parent / "configs", here / "configs") if (folder / "gfl").is_dir()]
 
 
-def _load_with_bases(path, chain):
+def _load_with_bases(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
     if path in chain:
         loop = " -> ".join(p.name for p in (*chain[chain.index(path):], path))
         raise ConfigError(f"{path}: _BASE_ runs in a loop: {loop}; remove one of them")
@@ -82,10 +88,10 @@ def _load_with_bases(path, chain):
         bases = [bases]
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         raise ConfigError(f"{path}: _BASE_ is {bases!r}; it must be a list of files")
-    cfg = {}
+    cfg: dict[str, Any] = {}
     for base in bases:
-        base_path = (path.parent / os.path.expanduser(base)).resolve()
-        base_path = base_path if base_path.is_file() else _shipped(base)
+        beside = (path.parent / os.path.expanduser(base)).resolve()
+        base_path = beside if beside.is_file() else _shipped(base)
         if base_path is None:
             raise ConfigError(f"{path}: _BASE_ names {base}, but there is no {path.parent / base}, and no shipped "
                               "config of that name")
@@ -93,7 +99,7 @@ def _load_with_bases(path, chain):
     return merge(cfg, own)
 
 
-def merge(into, other):
+def merge(into: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     """Merge dict `other` into dict `into`, deeply where both hold a dict; else `other` wins. Returns `into`."""
     for key, value in other.items():
         if isinstance(value, dict) and isinstance(into.get(key), dict):
@@ -103,7 +109,7 @@ def merge(into, other):
     return into
 
 
-def _read(path):
+def _read(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
         cfg = yaml.load(text, Loader=_Loader)  # a SafeLoader: see below
@@ -118,7 +124,7 @@ def _read(path):
     return cfg
 
 
-def _size(value, known):
+def _size(value: Any, known: dict[int, float]) -> float:
     """How many values there are when every alias is written out: a few lines of YAML can make billions, or a loop."""
     if not isinstance(value, (dict, list)):
         return 1
@@ -129,13 +135,13 @@ def _size(value, known):
     return known[id(value)]
 
 
-def _one_line(error):
+def _one_line(error: Exception) -> str:
     mark = getattr(error, "problem_mark", None)
     where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
     return where + " ".join(str(getattr(error, "problem", None) or error).split())
 
 
-def _apply_override(cfg, override):
+def _apply_override(cfg: dict[str, Any], override: str) -> None:
     dotted, equals, text = override.partition("=")
     keys = dotted.strip().split(".")
     if not equals or not all(keys):
@@ -144,7 +150,7 @@ def _apply_override(cfg, override):
         value = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"-o {override}: the value is not YAML: {_one_line(error)}") from error
-    parent = cfg
+    parent: Any = cfg
     for depth, key in enumerate(keys[:-1]):
         if isinstance(parent, dict) and parent.get(key) is None:
             parent[key] = {}
@@ -157,7 +163,7 @@ def _apply_override(cfg, override):
         parent[int(last)] = value
 
 
-def _step(parent, key, override, keys):
+def _step(parent: Any, key: str, override: str, keys: Sequence[str]) -> Any:
     where = ".".join(keys)
     if isinstance(parent, dict):
         child = parent.get(key)
@@ -172,8 +178,8 @@ def _step(parent, key, override, keys):
 class _Loader(yaml.SafeLoader):
     """SafeLoader plus: `!Name {..}` as `{name: Name, ..}`, duplicate keys refused, 1e-3 read as a number."""
 
-    def construct_mapping(self, node, deep=False):
-        seen = set()
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, str) and key in seen:
@@ -183,7 +189,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-def _construct_named(loader, name, node):
+def _construct_named(loader: _Loader, name: str, node: yaml.Node) -> dict[Any, Any]:
     if isinstance(node, yaml.MappingNode):
         return {"name": name, **loader.construct_mapping(node, deep=True)}
     if isinstance(node, yaml.ScalarNode) and not node.value:

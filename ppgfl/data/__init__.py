@@ -4,7 +4,8 @@ A *sample* is one image, a dict:
 
     im_id         int                     image id of the annotation file, or the place in the list
     im_file       str                     path; absent for an image given as an array
-    image         [H, W, 3] uint8 RGB     after Decode and Resize; [3, H, W] float32 after NormalizeImage and Permute
+    image         [H, W, 3] uint8         BGR before Decode, as everywhere in ppgfl; RGB after Decode and Resize; RGB
+                                          [3, H, W] float32 after NormalizeImage and Permute
     im_shape      [2] float32             height, width of the image without padding
     scale_factor  [2] float32             that size / original size, height first
     h, w          int                     original size, after the rotation that EXIF asks for

@@ -1,10 +1,56 @@
-"""Transforms of many samples, and the step from samples to a batch (see the package's contract)."""
+"""From records to a batch (see the package's contract): the one way there, for training, evaluation, detection and the
+proof of an export."""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Optional
+
 import numpy as np
 
 from ..errors import ConfigError
 
+Sample = dict[str, Any]
+Batch = dict[str, np.ndarray]
+SampleTransform = Callable[[Sample, Optional[np.random.Generator]], None]
+BatchTransform = Callable[[list[Sample]], list[Sample]]
+
 BATCH_KEYS = ("image", "im_shape", "scale_factor", "im_id", "labels", "label_weights", "bbox_targets", "pos_num",
               "vlr_regions")
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What a reader's section of a config does to images.
+
+    Attributes:
+        sample_transforms: of one image, in order (see `transforms`).
+        batch_transforms: of all images of a batch together, in order.
+    """
+
+    sample_transforms: Sequence[SampleTransform]
+    batch_transforms: Sequence[BatchTransform]
+
+    def sample(self, record: Sample, rng: np.random.Generator | None = None) -> Sample:
+        """One record, {"im_id", "im_file" or "image", ...}, transformed; the record stays as it is.
+
+        Raises: DataError.
+        """
+        sample = dict(record)
+        for transform in self.sample_transforms:
+            transform(sample, rng)
+        return sample
+
+    def batch(self, samples: list[Sample]) -> Batch:
+        """Transformed samples -> a batch."""
+        for transform in self.batch_transforms:
+            samples = transform(samples)
+        return collate(samples)
+
+    def __call__(self, images: Iterable[np.ndarray | str]) -> Batch:
+        """Images, each [H, W, 3] uint8 BGR or the path of a file -> a batch. Raises DataError."""
+        return self.batch([self.sample({"im_id": 0, "im_file" if isinstance(image, str) else "image": image})
+                           for image in images])
 
 
 class PadBatch:
@@ -14,12 +60,12 @@ class PadBatch:
         pad_to_stride: height and width become multiples of it; 0 or 1: only as large as the largest image.
     """
 
-    def __init__(self, pad_to_stride=0):
+    def __init__(self, pad_to_stride: int = 0) -> None:
         if not isinstance(pad_to_stride, int) or pad_to_stride < 0:
             raise ConfigError(f"PadBatch.pad_to_stride: {pad_to_stride!r}; it is a whole number, 32 for GFL")
         self.stride = max(1, pad_to_stride)
 
-    def __call__(self, samples):
+    def __call__(self, samples: list[Sample]) -> list[Sample]:
         """Samples with `image` [3, H, W]; changes and returns them."""
         height, width = np.max([sample["image"].shape[1:] for sample in samples], axis=0)
         height, width = (-(-size // self.stride) * self.stride for size in (height, width))
@@ -31,6 +77,6 @@ class PadBatch:
         return samples
 
 
-def collate(samples):
+def collate(samples: list[Sample]) -> Batch:
     """Samples of equal image sizes -> a batch of numpy arrays."""
     return {key: np.stack([np.asarray(sample[key]) for sample in samples]) for key in BATCH_KEYS if key in samples[0]}

@@ -1,8 +1,13 @@
 """What is in a data set, and what is wrong with it, before hours are spent on it."""
+from __future__ import annotations
+
 from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,17 +36,18 @@ class Report:
 
     section: str
     path: Path
-    class_names: list
-    files: set
+    class_names: list[str]
+    files: set[str]
     images: int = 0
     empty: int = 0
-    faults: dict = field(default_factory=dict)
-    remarks: dict = field(default_factory=dict)
-    boxes_of: Counter = field(default_factory=Counter)
-    sides: list = field(default_factory=list)
+    faults: dict[str, list[Any]] = field(default_factory=dict)
+    remarks: dict[str, list[Any]] = field(default_factory=dict)
+    boxes_of: Counter[str] = field(default_factory=Counter)
+    sides: list[float] = field(default_factory=list)
 
 
-def check(cfg, *, output_dir="output/data_check", decode=True):
+def check(cfg: Mapping[str, Any], *, output_dir: str | PathLike[str] = "output/data_check",
+          decode: bool = True) -> bool:
     """Look through the data sets of a config, print what was found, and draw classes and sizes.
 
     Args:
@@ -69,7 +75,7 @@ def check(cfg, *, output_dir="output/data_check", decode=True):
     return well
 
 
-def look_through(cfg, section, decode=True):
+def look_through(cfg: Mapping[str, Any], section: str, decode: bool = True) -> Report:
     """The `Report` of a section."""
     entry = cfg[section]
     folder = Path(entry.get("dataset_dir") or "", entry.get("image_dir") or "").expanduser()
@@ -87,7 +93,7 @@ def look_through(cfg, section, decode=True):
     return report
 
 
-def compare(reports, num_classes):
+def compare(reports: Sequence[Report], num_classes: int) -> Iterator[str]:
     """Lines about data sets that do not belong together, or not to the config."""
     for report in reports:
         if len(report.class_names) != num_classes:
@@ -101,21 +107,22 @@ def compare(reports, num_classes):
             yield f"{a.path} and {b.path} do not list the same classes: {what}"
         both = a.files & b.files
         if both:
-            yield f"{len(both)} images are in {a.section} and in {b.section}, so the AP says too much: {_some(both)}"
+            yield (f"{len(both)} images are in {a.section} and in {b.section}, so the AP comes out too high: "
+                   f"{_some(both)}")
 
 
-def _some(values):
-    values = sorted(map(str, values))
-    return ", ".join(values[:LISTED]) + (", ..." if len(values) > LISTED else "") if values else "nothing more"
+def _some(values: Iterable[Any]) -> str:
+    words = sorted(map(str, values))
+    return ", ".join(words[:LISTED]) + (", ..." if len(words) > LISTED else "") if words else "nothing more"
 
 
-def _twice(report, what, values):
+def _twice(report: Report, what: str, values: Iterable[Any]) -> None:
     repeated = [value for value, count in Counter(values).items() if count > 1]
     if repeated:
         report.faults[what] = repeated
 
 
-def _look_at_boxes(report, content, images):
+def _look_at_boxes(report: Report, content: Mapping[str, Any], images: Mapping[Any, Mapping[str, Any]]) -> None:
     names = {category["id"]: str(category["name"]) for category in content["categories"]}
     with_boxes = set()
     for annotation in content.get("annotations", []):
@@ -142,8 +149,8 @@ def _look_at_boxes(report, content, images):
         report.remarks["class without a box"] = without
 
 
-def _look_at_files(report, folder, images, decode):
-    def look(image):
+def _look_at_files(report: Report, folder: Path, images: Mapping[Any, Mapping[str, Any]], decode: bool) -> None:
+    def look(image: Mapping[str, Any]) -> tuple[str, str] | None:
         path = folder / image["file_name"]
         if not path.is_file():
             return "missing file", str(path)
@@ -159,13 +166,13 @@ def _look_at_files(report, folder, images, decode):
         return None
 
     with ThreadPoolExecutor(runtime.physical_cores()) as pool:  # OpenCV decodes without Python's lock
-        found = progress(pool.map(look, images.values()), total=len(images), what=report.section, size=lambda _: 1)
+        found = progress(pool.map(look, images.values()), total=len(images), what=report.section)
         for fault in found:
             if fault:
                 report.faults.setdefault(fault[0], []).append(fault[1])
 
 
-def _print(report):
+def _print(report: Report) -> None:
     boxes = sum(report.boxes_of.values())
     logger.info("%s %s: %d images, %d of them without a box, %d boxes, %d classes", report.section, report.path,
                 report.images, report.empty, boxes, len(report.class_names))
@@ -180,7 +187,7 @@ def _print(report):
             log("%-5s %d x %s: %s", level, len(examples), what, _some(examples))
 
 
-def _draw(report, path):
+def _draw(report: Report, path: Path) -> None:
     """Boxes per class (the 40 largest) and box sizes."""
     from matplotlib.figure import Figure
 

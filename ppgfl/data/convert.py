@@ -1,9 +1,14 @@
 """Pascal VOC, YOLO and labelme annotations -> one COCO JSON, with a count of what could not be used."""
+from __future__ import annotations
+
 import json
 import math
 from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from os import PathLike
 from pathlib import Path
+from typing import Any, Optional
 from xml.etree import ElementTree
 
 import yaml
@@ -17,12 +22,18 @@ from .image import SUFFIXES, read_image
 
 LEAST_SIDE = 0.5  # pixels of a box
 
+Pair = tuple[Optional[Path], Path]  # an image, and the file of its labels
+Object = tuple[Optional[str], Any]  # the name of a class; a box x1 y1 x2 y2, or the reason why there is none
+Labelled = tuple[Path, Path, tuple[int, int], list[Object]]  # image, file of labels, height and width, objects
+Rejections = dict[str, list[str]]  # {reason: examples}
+
 
 class Rejected(Exception):
     """A file or an object that cannot be used, and why."""
 
 
-def convert(kind, source, output, *, classes=None):
+def convert(kind: str, source: str | PathLike[str], output: str | PathLike[str], *,
+            classes: str | PathLike[str] | None = None) -> tuple[dict[str, Any], Rejections]:
     """Write a COCO annotation file.
 
     Args:
@@ -44,21 +55,21 @@ def convert(kind, source, output, *, classes=None):
     if output.exists():
         raise DataError(f"{output.absolute()}: is there already and is not written over; give another name")
     find, read, names_of = READERS[kind]
-    pairs, rejected = find(source), {}
+    pairs = find(source)
     if not pairs:
         raise DataError(f"{source.absolute()}: holds nothing that looks like {kind}; see ppgfl data convert --help")
     names = _lines(Path(classes).expanduser()) if classes else names_of(source)
 
-    def work(pair):
+    def work(pair: Pair) -> tuple[Any, Any, list[Object] | None]:
         try:
             return pair, *_read_pair(pair, read, names)
         except (Rejected, DataError) as error:
             return pair, str(error), None
 
-    samples = []
+    samples: list[Labelled] = []
+    rejected: Rejections = {}
     with ThreadPoolExecutor(runtime.physical_cores()) as pool:
-        for (image, label), size, objects in progress(pool.map(work, pairs), total=len(pairs), what="convert",
-                                                      size=lambda _: 1):
+        for (image, label), size, objects in progress(pool.map(work, pairs), total=len(pairs), what="convert"):
             if objects is None:
                 rejected.setdefault("file that cannot be used", []).append(f"{label}: {size}")
             else:
@@ -69,7 +80,8 @@ def convert(kind, source, output, *, classes=None):
     return content, rejected
 
 
-def _read_pair(pair, read, names):
+def _read_pair(pair: Pair, read: Callable[..., Iterator[Object]],
+               names: Sequence[str] | None) -> tuple[tuple[int, int], list[Object]]:
     """((height, width), [(name, box or the reason why there is none)])."""
     image, label = pair
     if image is None:
@@ -78,11 +90,13 @@ def _read_pair(pair, read, names):
     return (height, width), list(read(label, height, width, names))
 
 
-def _coco(source, samples, names, rejected):
+def _coco(source: Path, samples: Sequence[Labelled], names: Sequence[str] | None,
+          rejected: Rejections) -> dict[str, Any]:
     if names is None:
         names = sorted({name for _, _, _, objects in samples for name, _ in objects if name is not None})
-    category_of = {name: i + 1 for i, name in enumerate(names)}
-    images, annotations = [], []
+    category_of: dict[str | None, int] = {name: i + 1 for i, name in enumerate(names)}
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for image_id, (image, label, (height, width), objects) in enumerate(samples, start=1):
         images.append({"id": image_id, "file_name": image.relative_to(source).as_posix(), "height": height,
                        "width": width})
@@ -102,7 +116,7 @@ def _coco(source, samples, names, rejected):
             "categories": [{"id": i, "name": name} for name, i in category_of.items()]}
 
 
-def _clip(box, height, width):
+def _clip(box: Sequence[float], height: int, width: int) -> list[float]:
     """x1 y1 x2 y2 -> x y width height inside the image."""
     x1, y1, x2, y2 = box
     x1, x2 = (min(max(x, 0.0), width) for x in (min(x1, x2), max(x1, x2)))
@@ -110,7 +124,7 @@ def _clip(box, height, width):
     return [x1, y1, x2 - x1, y2 - y1]
 
 
-def _summarize(content, rejected, output):
+def _summarize(content: Mapping[str, Any], rejected: Rejections, output: Path) -> None:
     counts = Counter(a["category_id"] for a in content["annotations"])
     with_boxes = len({a["image_id"] for a in content["annotations"]})
     logger.info("%s: %d images, %d of them without a box, %d boxes", output.resolve(), len(content["images"]),
@@ -122,13 +136,13 @@ def _summarize(content, rejected, output):
                        ", ".join(examples[:3]) + (", ..." if len(examples) > 3 else ""))
 
 
-def _lines(path):
+def _lines(path: Path) -> list[str]:
     if not path.is_file():
         raise DataError(f"{path.absolute()}: no such file; it lists one class name per line")
     return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
-def _number(text, what):
+def _number(text: Any, what: str) -> float:
     """A finite number of a file's, or Rejected."""
     try:
         value = float(text)
@@ -139,7 +153,7 @@ def _number(text, what):
     return value
 
 
-def _image_named(folders, stem, names=()):
+def _image_named(folders: Sequence[Path], stem: str, names: Sequence[str] = ()) -> Path | None:
     """The image of a label file: by the name that it gives, else by its own stem; None when there is none."""
     candidates = [folder / name for folder in folders for name in names if name]
     candidates += [folder / f"{stem}{suffix}" for folder in folders for s in SUFFIXES for suffix in (s, s.upper())]
@@ -149,12 +163,12 @@ def _image_named(folders, stem, names=()):
 # --- Pascal VOC
 
 
-def _find_voc(source):
+def _find_voc(source: Path) -> list[Pair]:
     images = [source, *(folder for folder in source.rglob("JPEGImages") if folder.is_dir())]
     return [(_image_named([path.parent, *images], path.stem), path) for path in sorted(source.rglob("*.xml"))]
 
 
-def _read_voc(path, height, width, names):
+def _read_voc(path: Path, height: int, width: int, names: Sequence[str] | None) -> Iterator[Object]:
     text = path.read_text(encoding="utf-8", errors="replace")
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
         raise Rejected("declares entities, which annotations never need")
@@ -175,9 +189,9 @@ def _read_voc(path, height, width, names):
 # --- YOLO
 
 
-def _find_yolo(source):
+def _find_yolo(source: Path) -> list[Pair]:
     labels = [path for path in sorted(source.rglob("*.txt")) if path.name != "classes.txt"]
-    pairs = []
+    pairs: list[Pair] = []
     for path in labels:
         folder = Path(*("images" if part == "labels" else part for part in path.parent.parts))
         pairs.append((_image_named([folder, path.parent], path.stem), path))
@@ -186,7 +200,7 @@ def _find_yolo(source):
     return pairs + [(path, path) for path in empty] if pairs else []  # an image without a text has no objects
 
 
-def _read_yolo(path, height, width, names):
+def _read_yolo(path: Path, height: int, width: int, names: Sequence[str] | None) -> Iterator[Object]:
     if path.suffix != ".txt":
         return
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
@@ -210,7 +224,7 @@ def _read_yolo(path, height, width, names):
             yield None, "line that is not five numbers"
 
 
-def _yolo_names(source):
+def _yolo_names(source: Path) -> list[str]:
     for path in [*sorted(source.glob("*.yaml")), *sorted(source.glob("*.yml"))]:
         try:
             names = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("names")
@@ -228,8 +242,8 @@ def _yolo_names(source):
 # --- labelme
 
 
-def _find_labelme(source):
-    pairs = []
+def _find_labelme(source: Path) -> list[Pair]:
+    pairs: list[Pair] = []
     for path in sorted(source.rglob("*.json")):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -242,13 +256,13 @@ def _find_labelme(source):
     return pairs
 
 
-def _read_labelme(path, height, width, names):
+def _read_labelme(path: Path, height: int, width: int, names: Sequence[str] | None) -> Iterator[Object]:
     shapes = json.loads(path.read_text(encoding="utf-8"))["shapes"]
     if not isinstance(shapes, list):
         raise Rejected("'shapes' is not a list")
     for shape in shapes:
-        shape = shape if isinstance(shape, dict) else {}
-        name, kind, points = str(shape.get("label")), shape.get("shape_type", "polygon"), shape.get("points")
+        fields: Any = shape if isinstance(shape, dict) else {}
+        name, kind, points = str(fields.get("label")), fields.get("shape_type", "polygon"), fields.get("points")
         try:
             xs, ys = zip(*((_number(x, "x"), _number(y, "y")) for x, y in points))
         except (Rejected, TypeError, ValueError):
@@ -263,5 +277,8 @@ def _read_labelme(path, height, width, names):
             yield name, f"shape that has no box ({kind})"
 
 
-READERS = {"voc": (_find_voc, _read_voc, lambda source: None), "yolo": (_find_yolo, _read_yolo, _yolo_names),
-           "labelme": (_find_labelme, _read_labelme, lambda source: None)}
+# Kind -> what finds the pairs in a folder, what reads one, and what names the classes (None: the names that occur).
+Reading = tuple[Callable[[Path], list[Pair]], Callable[..., Iterator[Object]], Callable[[Path], Optional[list[str]]]]
+READERS: dict[str, Reading] = {
+    "voc": (_find_voc, _read_voc, lambda source: None), "yolo": (_find_yolo, _read_yolo, _yolo_names),
+    "labelme": (_find_labelme, _read_labelme, lambda source: None)}

@@ -1,14 +1,19 @@
 """Which images there are, and what is on them: a COCO annotation file, or a folder of images."""
+from __future__ import annotations
+
 import collections
 import json
 import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..errors import DataError
 from ..system.log import logger
-from .coco_classes import COCO_CLASSES
+from .batch import Sample
+from .coco_classes import COCO_CLASSES, NUM_CLASSES
 from .image import SUFFIXES
 
 
@@ -36,8 +41,10 @@ class COCODataSet:
         DataError: a missing folder or file, a file that is not COCO, a box of an unknown category.
     """
 
-    def __init__(self, dataset_dir="", image_dir="", anno_path="", data_fields=("image",), sample_num=-1,
-                 load_crowd=False, allow_empty=False, empty_ratio=1.0, repeat=1, section="EvalDataset"):
+    def __init__(self, dataset_dir: str = "", image_dir: str = "", anno_path: str = "",
+                 data_fields: Sequence[str] = ("image",), sample_num: int = -1, load_crowd: bool = False,
+                 allow_empty: bool = False, empty_ratio: float = 1.0, repeat: int = 1,
+                 section: str = "EvalDataset") -> None:
         self.section = section
         self.load_crowd = load_crowd
         self.anno_path = Path(dataset_dir or "", anno_path or "").expanduser()
@@ -59,7 +66,7 @@ class COCODataSet:
         if not self.records:
             raise DataError(f"{self.anno_path}: no image to use ({self.summary()}); key {section}.anno_path")
 
-    def _check_ids(self):
+    def _check_ids(self) -> None:
         for key, what in (("images", "image"), ("categories", "category")):
             counts = collections.Counter(str(entry["id"]) for entry in self.annotations[key])
             number, count = counts.most_common(1)[0] if counts else ("", 1)
@@ -67,20 +74,21 @@ class COCODataSet:
                 raise DataError(f"{self.anno_path}: {what} id {number} stands {count} times in '{key}'; number them "
                                 f"anew (`ppgfl data check` lists all); key {self.section}.anno_path")
 
-    def summary(self):
+    def summary(self) -> str:
         """One line: images with boxes, empty ones, and boxes that were rejected with the reasons."""
         reasons = ", ".join(f"{count} {reason}" for reason, count in self.rejected.items() if count)
         return (f"{self.with_boxes} images with boxes, {self.kept_empty} empty ones kept, {self.dropped_empty} empty "
                 f"ones left out, boxes rejected: {reasons or 'none'}; {len(self.class_names)} classes")
 
-    def _read_records(self, sample_num):
-        boxes_of = {}
+    def _read_records(self, sample_num: int) -> tuple[list[Sample], list[Sample], dict[str, int]]:
+        boxes_of: dict[Any, list[dict[str, Any]]] = {}
         for annotation in self.annotations.get("annotations", []):
             boxes_of.setdefault(annotation.get("image_id"), []).append(annotation)
         class_of = {category: index for index, category in enumerate(self.category_ids)}
         rejected = {"crowd": 0, "without a size": 0, "marked ignore": 0, "without a bbox": 0}
         images = sorted(self.annotations["images"], key=lambda image: image["id"])
-        records, empty = [], []
+        records: list[Sample] = []
+        empty: list[Sample] = []
         for image in images[:sample_num] if sample_num > 0 else images:
             record = {"im_id": image["id"], "im_file": str(self.image_dir / image["file_name"]),
                       "h": image.get("height"), "w": image.get("width"),
@@ -89,7 +97,8 @@ class COCODataSet:
         self._check_images_exist(records + empty)
         return records, empty, rejected
 
-    def _read_boxes(self, annotations, class_of, rejected):
+    def _read_boxes(self, annotations: Iterable[Mapping[str, Any]], class_of: Mapping[int, int],
+                    rejected: dict[str, int]) -> dict[str, np.ndarray]:
         boxes, classes, crowd = [], [], []
         for annotation in annotations:
             reason = reason_to_reject(annotation, load_crowd=self.load_crowd)
@@ -107,7 +116,7 @@ class COCODataSet:
         return {"gt_bbox": np.array(boxes, np.float32).reshape(-1, 4), "gt_class": np.array(classes, np.int64),
                 "is_crowd": np.array(crowd, np.int64)}
 
-    def _check_images_exist(self, records):
+    def _check_images_exist(self, records: Sequence[Sample]) -> None:
         missing = [record["im_file"] for record in records if not os.path.isfile(record["im_file"])]
         if missing:
             raise DataError(
@@ -116,7 +125,7 @@ class COCODataSet:
                 f"{self.section}.image_dir, or restore the files")
 
 
-def reason_to_reject(annotation, *, load_crowd=False):
+def reason_to_reject(annotation: Mapping[str, Any], *, load_crowd: bool = False) -> str | None:
     """Why a COCO annotation is no box to train on, in a few words, or None."""
     if annotation.get("iscrowd") and not load_crowd:
         return "crowd"
@@ -131,7 +140,7 @@ def reason_to_reject(annotation, *, load_crowd=False):
     return None
 
 
-def read_annotations(path, section):
+def read_annotations(path: Path, section: str) -> dict[str, Any]:
     """The content of a COCO annotation file, checked for its three lists. Raises DataError."""
     if not path.is_file():
         raise DataError(f"{path.absolute()}: no such annotation file; set {section}.dataset_dir to the folder of the "
@@ -160,7 +169,7 @@ def read_annotations(path, section):
     return content
 
 
-def _share_of_empty(empty, others, ratio):
+def _share_of_empty(empty: list[Sample], others: int, ratio: float) -> list[Sample]:
     if not 0 <= ratio < 1:
         return empty
     count = min(len(empty), int(others * ratio / (1 - ratio)))
@@ -185,17 +194,18 @@ class ImageFolder:
         DataError: a path that does not exist, a folder without images.
     """
 
-    def __init__(self, dataset_dir="", anno_path="", image_dir=(), sample_num=-1, num_classes=80,
-                 section="TestDataset"):
+    def __init__(self, dataset_dir: str = "", anno_path: str = "",
+                 image_dir: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (), sample_num: int = -1,
+                 num_classes: int = NUM_CLASSES, section: str = "TestDataset") -> None:
         paths = [image_dir] if isinstance(image_dir, (str, os.PathLike)) else list(image_dir or ())
         files = [file for path in paths for file in _images_at(Path(path).expanduser())]
         files = files[:sample_num] if sample_num > 0 else files
-        self.records = [{"im_id": index, "im_file": str(file)} for index, file in enumerate(files)]
+        self.records: list[Sample] = [{"im_id": index, "im_file": str(file)} for index, file in enumerate(files)]
         self.class_names, self.category_ids = read_class_names(
             Path(dataset_dir or "", anno_path or "").expanduser(), num_classes, section)
 
 
-def _images_at(path):
+def _images_at(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.is_dir():
@@ -206,7 +216,7 @@ def _images_at(path):
     return files
 
 
-def read_class_names(path, num_classes, section):
+def read_class_names(path: Path, num_classes: int, section: str) -> tuple[list[str], list[int]]:
     """Class names and category ids: see `ImageFolder`. Raises DataError when the file lists another number of them."""
     if not path.is_file():
         if num_classes == len(COCO_CLASSES):

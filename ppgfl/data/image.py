@@ -1,4 +1,7 @@
-"""Read one image file, or say what is wrong with it."""
+"""Read one image file, or say what is wrong with it. Pictures are BGR everywhere in ppgfl, as OpenCV has them; only the
+network's input is RGB, which `transforms.Decode` makes of it."""
+from __future__ import annotations
+
 import os
 
 import cv2
@@ -10,13 +13,13 @@ from ..system.atomic_write import write_bytes
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
-def read_image(path):
+def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     """Decode an image file as PaddleDetection does.
 
     Grey, 16-bit and transparent images become 8-bit colour (alpha is dropped), and the rotation in a photograph's
     EXIF data is applied.
 
-    Returns: [H, W, 3] uint8, RGB.
+    Returns: [H, W, 3] uint8, BGR.
     Raises: DataError: no such file, no image, or a file that ends too early.
     """
     try:
@@ -35,10 +38,10 @@ def read_image(path):
         raise DataError(f"{path}: the image cannot be decoded: {reason}") from error
     if image is None:
         raise DataError(f"{path}: not an image that can be decoded ({data.size:,} bytes); replace or remove it")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return image
 
 
-def write_image(path, image):
+def write_image(path: str, image: np.ndarray) -> None:
     """Write [H, W, 3] uint8 BGR to a path of any characters. Raises DataError, OSError."""
     suffix = os.path.splitext(path)[1]
     try:
@@ -50,7 +53,7 @@ def write_image(path, image):
     write_bytes(path, data.tobytes())
 
 
-def _is_truncated(data):
+def _is_truncated(data: np.ndarray) -> bool:
     """Whether a JPEG or PNG lacks its end. OpenCV fills the missing part with grey and says nothing."""
     if data[:2].tobytes() == b"\xff\xd8":
         raw = data.tobytes()
@@ -60,7 +63,7 @@ def _is_truncated(data):
     return False
 
 
-def _start_of_scan(raw):
+def _start_of_scan(raw: bytes) -> int:
     """Where a JPEG's pixels begin: the end markers of thumbnails in the segments before do not count."""
     position = 2
     while position + 4 <= len(raw) and raw[position] == 0xFF and raw[position + 1] != 0xDA:

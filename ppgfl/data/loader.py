@@ -1,208 +1,293 @@
-"""Records -> samples -> batches, in worker processes or in this one. The batches are the same either way."""
+"""Records -> batches, made ahead in worker processes or in a thread of this one: the same batches either way."""
+from __future__ import annotations
+
+import itertools
+import multiprocessing
 import os
-import shutil
 import threading
 import time
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Union
 
 import cv2
 import numpy as np
 import paddle
+from paddle import Tensor
 
 from ..errors import DataError
 from ..system import interrupt
 from ..system.log import logger
-from . import transforms
-from .batch import collate
+from .batch import Batch, Reader, Sample
 from .image import read_image
 
-ERROR = "error"  # key of a batch that could not be made: its message, as bytes
-SKIPPED = "skipped"  # key of the messages about images that were left out, as bytes, one per line
-POLICIES = ("error", "skip")
-SHARED_MEMORY_NEEDED = 1 << 30  # bytes in /dev/shm under which workers send their batches through pipes instead
+POLICIES = ("error", "skip")  # what becomes of an image that cannot be read
+AHEAD = 2  # batches of each worker that wait to be used
+SHARED_MEMORY = Path("/dev/shm")  # of Linux; elsewhere, and where it is full, batches go through pipes
+POLL_SECONDS = 0.5  # how often a request to stop is looked at while waiting for a batch
 
 
-class Samples(paddle.io.Dataset):
-    """(epoch, index) -> a transformed sample; its randomness depends on the seed, the epoch and the index alone.
-
-    Args:
-        skip: what becomes of an image that cannot be read: False: an error; True: it is left out.
-        replace: in the place of one that is left out comes the next that can be read, so that batches stay full.
-    """
-
-    def __init__(self, records, sample_transforms, seed=0, *, skip=False, replace=False):
-        super().__init__()
-        self.records = records
-        self.transforms = sample_transforms
-        self.seed = seed
-        self.skip = skip
-        self.replace = replace
-
-    def __getitem__(self, key):
-        epoch, index = key
-        skipped = []
-        for tried in range(len(self.records) if self.replace else 1):
-            place = (index + tried) % len(self.records)
-            rng = np.random.default_rng([self.seed, epoch, place])
-            try:
-                sample = transforms.apply(self.transforms, dict(self.records[place]), rng)
-            except DataError as error:  # a worker would print a traceback: hand it to the main process instead
-                if not self.skip:
-                    return {ERROR: str(error)}
-                skipped.append(" ".join(str(error).split()))
-                continue
-            return {**sample, SKIPPED: skipped} if skipped else sample
-        if self.replace:
-            return {ERROR: f"not one of the {len(self.records)} images can be read; the last one: {skipped[-1]}"}
-        return {SKIPPED: skipped}
-
-    def __len__(self):
-        return len(self.records)
-
-
-class Batches(paddle.io.BatchSampler):
-    """Lists of (epoch, index). Set `epoch` before each round through the data, and `skip` to leave out its first
-    batches.
+@dataclass(frozen=True)
+class Batches:
+    """Which images each batch of an epoch holds.
 
     With several processes (`world_size`), each takes its part of every step's images, and all take equally many steps;
     unless `drop_last`, the last step is filled up with images from the front.
+
+    Attributes:
+        length: images in all.
+        batch_size: of one process.
+        shuffle: a new order in every epoch, which depends on `seed` and the epoch alone.
+        drop_last: leave the last batch out when it is not full.
+        rank, world_size: of the processes.
     """
 
-    def __init__(self, length, batch_size, *, shuffle=False, drop_last=False, seed=0, rank=0, world_size=1):
-        self.length = length
-        self.batch_size = batch_size
-        self.shuffle = shuffle
-        self.drop_last = drop_last
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
-        self.epoch = 0
-        self.skip = 0
+    length: int
+    batch_size: int
+    shuffle: bool = False
+    drop_last: bool = False
+    seed: int = 0
+    rank: int = 0
+    world_size: int = 1
 
-    def __iter__(self):
+    def indices(self, epoch: int = 0) -> Iterator[list[int]]:
+        """Yield the places of the images of each batch."""
         order = np.arange(self.length)
         if self.shuffle:
-            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
+            order = np.random.default_rng([self.seed, epoch]).permutation(self.length)
         step_size = self.batch_size * self.world_size
         if self.world_size > 1:
             order = np.resize(order, len(self) * step_size)  # repeats from the front
-        for step in range(self.skip, len(self)):
+        for step in range(len(self)):
             start = step * step_size + self.rank * self.batch_size
-            yield [(self.epoch, int(index)) for index in order[start:start + self.batch_size]]
+            yield [int(index) for index in order[start:start + self.batch_size]]
 
-    def __len__(self):
+    def __len__(self) -> int:
         step_size = self.batch_size * self.world_size
         return self.length // step_size if self.drop_last else -(-self.length // step_size)
 
 
-def make_batch(samples, batch_transforms):
-    """Samples -> a batch, or the error of a sample that could not be made. Without those that were left out."""
-    for sample in samples:
-        if ERROR in sample:
-            return {ERROR: _as_bytes(sample[ERROR])}
-    skipped = [message for sample in samples for message in sample.pop(SKIPPED, ())]
-    samples = [sample for sample in samples if sample]
-    for transform in batch_transforms if samples else ():
-        samples = transform(samples)
-    return {**(collate(samples) if samples else {}), **({SKIPPED: _as_bytes("\n".join(skipped))} if skipped else {})}
+@dataclass(frozen=True)
+class BatchMaker:
+    """(epoch, places of records) -> a batch. Its randomness depends on the seed, the epoch and the places alone, so
+    that a batch comes out the same in whichever process it is made.
+
+    Attributes:
+        records: see `ppgfl.data`.
+        reader: what is done to them.
+        seed: of all randomness.
+        skip: what becomes of an image that cannot be read: False: a DataError; True: it is left out.
+        replace: in the place of one that is left out comes the next that can be read, so that batches stay full.
+    """
+
+    records: Sequence[Sample]
+    reader: Reader
+    seed: int = 0
+    skip: bool = False
+    replace: bool = False
+
+    def __call__(self, epoch: int, places: list[int]) -> tuple[Batch, list[str]]:
+        """Returns: the batch, {} when all of its images were left out; a message about each of these."""
+        skipped: list[str] = []
+        samples = [sample for place in places if (sample := self._sample(epoch, place, skipped)) is not None]
+        return self.reader.batch(samples) if samples else {}, skipped
+
+    def _sample(self, epoch: int, place: int, skipped: list[str]) -> Sample | None:
+        for tried in range(len(self.records) if self.replace else 1):
+            chosen = (place + tried) % len(self.records)
+            try:
+                return self.reader.sample(self.records[chosen], np.random.default_rng([self.seed, epoch, chosen]))
+            except DataError as error:
+                if not self.skip:
+                    raise
+                skipped.append(" ".join(str(error).split()))
+        if self.replace:
+            raise DataError(f"not one of the {len(self.records)} images can be read; the last one: {skipped[-1]}")
+        return None
 
 
-def _as_bytes(text):
-    return np.frombuffer(text.encode(), np.uint8)
+class Loader:
+    """The batches of a data set, prepared ahead.
+
+    Args:
+        maker: makes a batch.
+        batches: which images are in each.
+        workers: processes that work ahead; 0: a thread.
+
+    `len(loader)` is the number of batches of an epoch.
+    """
+
+    def __init__(self, maker: BatchMaker, batches: Batches, workers: int = 0) -> None:
+        self.maker = maker
+        self.batches = batches
+        self.workers = min(workers, len(batches))
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def epoch(self, epoch: int = 0, *, first: int = 0,
+              stop: interrupt.StopRequest | None = None) -> Generator[dict[str, Tensor], None, None]:
+        """Yield the batches of one round through the data.
+
+        Args:
+            epoch: its number, on which order and augmentation depend.
+            first: batches to leave out at the front.
+            stop: ends the round when it is set, also while a batch is waited for.
+
+        Raises: DataError; whatever else fails while a batch is made, with the traceback of the worker.
+        """
+        places = islice(self.batches.indices(epoch), first, None)
+        others = set(multiprocessing.active_children())
+        pool = self._pool()
+        make = _make_in_worker if self.workers else self.maker
+        waiting: deque[Future[Made]] = deque()
+        skipped = 0
+        try:
+            waiting.extend(pool.submit(make, epoch, some) for some in islice(places, AHEAD * max(1, self.workers)))
+            while waiting:
+                made = _result(waiting[0], stop)
+                if made is None:
+                    return
+                waiting.popleft()
+                waiting.extend(pool.submit(make, epoch, some) for some in islice(places, 1))
+                batch, messages = made
+                batch = batch.take() if isinstance(batch, SharedBatch) else batch
+                for message in messages:
+                    logger.warning("skipped: %s", message)
+                skipped += len(messages)
+                if batch:
+                    yield {key: paddle.to_tensor(value) for key, value in batch.items()}
+            _count(skipped)
+        except BrokenProcessPool as error:
+            if not stop:  # else the signal was for the workers too
+                raise DataError("a worker process of the data loader was ended from outside, most often by the system "
+                                "because memory ran out; set worker_num or the reader's batch_size lower") from error
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in set(multiprocessing.active_children()) - others if waiting else ():
+                worker.terminate()  # it works on what nobody wants any more
+                worker.join()
+                _remove_shared(worker.pid)
+
+    def _pool(self) -> Executor:
+        if not self.workers:
+            return ThreadPoolExecutor(1)
+        methods = multiprocessing.get_all_start_methods()
+        return ProcessPoolExecutor(
+            self.workers, mp_context=multiprocessing.get_context("fork" if "fork" in methods else None),
+            initializer=_start_worker, initargs=(self.maker, os.getpid()))
 
 
-def _as_text(value):
-    return np.asarray(value).tobytes().decode()
+def _result(future: Future[Made], stop: interrupt.StopRequest | None) -> Made | None:
+    """What a future gives, or None once `stop` is set."""
+    while not stop:
+        if wait([future], timeout=POLL_SECONDS).done:
+            return future.result()
+    return None
 
 
-def make_loader(dataset, batches, batch_transforms, num_workers):
-    """A paddle DataLoader that yields batches of tensors; use it through `iterate`."""
-    num_workers = min(num_workers, len(batches))
-    shared_memory = num_workers > 0 and _enough_shared_memory()
-    main_process = os.getpid()
+# --- in a worker process
 
-    def collate_fn(samples):
-        return make_batch(samples, batch_transforms)
-
-    def worker_init_fn(_):
-        cv2.setNumThreads(0)  # the workers share the cores already
-        interrupt.in_worker()
-        threading.Thread(target=_end_with, args=(main_process,), daemon=True).start()
-
-    return paddle.io.DataLoader(
-        dataset, batch_sampler=batches, collate_fn=collate_fn, num_workers=num_workers,
-        use_shared_memory=shared_memory, worker_init_fn=worker_init_fn, return_list=True)
+_maker: BatchMaker | None = None
 
 
-def _end_with(main_process):
-    """In a worker: end when the main process was killed, and take the batches along that it did not fetch from shared
-    memory. Paddle's would wait for it for ever."""
+def _start_worker(maker: BatchMaker, main_process: int) -> None:
+    global _maker  # noqa: PLW0603  it reaches the worker once, not with each batch
+    _maker = maker
+    cv2.setNumThreads(0)  # the workers share the cores already
+    interrupt.reset_in_worker()
+    threading.Thread(target=_exit_with, args=(main_process,), daemon=True).start()
+
+
+def _make_in_worker(epoch: int, places: list[int]) -> Made:
+    assert _maker is not None
+    batch, skipped = _maker(epoch, places)
+    return SharedBatch.put(batch), skipped
+
+
+def _exit_with(main_process: int) -> None:
+    """End when the main process was killed: a worker would wait for it for ever."""
     while os.getppid() == main_process:
         time.sleep(1)
-    for segment in Path("/dev/shm").glob(f"paddle_{os.getpid()}_*"):
-        segment.unlink(missing_ok=True)
+    _remove_shared(os.getpid())
     os._exit(1)
 
 
-def iterate(loader):
-    """Yield the loader's batches; raises the DataError of a sample that could not be made."""
-    skipped = []
-    batches = iter(loader)
-    try:
-        for batch in batches:
-            if ERROR in batch:
-                raise DataError(_as_text(batch[ERROR]))
-            for message in _as_text(batch.pop(SKIPPED)).split("\n") if SKIPPED in batch else ():
-                skipped.append(message)
-                logger.warning("skipped: %s", message)
-            if batch:
-                yield batch
-    finally:  # a thread of Paddle's keeps the iterator alive, and with it its workers, unless it is read to the end
-        getattr(batches, "_try_shutdown_all", lambda: None)()
-    _count(skipped)
+# --- from a worker process to the main one
 
 
-@contextmanager
-def worker_losses_explained():
-    """Inside, Paddle's error about a worker process that was ended, which comes in the midst of anything, is a
-    DataError."""
-    try:
-        yield
-    except (RuntimeError, SystemError) as error:
-        if not any(words in str(error) for words in ("DataLoader process", "Blocking queue is killed")):
-            raise
-        raise DataError("a worker process of the data loader was ended from outside, most often by the system because "
-                        "memory ran out; set worker_num or the reader's batch_size lower") from error
+@dataclass(frozen=True)
+class SharedBatch:
+    """A batch in a file of shared memory, which costs the main process a third of what a pipe does.
+
+    Attributes:
+        path: of the file.
+        layout: (key, dtype, shape, place in the file) of each array.
+    """
+
+    path: Path
+    layout: list[tuple[str, np.dtype, tuple[int, ...], int]]
+
+    @classmethod
+    def put(cls, batch: Batch) -> SharedBatch | Batch:
+        """Write the file, or return the batch itself where there is no room for it."""
+        if not batch or not SHARED_MEMORY.is_dir():
+            return batch
+        path = SHARED_MEMORY / f"ppgfl_{os.getpid()}_{next(_numbers)}"
+        layout = []
+        try:
+            with open(path, "wb") as file:
+                for key, value in batch.items():
+                    file.seek(-(-file.tell() // 64) * 64)  # aligned for every dtype
+                    layout.append((key, value.dtype, value.shape, file.tell()))
+                    file.write(np.ascontiguousarray(value).data)
+        except OSError:
+            path.unlink(missing_ok=True)
+            return batch
+        return cls(path, layout)
+
+    def take(self) -> Batch:
+        """The batch, whose memory is free again as soon as nobody holds it."""
+        data = np.memmap(self.path, np.uint8, "r")
+        self.path.unlink()
+        return {key: np.ndarray(shape, dtype, data, place) for key, dtype, shape, place in self.layout}
 
 
-def read_images(records, *, skip=False):
-    """Yield (record, image [H, W, 3] uint8 RGB). An image that cannot be read is left out (`skip`) or a DataError."""
-    skipped = []
+Made = tuple[Union[Batch, SharedBatch], list[str]]  # a batch and messages about images that were left out
+_numbers = itertools.count()
+
+
+def _remove_shared(worker: int | None) -> None:
+    """Remove what a worker that has ended had put there and nobody took."""
+    for path in SHARED_MEMORY.glob(f"ppgfl_{worker}_*"):
+        path.unlink(missing_ok=True)
+
+
+# --- without preparation
+
+
+def read_images(records: Sequence[Sample], *, skip: bool = False) -> Iterator[tuple[Sample, np.ndarray]]:
+    """Yield (record, image [H, W, 3] uint8 BGR). An image that cannot be read is left out (`skip`) or a DataError."""
+    skipped = 0
     for record in records:
         try:
             image = read_image(record["im_file"])
         except DataError as error:
             if not skip:
                 raise
-            skipped.append(record["im_file"])
+            skipped += 1
             logger.warning("skipped: %s", error)
             continue
         yield record, image
     _count(skipped)
 
 
-def _count(skipped):
+def _count(skipped: int) -> None:
     if skipped:
-        logger.warning("%d image%s could not be read and %s left out", len(skipped), *(
-            ("s", "were") if len(skipped) > 1 else ("", "was")))
-
-
-def _enough_shared_memory():
-    if not os.path.isdir("/dev/shm"):
-        return True  # not Linux: paddle knows what to do
-    free = shutil.disk_usage("/dev/shm").free
-    if free < SHARED_MEMORY_NEEDED:
-        logger.warning("/dev/shm has only %d MB free: worker processes send their batches through pipes, which is "
-                       "slower (in a container, start it with --shm-size=2g)", free >> 20)
-    return free >= SHARED_MEMORY_NEEDED
+        logger.warning("%d image%s could not be read and %s left out", skipped, *(
+            ("s", "were") if skipped > 1 else ("", "was")))

@@ -1,6 +1,10 @@
 """A small data set that can be learnt in minutes: coloured shapes on clutter, in COCO's format, drawn from a seed."""
+from __future__ import annotations
+
 import json
+from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -8,7 +12,8 @@ import numpy as np
 CLASSES = ("circle", "square", "triangle")
 
 
-def make_shapes(folder, *, train=200, val=60, size=(128, 160), seed=0):
+def make_shapes(folder: str | PathLike[str], *, train: int = 200, val: int = 60, size: tuple[int, int] = (128, 160),
+                seed: int = 0) -> Path:
     """Draw the data set, unless it is there already.
 
     Args:
@@ -27,10 +32,11 @@ def make_shapes(folder, *, train=200, val=60, size=(128, 160), seed=0):
     return folder
 
 
-def _draw_split(folder, split, count, size, rng):
+def _draw_split(folder: Path, split: str, count: int, size: tuple[int, int], rng: np.random.Generator) -> None:
     (folder / split).mkdir(parents=True, exist_ok=True)
     (folder / "annotations").mkdir(exist_ok=True)
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for index in range(count):
         picture, boxes, classes = draw_scene(rng, *size)
         name = f"{index:06d}.png"
@@ -44,7 +50,7 @@ def _draw_split(folder, split, count, size, rng):
     (folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(content), encoding="utf-8")
 
 
-def draw_scene(rng, height, width):
+def draw_scene(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarray, list[list[int]], list[int]]:
     """One picture [height, width, 3] uint8 BGR; its boxes x y w h, of what is visible; its classes.
 
     A shape that later ones cover by more than 60 % is not annotated.
@@ -69,7 +75,7 @@ def draw_scene(rng, height, width):
     return picture, boxes, classes
 
 
-def _clutter(rng, height, width):
+def _clutter(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     """Dim noise with lines across."""
     coarse = rng.integers(0, 90, (height // 8, width // 8, 3), dtype=np.uint8)
     picture = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR)
@@ -79,7 +85,7 @@ def _clutter(rng, height, width):
     return picture
 
 
-def _mask(rng, label, height, width):
+def _mask(rng: np.random.Generator, label: int, height: int, width: int) -> np.ndarray:
     """Which pixels a shape covers; its size is a tenth to a half of the height."""
     half = int(rng.integers(height // 20, height // 4))
     x, y = int(rng.integers(half, width - half)), int(rng.integers(half, height - half))

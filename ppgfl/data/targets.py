@@ -4,12 +4,22 @@ ATSS: Zhang et al., Bridging the Gap Between Anchor-based and Anchor-free Detect
 Valuable localization region: Zheng et al., Localization Distillation for Dense Object Detection,
 https://arxiv.org/abs/2102.12252, section 3.3.
 """
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
+
+from .batch import Sample
+from .coco_classes import NUM_CLASSES
 
 CANDIDATES = 9  # per level and box (ATSS, k)
 BOXES_AT_ONCE = 256  # bounds the memory for images with thousands of boxes
 REGION_BOXES_AT_ONCE = 16  # the same where every cell of the image is looked at
 REGION_FROM = 0.25  # of the ATSS threshold (the paper's gamma)
+
+Levels = Sequence[tuple[int, int, int]]  # (rows, columns, stride) of each
 
 
 class Gt2GFLTarget:
@@ -25,15 +35,16 @@ class Gt2GFLTarget:
             `valuable_region`).
     """
 
-    def __init__(self, num_classes=80, downsample_ratios=(8, 16, 32, 64, 128), grid_cell_scale=4, cell_offset=0,
-                 compute_vlr_region=False):
+    def __init__(self, num_classes: int = NUM_CLASSES,
+                 downsample_ratios: Sequence[int] = (8, 16, 32, 64, 128), grid_cell_scale: float = 4,
+                 cell_offset: float = 0, compute_vlr_region: bool = False) -> None:
         self.num_classes = num_classes
         self.strides = list(downsample_ratios)
         self.grid_cell_scale = grid_cell_scale
         self.cell_offset = cell_offset
         self.compute_vlr_region = compute_vlr_region
 
-    def __call__(self, samples):
+    def __call__(self, samples: list[Sample]) -> list[Sample]:
         """Samples of one image size with `image` [3, H, W], `gt_bbox`, `gt_class`, maybe `is_crowd`; changes and
         returns them. Crowd regions are no targets."""
         height, width = samples[0]["image"].shape[1:]
@@ -48,7 +59,7 @@ class Gt2GFLTarget:
             sample.update(self._targets(levels, boxes, classes))
         return samples
 
-    def _targets(self, levels, boxes, classes):
+    def _targets(self, levels: Levels, boxes: np.ndarray, classes: np.ndarray) -> dict[str, Any]:
         owner = assign(levels, boxes, self.grid_cell_scale, self.cell_offset)
         positive = owner >= 0
         labels = np.full(len(owner), self.num_classes, np.int64)
@@ -62,7 +73,7 @@ class Gt2GFLTarget:
         return targets
 
 
-def assign(levels, boxes, cell_scale, cell_offset=0.0):
+def assign(levels: Levels, boxes: np.ndarray, cell_scale: float, cell_offset: float = 0.0) -> np.ndarray:
     """ATSS: which box each cell is responsible for.
 
     Args:
@@ -91,7 +102,7 @@ def assign(levels, boxes, cell_scale, cell_offset=0.0):
     return owner
 
 
-def valuable_region(levels, boxes, cell_scale, cell_offset=0.0):
+def valuable_region(levels: Levels, boxes: np.ndarray, cell_scale: float, cell_offset: float = 0.0) -> np.ndarray:
     """How much localization each cell can teach, also where it is not responsible for a box: the cells whose squares
     have a DIoU with a box from a quarter of the box's ATSS threshold up to just below it.
 
@@ -119,13 +130,14 @@ def valuable_region(levels, boxes, cell_scale, cell_offset=0.0):
     return region
 
 
-def _overlap_with_all(boxes, rows, columns, stride, cell_scale, cell_offset):
+def _overlap_with_all(boxes: np.ndarray, rows: int, columns: int, stride: int, cell_scale: float,
+                      cell_offset: float) -> tuple[np.ndarray, np.ndarray]:
     """Boxes [G, 4] and the squares of all cells of a level: the area that they share, in pixels, and the squared
     distance of their centres, in units of the diagonal of the box around both; each [G, rows, columns]. Most of the
     work is done along rows and columns, before they meet."""
     half = stride * cell_scale / 2
 
-    def along(low, high, count):
+    def along(low: np.ndarray, high: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         center = (np.arange(count, dtype=np.float32) + cell_offset) * stride
         common = np.minimum(center + half, high) - np.maximum(center - half, low)
         around = np.maximum(center + half, high) - np.minimum(center - half, low)
@@ -137,22 +149,23 @@ def _overlap_with_all(boxes, rows, columns, stride, cell_scale, cell_offset):
     return common_x * common_y, (apart_x + apart_y) / (around_x + around_y)
 
 
-def _candidates(levels, boxes, cell_scale, cell_offset):
+def _candidates(levels: Levels, boxes: np.ndarray, cell_scale: float,
+                cell_offset: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The cells nearest to each box's centre, on every level.
 
     Returns: cells [G, K] (index over all levels), their IoU with the box [G, K], and whether their centres lie inside
         of the box [G, K].
     """
     box_centers = (boxes[:, :2] + boxes[:, 2:]) / 2
-    cells, centers, sides = [], [], []
+    cells_of, centers_of, sides_of = [], [], []
     first = 0
     for rows, columns, stride in levels:
         level_cells, level_centers = _nearest_cells(box_centers, rows, columns, stride, cell_offset)
-        cells.append(level_cells + first)
-        centers.append(level_centers)
-        sides.append(np.full(level_cells.shape[1], stride * cell_scale, np.float32))
+        cells_of.append(level_cells + first)
+        centers_of.append(level_centers)
+        sides_of.append(np.full(level_cells.shape[1], stride * cell_scale, np.float32))
         first += rows * columns
-    cells, centers, sides = np.concatenate(cells, 1), np.concatenate(centers, 1), np.concatenate(sides)
+    cells, centers, sides = np.concatenate(cells_of, 1), np.concatenate(centers_of, 1), np.concatenate(sides_of)
 
     half = (sides / 2)[None, :, None]
     overlaps = _iou(np.concatenate([centers - half, centers + half], -1), boxes[:, None])
@@ -160,12 +173,13 @@ def _candidates(levels, boxes, cell_scale, cell_offset):
     return cells, overlaps, inside
 
 
-def _threshold(overlaps, ddof=0):
+def _threshold(overlaps: np.ndarray, ddof: int = 0) -> np.ndarray:
     """ATSS: the IoU [G, 1] from which on the candidates of a box are positive."""
     return overlaps.mean(1, keepdims=True) + overlaps.std(1, keepdims=True, ddof=ddof)
 
 
-def _nearest_cells(points, rows, columns, stride, cell_offset):
+def _nearest_cells(points: np.ndarray, rows: int, columns: int, stride: int,
+                   cell_offset: float) -> tuple[np.ndarray, np.ndarray]:
     """The `CANDIDATES` cells of one level nearest to each point [G, 2]; of equally near ones the first.
 
     Only a window around the point is looked at: the nearest k points of a grid lie within k steps of the nearest.
@@ -182,7 +196,7 @@ def _nearest_cells(points, rows, columns, stride, cell_offset):
     return np.take_along_axis(row, i, 1) * columns + np.take_along_axis(column, j, 1), centers
 
 
-def _window(coordinate, count, stride, cell_offset):
+def _window(coordinate: np.ndarray, count: int, stride: int, cell_offset: float) -> tuple[np.ndarray, np.ndarray]:
     """Up to 2 * CANDIDATES + 1 grid positions around each coordinate [G] -> positions, indices [G, W]."""
     width = min(count, 2 * CANDIDATES + 1)
     nearest = np.round(coordinate / stride - cell_offset).astype(np.int64)
@@ -191,7 +205,7 @@ def _window(coordinate, count, stride, cell_offset):
     return ((index + cell_offset) * stride).astype(np.float32), index
 
 
-def _iou(a, b):
+def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     low, high = np.maximum(a[..., :2], b[..., :2]), np.minimum(a[..., 2:], b[..., 2:])
     overlap = (high - low).clip(min=0).prod(-1)
     union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - overlap

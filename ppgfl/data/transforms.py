@@ -3,26 +3,25 @@
 Each is called as `transform(sample, rng)` and changes the sample it is given; `rng` is a numpy Generator, the only
 source of randomness, so that a sample comes out the same in whichever worker it is made.
 """
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
 import cv2
 import numpy as np
 
 from ..errors import ConfigError
+from .batch import Sample
 from .image import read_image
 
 
-def apply(transforms, sample, rng=None):
-    """Run the transforms in order; returns the sample."""
-    for transform in transforms:
-        transform(sample, rng)
-    return sample
-
-
 class Decode:
-    """Read `im_file`, unless the sample already has an `image`; set the original size."""
+    """Read `im_file`, unless the sample has its `image` (BGR) already; turn it to RGB and note the original size."""
 
-    def __call__(self, sample, rng=None):
-        if "image" not in sample:
-            sample["image"] = read_image(sample["im_file"])
+    def __call__(self, sample: Sample, rng: np.random.Generator | None = None) -> None:
+        image = sample["image"] if "image" in sample else read_image(sample["im_file"])
+        sample["image"] = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
         height, width = sample["image"].shape[:2]
         sample["h"], sample["w"] = height, width  # of the pixels: an annotation file may be wrong
         sample["im_shape"] = np.array([height, width], np.float32)
@@ -39,7 +38,7 @@ class Resize:
         interp: OpenCV's number of the interpolation: 0 nearest, 1 linear, 2 cubic, 3 area, 4 Lanczos.
     """
 
-    def __init__(self, target_size, keep_ratio, interp=cv2.INTER_LINEAR):
+    def __init__(self, target_size: int | Sequence[int], keep_ratio: bool, interp: int = cv2.INTER_LINEAR) -> None:
         size = [target_size] * 2 if isinstance(target_size, int) else list(target_size)
         if len(size) != 2 or not all(isinstance(n, (int, float)) and n > 0 for n in size):
             raise ConfigError(f"Resize.target_size: {target_size!r}; it is one positive number, or height and width")
@@ -49,7 +48,7 @@ class Resize:
         self.keep_ratio = keep_ratio
         self.interp = interp
 
-    def __call__(self, sample, rng=None):
+    def __call__(self, sample: Sample, rng: np.random.Generator | None = None) -> None:
         height, width = sample["image"].shape[:2]
         new_height, new_width = self.size_for(height, width)
         scale = np.array([new_height / height, new_width / width])
@@ -58,9 +57,9 @@ class Resize:
         sample["scale_factor"] = (sample["scale_factor"] * scale).astype(np.float32)
         if "gt_bbox" in sample:
             boxes = (sample["gt_bbox"] * np.tile(scale[::-1], 2)).astype(np.float32)
-            sample["gt_bbox"] = boxes.clip(0, np.float32([new_width, new_height, new_width, new_height]))
+            sample["gt_bbox"] = boxes.clip(0, np.array([new_width, new_height] * 2, np.float32))
 
-    def size_for(self, height, width):
+    def size_for(self, height: int, width: int) -> tuple[int, int]:
         """New height and width of an image of that size; at least 1 pixel each."""
         if not self.keep_ratio:
             return int(self.target_size[0]), int(self.target_size[1])
@@ -80,8 +79,8 @@ class RandomResize:
         random_interp: draw the interpolation as well.
     """
 
-    def __init__(self, target_size, keep_ratio=True, interp=cv2.INTER_LINEAR, random_range=False, random_size=True,
-                 random_interp=False):
+    def __init__(self, target_size: Any, keep_ratio: bool = True, interp: int = cv2.INTER_LINEAR,
+                 random_range: bool = False, random_size: bool = True, random_interp: bool = False) -> None:
         if (random_range or random_size) and not isinstance(target_size, (list, tuple)):
             raise ConfigError(f"RandomResize.target_size: {target_size!r}; it must be a list of sizes")
         if random_range and len(target_size) != 2:
@@ -94,7 +93,7 @@ class RandomResize:
         self.random_size = random_size
         self.random_interp = random_interp
 
-    def __call__(self, sample, rng):
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> None:
         if self.random_range:
             (low, long_low), (high, long_high) = self.target_size
             size = [int(rng.integers(low, high + 1)), max(long_low, long_high)]
@@ -113,12 +112,12 @@ class RandomFlip:
         prob: of an image to be mirrored.
     """
 
-    def __init__(self, prob=0.5):
+    def __init__(self, prob: float = 0.5) -> None:
         if not 0 <= prob <= 1:
             raise ConfigError(f"RandomFlip.prob: {prob!r}; it is a probability, 0 to 1")
         self.prob = prob
 
-    def __call__(self, sample, rng):
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> None:
         if rng.random() >= self.prob:
             return
         sample["image"] = np.ascontiguousarray(sample["image"][:, ::-1])
@@ -137,7 +136,8 @@ class NormalizeImage:
         norm_type: "mean_std", or "none" to leave mean and std out.
     """
 
-    def __init__(self, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), is_scale=True, norm_type="mean_std"):
+    def __init__(self, mean: Sequence[float] = (0.485, 0.456, 0.406), std: Sequence[float] = (0.229, 0.224, 0.225),
+                 is_scale: bool = True, norm_type: str = "mean_std") -> None:
         if norm_type not in ("mean_std", "none"):
             raise ConfigError(f"NormalizeImage.norm_type: {norm_type!r}; allowed: mean_std, none")
         if len(mean) != 3 or len(std) != 3 or not all(std):
@@ -151,17 +151,19 @@ class NormalizeImage:
             table /= np.array(std)
         self.table = table.reshape(1, 256, 3)
 
-    def __call__(self, sample, rng=None):
+    def __call__(self, sample: Sample, rng: np.random.Generator | None = None) -> None:
         sample["image"] = cv2.LUT(sample["image"], self.table)
 
-    def undo(self, image):
-        """Normalised [H, W, 3] -> uint8 RGB, for pictures."""
+    def undo(self, image: np.ndarray) -> np.ndarray:
+        """Normalised RGB [3, H, W] -> a picture [H, W, 3] uint8 BGR."""
+        image = image.transpose(1, 2, 0)
         low, high = self.table[0, 0], self.table[0, 255]
-        return np.round((image - low) / (high - low) * 255).clip(0, 255).astype(np.uint8)
+        rgb = np.round((image - low) / (high - low) * 255).clip(0, 255).astype(np.uint8)
+        return cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
 
 
 class Permute:
     """[H, W, 3] -> [3, H, W]."""
 
-    def __call__(self, sample, rng=None):
+    def __call__(self, sample: Sample, rng: np.random.Generator | None = None) -> None:
         sample["image"] = sample["image"].transpose(2, 0, 1)

@@ -2,9 +2,16 @@
 
 Everything here is read from a `COCOeval` that has been accumulated; "hit" means matched at the IoU asked for.
 """
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from pycocotools.cocoeval import COCOeval
 
 BACKGROUND = "background"
 
@@ -23,7 +30,7 @@ class Ranking:
     hits: np.ndarray
     positives: int
 
-    def at(self, thresholds):
+    def at(self, thresholds: np.ndarray | Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """precision, recall, F1, each [T], when what scores at least a threshold counts; precision of nothing is 1."""
         count = np.searchsorted(-self.scores, -np.asarray(thresholds, float), side="right")
         hits = np.concatenate([[0], np.cumsum(self.hits)])[count]
@@ -32,7 +39,7 @@ class Ranking:
         return precision, recall, 2 * hits / np.maximum(count + self.positives, 1)
 
 
-def rankings(evaluator, iou=0.5):
+def rankings(evaluator: COCOeval, iou: float = 0.5) -> list[Ranking]:
     """One `Ranking` per class, in the order of the categories."""
     per_image = _per_image(evaluator)
     level = _level(evaluator, iou)
@@ -47,7 +54,7 @@ def rankings(evaluator, iou=0.5):
     return found
 
 
-def pool(parts):
+def pool(parts: Sequence[Ranking]) -> Ranking:
     """The `Ranking` of several classes together."""
     scores, hits = (np.concatenate([getattr(part, name) for part in parts] or [np.zeros(0)])
                     for name in ("scores", "hits"))
@@ -55,7 +62,7 @@ def pool(parts):
     return Ranking(scores[order], hits[order].astype(bool), sum(part.positives for part in parts))
 
 
-def best_threshold(ranking):
+def best_threshold(ranking: Ranking) -> tuple[float, float]:
     """(threshold, F1): the score from which on detections should be kept; (1.0, 0.0) when nothing is right."""
     thresholds = np.unique(ranking.scores)
     if not len(thresholds) or not ranking.hits.any():
@@ -65,7 +72,7 @@ def best_threshold(ranking):
     return float(thresholds[best]), float(f1[best])
 
 
-def precision_recall(evaluator, iou=None):
+def precision_recall(evaluator: COCOeval, iou: float | None = None) -> tuple[np.ndarray, np.ndarray]:
     """(recall [R], precision [K, R] per class) over all areas, -1 for a class without a box: pycocotools' own array at
     one IoU, or its mean over all of them."""
     precision = evaluator.eval["precision"][:, :, :, 0, -1]  # [IoU, recall, class]
@@ -73,7 +80,7 @@ def precision_recall(evaluator, iou=None):
     return evaluator.params.recThrs, chosen.T
 
 
-def confusion(evaluator, threshold, iou=0.5):
+def confusion(evaluator: COCOeval, threshold: float, iou: float = 0.5) -> np.ndarray:
     """[C + 1, C + 1] counts: rows are what is there, columns what was found; the last of either is background.
 
     Image by image the detections that score at least `threshold`, best first, take the box of any class that they
@@ -106,7 +113,8 @@ def confusion(evaluator, threshold, iou=0.5):
     return matrix
 
 
-def image_scores(evaluator, threshold, iou=0.5):
+def image_scores(evaluator: COCOeval, threshold: float,
+                 iou: float = 0.5) -> dict[int, tuple[float, int, int, int]]:
     """{image id: (F1, boxes to be found, false detections, missed boxes)} with what scores at least `threshold`."""
     level = _level(evaluator, iou)
     counts = {image_id: np.zeros(3, int) for image_id in evaluator.params.imgIds}  # hits, kept, positives
@@ -119,7 +127,7 @@ def image_scores(evaluator, threshold, iou=0.5):
             for image_id, (hits, kept, positives) in counts.items()}
 
 
-def _per_image(evaluator):
+def _per_image(evaluator: COCOeval) -> list[list[dict[str, Any]]]:
     """Per class the entries of `evalImgs` over all areas, one for each image that has something of that class."""
     images = len(evaluator.params.imgIds)
     areas = len(evaluator.params.areaRng)
@@ -127,5 +135,5 @@ def _per_image(evaluator):
             for k in range(len(evaluator.params.catIds))]
 
 
-def _level(evaluator, iou):
+def _level(evaluator: COCOeval, iou: float) -> int:
     return int(np.flatnonzero(np.isclose(evaluator.params.iouThrs, iou))[0])

@@ -1,19 +1,32 @@
 """A run to look at: curves, confusion, classes, best and worst images, in one page that opens without a network."""
+from __future__ import annotations
+
 import base64
 import html
 import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from os import PathLike
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 
+from ..data.batch import Reader
+from ..data.dataset import COCODataSet
 from ..data.image import read_image
 from ..data.transforms import NormalizeImage
 from ..errors import DataError
-from ..inference.detections import Detections
+from ..inference.detections import Detections, rows_of_coco
 from ..system.atomic_write import write_csv, write_text
 from ..system.log import logger
 from . import curves
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from paddle import Tensor
+    from pycocotools.cocoeval import COCOeval
 
 IOU = 0.5  # of the threshold, the confusion and the images
 SHOWN_CLASSES = 12  # lines in a picture
@@ -23,7 +36,9 @@ NUMBERED_CLASSES = 20  # above it the confusion has colours only
 PHOTO_SIDE = 480
 
 
-def write(folder, evaluator, dataset, metrics, *, title, training=(), batches=()):
+def write(folder: str | PathLike[str], evaluator: COCOeval, dataset: COCODataSet, metrics: Mapping[str, Any], *,
+          title: str, training: Sequence[Mapping[str, Any]] = (),
+          batches: Sequence[np.ndarray] = ()) -> dict[str, np.ndarray]:
     """Write report.html, per_class.csv and confusion.csv.
 
     Args:
@@ -60,7 +75,8 @@ def write(folder, evaluator, dataset, metrics, *, title, training=(), batches=()
     return pictures
 
 
-def per_class(evaluator, class_names, ranked):
+def per_class(evaluator: COCOeval, class_names: Sequence[str],
+              ranked: Sequence[curves.Ranking]) -> list[dict[str, Any]]:
     """One dict per class: class, boxes, AP, AP50, and the best threshold with its F1, precision and recall."""
     _, mean = curves.precision_recall(evaluator)
     _, at_half = curves.precision_recall(evaluator, IOU)
@@ -75,7 +91,7 @@ def per_class(evaluator, class_names, ranked):
     return rows
 
 
-def extremes(scores):
+def extremes(scores: Mapping[int, tuple[float, int, int, int]]) -> tuple[list[int], list[int]]:
     """Ids of the worst and of the best images: by F1, the fuller image first among equals."""
     scores = {image_id: row for image_id, row in scores.items() if row[1] or row[2]}
     worst = sorted(scores, key=lambda i: (scores[i][0], -scores[i][2] - scores[i][3]))[:SHOWN_IMAGES]
@@ -83,7 +99,7 @@ def extremes(scores):
     return worst, [i for i in best if i not in worst][:SHOWN_IMAGES]
 
 
-def largest_classes(ranked):
+def largest_classes(ranked: Sequence[curves.Ranking]) -> list[int]:
     """Places of the classes with most boxes, at most as many as a picture can show."""
     return sorted((i for i, r in enumerate(ranked) if r.positives), key=lambda i: -ranked[i].positives)[:SHOWN_CLASSES]
 
@@ -91,7 +107,8 @@ def largest_classes(ranked):
 # --- pictures
 
 
-def draw_precision_recall(evaluator, class_names, ranked):
+def draw_precision_recall(evaluator: COCOeval, class_names: Sequence[str],
+                          ranked: Sequence[curves.Ranking]) -> np.ndarray:
     figure, (by_iou, by_class) = _figure(2)
     for iou in evaluator.params.iouThrs:
         recall, precision = curves.precision_recall(evaluator, iou)
@@ -108,7 +125,7 @@ def draw_precision_recall(evaluator, class_names, ranked):
     return _picture(figure)
 
 
-def draw_f1(ranked, class_names, threshold):
+def draw_f1(ranked: Sequence[curves.Ranking], class_names: Sequence[str], threshold: float) -> np.ndarray:
     figure, (together, by_class) = _figure(2)
     scores = np.linspace(0, 1, 201)
     for name, values in zip(("precision", "recall", "F1"), curves.pool(ranked).at(scores)):
@@ -123,7 +140,7 @@ def draw_f1(ranked, class_names, threshold):
     return _picture(figure)
 
 
-def draw_confusion(matrix, names):
+def draw_confusion(matrix: np.ndarray, names: Sequence[str]) -> np.ndarray:
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     side = min(14, 3.5 + 0.25 * len(names))
     figure, (axes,) = _figure(1, (side + 1, side))
@@ -141,7 +158,7 @@ def draw_confusion(matrix, names):
     return _picture(figure)
 
 
-def draw_sizes(metrics):
+def draw_sizes(metrics: Mapping[str, Any]) -> np.ndarray:
     figure, (axes,) = _figure(1, (5, 3.5))
     names = {"all": "AP", "small\n< 32²": "APs", "medium": "APm", "large\n> 96²": "APl"}
     values = [max(0.0, metrics[key]) for key in names.values()]
@@ -153,7 +170,7 @@ def draw_sizes(metrics):
     return _picture(figure)
 
 
-def draw_training(rows):
+def draw_training(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
     """Losses and AP over the epochs."""
     figure, (losses, scores) = _figure(2)
     terms = dict.fromkeys(name for row in rows for name in row if name.startswith("loss"))
@@ -169,28 +186,27 @@ def draw_training(rows):
     return _picture(figure)
 
 
-def draw_batch(batch, sample_transforms, class_names):
+def draw_batch(batch: Mapping[str, Tensor], reader: Reader, class_names: Sequence[str]) -> np.ndarray:
     """The first images of a training batch side by side, as the network sees them: flipped, resized and padded, with
     the boxes that cells have as their targets. -> [H, W, 3] uint8 BGR."""
-    normalize = next(t for t in sample_transforms if isinstance(t, NormalizeImage))
+    normalize = next(t for t in reader.sample_transforms if isinstance(t, NormalizeImage))
     seen = []
     for image, labels, boxes in list(zip(batch["image"], batch["labels"], batch["bbox_targets"]))[:SHOWN_OF_A_BATCH]:
-        image = normalize.undo(image.numpy().transpose(1, 2, 0))[..., ::-1]
-        image, scale = _shrink(image)
+        image, scale = _shrink(normalize.undo(image.numpy()))
         rows = np.column_stack([labels.numpy(), np.ones(len(labels)), boxes.numpy() * scale])
         rows = np.unique(rows[rows[:, 0] < len(class_names)], axis=0)  # one of the many cells of a box
         seen.append(Detections.from_rows(rows, class_names, image=image).draw())
     return _side_by_side(seen)
 
 
-def _figure(count, size=(11, 4)):
+def _figure(count: int, size: tuple[float, float] = (11, 4)) -> tuple[Figure, np.ndarray]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
     return figure, np.atleast_1d(figure.subplots(1, count))
 
 
-def _finish(axes, x, y):
+def _finish(axes: Axes, x: str, y: str) -> None:
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.grid(alpha=0.3)
@@ -198,40 +214,39 @@ def _finish(axes, x, y):
         axes.legend(fontsize=7)
 
 
-def _picture(figure):
+def _picture(figure: Figure) -> np.ndarray:
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=100)
     return cv2.imdecode(np.frombuffer(data.getvalue(), np.uint8), cv2.IMREAD_COLOR)
 
 
-def _photos(evaluator, dataset, image_ids, threshold):
+def _photos(evaluator: COCOeval, dataset: COCODataSet, image_ids: Iterable[int],
+            threshold: float) -> Iterator[tuple[str, np.ndarray]]:
     """Yield (caption, picture): what is there beside what was found."""
     files = {record["im_id"]: record["im_file"] for record in dataset.records}
-    class_of = {category: i for i, category in enumerate(dataset.category_ids)}
     for image_id in image_ids:
         try:
-            image = read_image(files[image_id])[..., ::-1]
+            image = read_image(files[image_id])
         except DataError:  # evaluation has said so, and gone on
             continue
         image, scale = _shrink(image)
         halves = []
-        for annotations in (evaluator.cocoGt.imgToAnns[image_id], evaluator.cocoDt.imgToAnns[image_id]):
-            rows = np.array([[class_of[a["category_id"]], a.get("score", 1.0), *a["bbox"]] for a in annotations
-                             if a.get("score", 1.0) >= threshold and not a.get("iscrowd")], np.float32).reshape(-1, 6)
-            rows[:, 4:] += rows[:, 2:4]  # width and height -> the other corner
+        for records in (evaluator.cocoGt.imgToAnns[image_id], evaluator.cocoDt.imgToAnns[image_id]):
+            rows = rows_of_coco([r for r in records if r.get("score", 1.0) >= threshold and not r.get("iscrowd")],
+                                dataset.category_ids)
             rows[:, 2:] *= scale
             halves.append(Detections.from_rows(rows, dataset.class_names, image=image).draw())
         yield Path(files[image_id]).name, _side_by_side(halves)
 
 
-def _shrink(image):
+def _shrink(image: np.ndarray) -> tuple[np.ndarray, float]:
     """An image [H, W, 3] with its longer side as `PHOTO_SIDE`, and the factor."""
     scale = PHOTO_SIDE / max(image.shape[:2])
     return cv2.resize(np.ascontiguousarray(image), None, fx=scale, fy=scale,
                       interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST), scale
 
 
-def _side_by_side(images):
+def _side_by_side(images: Sequence[np.ndarray]) -> np.ndarray:
     """Images of one height in a row, a white line between them."""
     gap = np.full((len(images[0]), 6, 3), 255, np.uint8)
     return np.hstack([part for image in images for part in (gap, image)][1:])
@@ -240,7 +255,9 @@ def _side_by_side(images):
 # --- files
 
 
-def _page(title, metrics, threshold, f1, rows, pictures, photos, batches):
+def _page(title: str, metrics: Mapping[str, Any], threshold: float, f1: float, rows: Sequence[Mapping[str, Any]],
+          pictures: Mapping[str, np.ndarray], photos: Mapping[str, Sequence[tuple[str, np.ndarray]]],
+          batches: Sequence[np.ndarray]) -> str:
     captions = {"precision_recall": "Precision over recall", "f1_over_score": "F1 over score", "training": "Training",
                 "confusion": f"Confusion (score ≥ {threshold:.2f}, IoU ≥ {IOU})", "ap_by_size": "AP by size"}
     numbers = "".join(f"<div><b>{value:.3f}</b>{name}</div>" for name, value in metrics.items()
@@ -272,6 +289,6 @@ IoU {IOU}.</p>{figures}
 """
 
 
-def _embed(picture, suffix):
+def _embed(picture: np.ndarray, suffix: str) -> str:
     data = base64.b64encode(cv2.imencode(suffix, picture)[1].tobytes()).decode()
     return f'<img alt="" src="data:image/{"png" if suffix == ".png" else "jpeg"};base64,{data}">'

@@ -1,19 +1,27 @@
 """Reproduce the table of the model zoo: fetch, evaluate, measure, compare."""
+from __future__ import annotations
+
 import json
 import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import paddle
+from paddle import Tensor, nn
 
 from ..build import build_dataset, load_model
-from ..config.load import load_config
+from ..config import load_config
+from ..config.keys import setting
 from ..data.image import read_image
 from ..errors import ConfigError, UserError, nearest
-from ..inference.export import Graph, export
-from ..inference.infer import detection_function
-from ..inference.runner import make_runner
+from ..inference.detector import open_detector
+from ..inference.export import export
+from ..inference.graph import Graph
+from ..model.gfl import GFL
 from ..system import runtime
 from ..system.atomic_write import write_csv, write_json, write_text
 from ..system.log import logger
@@ -24,9 +32,12 @@ TOLERANCE = 0.1  # AP, in percent
 WARM_UP = 2  # images
 COLUMNS = ("model", "schedule", "released AP", "measured AP", "difference", "FPS", "FPS exported", "parameters (M)",
            "GFLOPs", "remark")
+Row = dict[str, Any]  # {column: value}
 
 
-def reproduce(names=(), *, overrides=(), output_dir="output/model_zoo", mirror=None, fps_images=20):
+def reproduce(names: Sequence[str] = (), *, overrides: Sequence[str] = (),
+              output_dir: str | PathLike[str] = "output/model_zoo", mirror: str | None = None,
+              fps_images: int = 20) -> list[Row]:
     """Evaluate released models and write the table as model_zoo.md, .json and .csv.
 
     Finished rows of an earlier call are kept unless weights, data, Paddle or device are others.
@@ -46,7 +57,7 @@ def reproduce(names=(), *, overrides=(), output_dir="output/model_zoo", mirror=N
             raise ConfigError(f"{name}: no released model; {nearest(name, zoo.MODELS)}")
     folder = Path(output_dir)
     finished = _read(folder / "model_zoo.json")
-    rows = {}
+    rows: dict[str, Row] = {}
     for name in names or zoo.MODELS:
         try:
             rows[name] = _row(zoo.MODELS[name], overrides, folder, mirror, fps_images, finished.get(name))
@@ -60,58 +71,57 @@ def reproduce(names=(), *, overrides=(), output_dir="output/model_zoo", mirror=N
     return list(rows.values())
 
 
-def failed(rows):
+def failed(rows: Iterable[Row]) -> list[Row]:
     """The rows that miss the released AP by more than `TOLERANCE`, or have no number."""
     return [row for row in rows if abs(row.get("difference", np.inf)) > TOLERANCE + 1e-9]
 
 
-def _row(model, overrides, folder, mirror, fps_images, finished):
-    address = model.weights.replace(zoo.ADDRESS, mirror.rstrip("/")) if mirror else model.weights
+def _row(entry: zoo.Model, overrides: Sequence[str], folder: Path, mirror: str | None, fps_images: int,
+         finished: Row | None) -> Row:
+    address = entry.weights.replace(zoo.ADDRESS, mirror.rstrip("/")) if mirror else entry.weights
     weights = checkpoint.find(address)
-    cfg = load_config(model.name, overrides)
-    device = runtime.select_device(cfg.get("use_gpu", False))
+    cfg = load_config(entry.name, overrides)
+    device = runtime.select_device(setting(cfg, "use_gpu"))
     dataset = build_dataset(cfg, "EvalDataset")
     made_from = {"weights": download.sha256(weights), "annotations": download.sha256(dataset.anno_path),
                  "images": len(dataset.records), "paddle": paddle.__version__, "device": device,
                  "overrides": list(overrides)}
     if finished and finished.get("made from") == made_from:
-        logger.info("%s: kept from an earlier run", model.name)
+        logger.info("%s: kept from an earlier run", entry.name)
         return finished
-    logger.info("%s: evaluating on %d images", model.name, len(dataset.records))
-    detector = load_model(cfg, weights)
-    detector.eval()
-    parameters = sum(int(np.prod(p.shape)) for p in detector.parameters()) / 1e6
-    operations = gflops(detector)
-    ap = 100 * evaluate(cfg, weights=weights, output_dir=folder / model.name)["AP"]
-    images = [read_image(record["im_file"])[..., ::-1] for record in dataset.records[:fps_images]]
-    logger.info("%s: measuring speed on %d images", model.name, len(images))
-    detect = detection_function(cfg, detector, "TestReader")
-    speed = fps(lambda image: detect([image]), images)
-    export(cfg, weights=weights, output_dir=folder / model.name / "exported", verify=())
-    runner = make_runner(folder / model.name / "exported", device="GPU" if device.startswith("gpu") else "CPU")
-    exported = fps(lambda image: runner([image]), images)
-    difference = round(ap - model.ap, 3)
-    return {"model": model.name, "schedule": model.schedule, "released AP": model.ap, "measured AP": round(ap, 3),
+    logger.info("%s: evaluating on %d images", entry.name, len(dataset.records))
+    model = load_model(cfg, weights)
+    parameters = sum(int(np.prod(p.shape)) for p in model.parameters()) / 1e6
+    operations = gflops(model)
+    ap = 100 * evaluate(cfg, weights=weights, output_dir=folder / entry.name)["AP"]
+    images = [read_image(record["im_file"]) for record in dataset.records[:fps_images]]
+    logger.info("%s: measuring speed on %d images", entry.name, len(images))
+    speed = fps(open_detector(cfg, model=model), images)
+    export(cfg, weights=weights, output_dir=folder / entry.name / "exported", verify=())
+    runner = {"device": "GPU" if device.startswith("gpu") else "CPU"}
+    exported = fps(open_detector(cfg, exported=folder / entry.name / "exported", runner=runner), images)
+    difference = round(ap - entry.ap, 3)
+    return {"model": entry.name, "schedule": entry.schedule, "released AP": entry.ap, "measured AP": round(ap, 3),
             "difference": difference, "FPS": round(speed, 3), "FPS exported": round(exported, 3),
             "parameters (M)": round(parameters, 2), "GFLOPs": round(operations, 1),
             "remark": "" if abs(difference) <= TOLERANCE else "differs", "made from": made_from}
 
 
-def fps(detect, images):
+def fps(detect: Callable[[Sequence[np.ndarray]], Any], images: Sequence[np.ndarray]) -> float:
     """Images a second, one at a time, from the decoded image to its detections; warm-up excluded."""
     for image in images[:WARM_UP]:
-        detect(image)
+        detect([image])
     start = time.perf_counter()
     for image in images:
-        detect(image)
+        detect([image])
     return len(images) / (time.perf_counter() - start)
 
 
-def gflops(model, height=800, width=1344):
+def gflops(model: GFL, height: int = 800, width: int = 1344) -> float:
     """1e9 operations (a multiply-add counts as two) of all convolutions, for one image of the usual size."""
     total = 0
 
-    def count(layer, inputs, output):
+    def count(layer: nn.Layer, inputs: Any, output: Tensor) -> None:
         nonlocal total
         kernel = int(np.prod(layer.weight.shape[1:]))  # [C_out, C_in / groups, kH, kW]
         total += 2 * kernel * int(np.prod(output.shape))
@@ -128,7 +138,7 @@ def gflops(model, height=800, width=1344):
 # --- the files
 
 
-def markdown(rows):
+def markdown(rows: Iterable[Row]) -> str:
     """The table with its header."""
     threads = f", {runtime.cpu_threads()} threads" if not runtime.on_gpu() else ""
     lines = [
@@ -139,14 +149,14 @@ def markdown(rows):
     return "\n".join(lines) + "\n"
 
 
-def _cell(column, value):
+def _cell(column: str, value: Any) -> str:
     if value == "" or isinstance(value, str):
         return value
     return {"difference": f"{value:+.2f}", "released AP": f"{value:.1f}", "GFLOPs": f"{value:.1f}"}.get(
         column, f"{value:.2f}")
 
 
-def _read(path):
+def _read(path: Path) -> dict[str, Row]:
     """The rows of an earlier run by model, or none."""
     try:
         return {row["model"]: row for row in json.loads(path.read_text(encoding="utf-8"))}
@@ -154,8 +164,8 @@ def _read(path):
         return {}
 
 
-def _write(folder, rows):
+def _write(folder: Path, row_of: Mapping[str, Row]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    rows = [rows[name] for name in zoo.MODELS if name in rows]
+    rows = [row_of[name] for name in zoo.MODELS if name in row_of]
     write_json(folder / "model_zoo.json", rows)
     write_csv(folder / "model_zoo.csv", [COLUMNS, *([row.get(name, "") for name in COLUMNS] for row in rows)])

@@ -1,14 +1,20 @@
 """What was found on one image, and the formats it is written in."""
+from __future__ import annotations
+
 import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from ..data.image import read_image
 from ..system import atomic_write
+from .draw import draw_boxes
 
 
-@dataclass
+@dataclass(repr=False)
 class Detections:
     """The objects found on one image, best score first.
 
@@ -24,56 +30,64 @@ class Detections:
     boxes: np.ndarray
     scores: np.ndarray
     labels: np.ndarray
-    names: list
-    path: str = None
-    image: np.ndarray = None
+    names: list[str]
+    path: str | None = None
+    image: np.ndarray | None = None
 
     @classmethod
-    def from_rows(cls, rows, class_names, path=None, image=None):
+    def from_rows(cls, rows: np.ndarray, class_names: Sequence[str], path: str | None = None,
+                  image: np.ndarray | None = None) -> Detections:
         """rows: [M, 6] class, score, x1, y1, x2, y2 of one image, as the model returns them."""
         rows = rows[np.argsort(-rows[:, 1], kind="stable")]
         labels = rows[:, 0].astype(np.int64)
         return cls(rows[:, 2:], rows[:, 1], labels, [name_of(label, class_names) for label in labels], path, image)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.scores)
 
-    def above(self, threshold):
+    def __repr__(self) -> str:
+        """One line: how many objects, the best of them, and of which image."""
+        best = ", ".join(f"{name} {score:.2f}" for name, score in list(zip(self.names, self.scores))[:3])
+        more = ", ..." if len(self) > 3 else ""
+        where = self.path if self.path is not None else "an array"
+        return f"<Detections: {len(self)} on {where}{': ' if best else ''}{best}{more}>"
+
+    def above(self, threshold: float) -> Detections:
         """The detections that score at least `threshold`."""
         keep = self.scores >= threshold
         names = [name for name, kept in zip(self.names, keep) if kept]
         return Detections(self.boxes[keep], self.scores[keep], self.labels[keep], names, self.path, self.image)
 
-    def draw(self, threshold=0.5):
+    def draw(self, threshold: float = 0.5) -> np.ndarray:
         """The image [H, W, 3] uint8 BGR with the boxes that score at least `threshold`."""
-        from .draw import draw_boxes
+        if self.image is None and self.path is None:
+            raise ValueError("these detections know neither the path nor the pixels of their image")
+        image, found = self.image if self.image is not None else read_image(str(self.path)), self.above(threshold)
+        return draw_boxes(image, found.boxes, found.scores, found.labels, found.names)
 
-        image = self.image if self.image is not None else read_image(self.path)[..., ::-1]
-        return draw_boxes(image, self.above(threshold))
-
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         """Plain values: {"file", "detections": [{"label", "name", "score", "box": [x1, y1, x2, y2]}]}."""
         return {"file": self.path, "detections": [
             {"label": int(label), "name": name, "score": round(float(score), 5),
              "box": [round(float(n), 2) for n in box]}
             for box, score, label, name in zip(self.boxes, self.scores, self.labels, self.names)]}
 
-    def to_json(self):
+    def to_json(self) -> str:
         """`to_dict` as a JSON string."""
         return json.dumps(self.to_dict(), ensure_ascii=False)
 
 
-def name_of(label, class_names):
+def name_of(label: int, class_names: Sequence[str]) -> str:
     return class_names[label] if label < len(class_names) else f"class {label}"
 
 
-def split_batch(output):
+def split_batch(output: Mapping[str, Any]) -> list[np.ndarray]:
     """The model's {"bbox", "bbox_num"}, tensors or arrays -> one array [M, 6] per image."""
     rows = np.asarray(output["bbox"]).reshape(-1, 6)
     return np.split(rows, np.cumsum(np.asarray(output["bbox_num"]))[:-1])
 
 
-def coco_records(rows, image_id, category_ids):
+def coco_records(rows: np.ndarray, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
     """[M, 6] of one image -> COCO results: x, y, width, height in pixels of the original image.
 
     PaddleDetection: with `upstream_scores` GFLv2's last channel comes out as a class that does not exist; it is left
@@ -84,7 +98,16 @@ def coco_records(rows, image_id, category_ids):
             for label, score, x1, y1, x2, y2 in rows if label < len(category_ids)]
 
 
-def write_csv(path, found):
+def rows_of_coco(records: Iterable[Mapping[str, Any]], category_ids: Sequence[int]) -> np.ndarray:
+    """COCO results or annotations of one image -> [M, 6] class, score (1 without one), x1, y1, x2, y2."""
+    class_of = {category: index for index, category in enumerate(category_ids)}
+    rows = np.array([[class_of[record["category_id"]], record.get("score", 1.0), *record["bbox"]]
+                     for record in records], np.float32).reshape(-1, 6)
+    rows[:, 4:] += rows[:, 2:4]  # width and height -> the other corner
+    return rows
+
+
+def write_csv(path: str | os.PathLike[str], found: Iterable[Detections]) -> None:
     """One row per detection of a list of `Detections`."""
     rows = [[one.path, row["label"], row["name"], row["score"], *row["box"]]
             for one in found for row in one.to_dict()["detections"]]

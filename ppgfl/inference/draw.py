@@ -1,5 +1,8 @@
 """Boxes on pictures."""
+from __future__ import annotations
+
 import colorsys
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -7,12 +10,13 @@ import numpy as np
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
-def draw_boxes(image, found):
-    """A copy of an image [H, W, 3] uint8 BGR with the boxes, names and scores of `Detections`, weakest first."""
+def draw_boxes(image: np.ndarray, boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray,
+               names: Sequence[str]) -> np.ndarray:
+    """A copy of an image [H, W, 3] uint8 BGR with boxes [M, 4], their names and scores; best first, drawn last."""
     picture = np.ascontiguousarray(image).copy()
     height, width = picture.shape[:2]
     thickness = max(1, round((height + width) / 700))
-    for box, score, label, name in reversed(list(zip(found.boxes, found.scores, found.labels, found.names))):
+    for box, score, label, name in reversed(list(zip(boxes, scores, labels, names))):
         color = class_color(int(label))
         x1, y1, x2, y2 = (int(n) for n in np.clip(np.round(box), -10_000, 100_000))
         cv2.rectangle(picture, (x1, y1), (x2, y2), color, thickness)
@@ -21,14 +25,14 @@ def draw_boxes(image, found):
     return picture
 
 
-def class_color(label):
+def class_color(label: int) -> tuple[int, int, int]:
     """One bright colour (B, G, R) per class index, the same in every picture, neighbours far apart."""
     hue = (label * 0.618033988749895) % 1.0  # golden ratio
     red, green, blue = colorsys.hsv_to_rgb(hue, 0.85, 0.95 - 0.2 * (label % 2))
     return int(blue * 255), int(green * 255), int(red * 255)
 
 
-def _draw_label(picture, text, x, y, color):
+def _draw_label(picture: np.ndarray, text: str, x: int, y: int, color: tuple[int, int, int]) -> None:
     """Text on a plate above the corner (x, y), moved so that it stays inside the picture."""
     height, width = picture.shape[:2]
     scale = max(0.4, (height + width) / 2800)

@@ -1,32 +1,41 @@
 """From weights to a static graph that Paddle Inference or an ONNX runtime runs."""
+from __future__ import annotations
+
 import hashlib
 import inspect
 import os
 import tempfile
 import warnings
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import paddle
 import yaml
 from paddle.static import InputSpec
 
-from ..build import build_dataset, load_model
+from ..build import build_dataset, check, load_model
+from ..config.keys import section, setting
 from ..data.transforms import NormalizeImage
 from ..errors import ConfigError, ExportError
-from ..model.layers import fold_norm
 from ..system.atomic_write import write_text
-from ..system.interrupt import held_back
+from ..system.interrupt import block_signals
 from ..system.log import logger
-from .verify import check
+from .graph import Graph, fuse_conv_bn
+from .verify import compare
+
+Context = Callable[[], AbstractContextManager[Any]]
 
 FORMATS = ("json", "pdmodel", "both")
 MODEL_FILES = ("model.json", "model.pdmodel", "model.pdiparams", "model.pdiparams.info", "model.onnx",
                "model_int8.onnx")
 
 
-def export(cfg, *, weights=None, output_dir="output_inference/model", format=None, onnx=False, with_nms=False,
-           int8=None, verify=None):
+def export(cfg: dict[str, Any], *, weights: str | os.PathLike[str] | None = None,
+           output_dir: str | os.PathLike[str] = "output_inference/model", format: str | None = None, onnx: bool = False,
+           with_nms: bool = False, int8: str | Sequence[str] | None = None,
+           verify: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     """Write `model.pdmodel`, `model.json`, `model.pdiparams` and `infer_cfg.yml`, PaddleDetection's layout.
 
     The graph takes `image` [N, 3, H, W] and, unless only the bare network is exported, `scale_factor` [N, 2]; what
@@ -50,20 +59,28 @@ def export(cfg, *, weights=None, output_dir="output_inference/model", format=Non
     Returns: {file name: {"largest_box_difference": pixels, "largest_score_difference"}}, or {} without a check.
     Raises: ConfigError, CheckpointError; ExportError when an exported graph predicts something else.
     """
-    folder = Path(output_dir)
-    image_shape = _image_shape(cfg)
-    formats = _formats(format)
+    check(cfg)
     write_onnx = _onnx_writer() if onnx or with_nms or int8 else None
+    return write_graphs(cfg, weights, Path(output_dir), formats_for(format), write_onnx=write_onnx, with_nms=with_nms,
+                        int8=int8, verify=verify)
+
+
+def write_graphs(cfg: dict[str, Any], weights: str | os.PathLike[str] | None, folder: Path,
+                 formats: Mapping[str, Context], *, write_onnx: Callable[..., None] | None = None,
+                 with_nms: bool = False, int8: str | Sequence[str] | None = None,
+                 verify: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
+    """What `export` does once its arguments are known to be right; `formats` are of `formats_for`."""
+    image_shape = _image_shape(cfg)
     model = load_model(cfg, weights)
-    options = {"post_process": True, "nms": True, "benchmark": False, "fuse_conv_bn": False, **cfg.get("export", {})}
+    options = section(cfg, "export")
     if options["fuse_conv_bn"]:
         fuse_conv_bn(model)
     graph = Graph(model, **{key: options[key] for key in ("post_process", "nms", "benchmark")})
     graph.eval()
     settings = describe(cfg, image_shape)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="export_", dir=folder.parent) as unproven:
-        unproven = Path(unproven)
+    with tempfile.TemporaryDirectory(prefix="export_", dir=folder.parent) as temporary:
+        unproven = Path(temporary)
         for kind, writing in formats.items():
             _save(graph, image_shape, unproven, kind, writing)
         settings["params_sha256"] = hashlib.sha256((unproven / "model.pdiparams").read_bytes()).hexdigest()
@@ -74,35 +91,18 @@ def export(cfg, *, weights=None, output_dir="output_inference/model", format=Non
             graphs["model.onnx"] = Graph(model, nms=with_nms)
             if int8:
                 _quantize(unproven / "model.onnx", int8)
-        differences = {} if verify == () else check(cfg, unproven, graphs, verify, image_shape)
+        differences = {} if verify == () else compare(cfg, unproven, graphs, verify, image_shape)
         names = _move(unproven, folder)
     logger.info("exported to %s: %s", folder.resolve(), ", ".join(names))
     return differences
 
 
-class Graph(paddle.nn.Layer):
-    """What is exported: the model up to the point that `export` of the config names."""
-
-    def __init__(self, model, *, post_process=True, nms=True, benchmark=False):
-        super().__init__()
-        self.model = model
-        self.bare = benchmark or not post_process
-        self.nms = nms
-
-    def forward(self, image, scale_factor=None):
-        _, maps = self.model.features(image)
-        if self.bare:
-            return (*maps[0], *maps[1])
-        boxes, scores = self.model.decoder.decode(maps, self.model.head.distribution_project, scale_factor)
-        return self.model.decoder.suppress(boxes, scores) if self.nms else (boxes, scores)
-
-
 # --- the files
 
 
-def _image_shape(cfg):
+def _image_shape(cfg: dict[str, Any]) -> list[int | None]:
     """[N, 3, H, W] with None for what is free."""
-    shape = (cfg.get("TestReader", {}).get("inputs_def") or {}).get("image_shape") or [3, -1, -1]
+    shape = (section(cfg, "TestReader")["inputs_def"] or {}).get("image_shape") or [3, -1, -1]
     shape = [-1, *shape] if len(shape) == 3 else list(shape)
     if len(shape) != 4 or shape[1] != 3 or not all(isinstance(n, int) for n in shape):
         raise ConfigError(f"TestReader.inputs_def.image_shape: {shape}; it is [3, height, width], -1 for any size")
@@ -111,12 +111,13 @@ def _image_shape(cfg):
     return [n if n > 0 else None for n in shape]
 
 
-def _formats(wanted):
+def formats_for(wanted: str | None) -> dict[str, Context]:
     """{"json" or "pdmodel": the context in which this Paddle writes it}, of what is wanted. Raises ConfigError."""
     if wanted not in (None, *FORMATS):
         raise ConfigError(f"--format: {wanted!r}; allowed: {', '.join(FORMATS)}")
     if hasattr(paddle.pir_utils, "DygraphOldIrGuard"):
-        can = {"json": paddle.pir_utils.DygraphPirGuard, "pdmodel": paddle.pir_utils.DygraphOldIrGuard}
+        can: dict[str, Context] = {"json": paddle.pir_utils.DygraphPirGuard,
+                                   "pdmodel": paddle.pir_utils.DygraphOldIrGuard}
     else:
         can = {"pdmodel": nullcontext}
     if wanted is None or (wanted == "both" and len(can) == 2):
@@ -127,7 +128,7 @@ def _formats(wanted):
     return {wanted: can[wanted]}
 
 
-def _onnx_writer():
+def _onnx_writer() -> Callable[..., None]:
     """The function that writes ONNX. Raises ConfigError without the package."""
     try:
         from . import onnx_graph
@@ -136,7 +137,7 @@ def _onnx_writer():
     return onnx_graph.write
 
 
-def _quantize(path, images):
+def _quantize(path: Path, images: str | Sequence[str]) -> None:
     try:
         from .int8 import quantize
 
@@ -146,12 +147,12 @@ def _quantize(path, images):
     logger.info("model_int8.onnx is an approximation: compare its AP with tools/eval.py --exported")
 
 
-def _save(graph, image_shape, folder, kind, writing):
+def _save(graph: Graph, image_shape: Sequence[int | None], folder: Path, kind: str, writing: Context) -> None:
     """Write the graph as "json" or "pdmodel"; the parameter files of both are the same."""
     specs = [InputSpec(list(image_shape), "float32", "image")]  # a copy, since it is changed
     if not graph.bare:
         specs.append(InputSpec([image_shape[0], 2], "float32", "scale_factor"))
-    with warnings.catch_warnings(), writing(), held_back():
+    with warnings.catch_warnings(), writing(), block_signals():
         warnings.simplefilter("ignore")  # paddle's advice about its own internals
         static = paddle.jit.to_static(graph.forward, input_spec=specs, full_graph=True)
         try:
@@ -163,7 +164,7 @@ def _save(graph, image_shape, folder, kind, writing):
         raise ExportError(f"Paddle {paddle.__version__} wrote no model.{kind} but {found}; leave --format out")
 
 
-def _move(source, folder):
+def _move(source: Path, folder: Path) -> list[str]:
     """Put the files of an export into its folder, in place of an earlier one's. Returns their names."""
     folder.mkdir(exist_ok=True)
     names = sorted(path.name for path in source.iterdir())
@@ -175,10 +176,10 @@ def _move(source, folder):
     return names
 
 
-def describe(cfg, image_shape):
+def describe(cfg: dict[str, Any], image_shape: Sequence[int | None]) -> dict[str, Any]:
     """The content of infer_cfg.yml, with PaddleDetection's keys."""
-    preprocess = []
-    for entry in cfg["TestReader"]["sample_transforms"] + (cfg["TestReader"].get("batch_transforms") or []):
+    reader, preprocess = section(cfg, "TestReader"), []
+    for entry in [*reader["sample_transforms"], *(reader["batch_transforms"] or [])]:
         (name, args), = entry.items()
         if name == "PadBatch":
             preprocess.append({"type": "PadStride", "stride": args["pad_to_stride"]})
@@ -191,22 +192,7 @@ def describe(cfg, image_shape):
         elif name != "Decode":
             preprocess.append({"type": name, **(args or {})})
     return {
-        "mode": "paddle", "draw_threshold": 0.5, "metric": cfg.get("metric", "COCO"),
+        "mode": "paddle", "draw_threshold": 0.5, "metric": setting(cfg, "metric"),
         "use_dynamic_shape": None in image_shape[2:], "arch": "GFL", "min_subgraph_size": 16, "Preprocess": preprocess,
         "label_list": build_dataset(cfg, "TestDataset").class_names,
     }
-
-
-def fuse_conv_bn(model):
-    """Fold every BatchNorm behind a plain convolution into its weights; the outputs stay the same."""
-    for layer in model.sublayers():
-        norm = getattr(layer, "norm", None)
-        conv = getattr(layer, "conv", None)
-        if not isinstance(norm, paddle.nn.BatchNorm2D) or not isinstance(conv, paddle.nn.Conv2D):
-            continue
-        weight, bias = fold_norm(conv, norm)
-        conv.weight.set_value(weight)
-        if conv.bias is None:
-            conv.bias = conv.create_parameter([conv.weight.shape[0]], is_bias=True)
-        conv.bias.set_value(bias)
-        layer.norm = paddle.nn.Identity()

@@ -1,8 +1,13 @@
 """model.onnx -> model_int8.onnx: post-training quantisation of the convolutions, calibrated on photographs."""
+from __future__ import annotations
+
 import logging
+import os
 import tempfile
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ..data.dataset import ImageFolder
 from ..data.image import read_image
@@ -13,7 +18,8 @@ from .runner import make_runner
 MOST_IMAGES = 100
 
 
-def quantize(source, target, images):
+def quantize(source: str | os.PathLike[str], target: str | os.PathLike[str],
+             images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> None:
     """Write the quantised copy of an ONNX file.
 
     Weights become int8 with a scale per channel, what goes into a convolution uint8 with the range that it had over the
@@ -35,12 +41,15 @@ def quantize(source, target, images):
     logger.info("calibrating on %d images", len(files))
 
     class Reader(quantization.CalibrationDataReader):
-        def __init__(self):
-            self.files = progress(files, total=len(files), what="calibrate", size=lambda _: 1)
+        def __init__(self) -> None:
+            self.files = progress(files, total=len(files), what="calibrate")
 
-        def get_next(self):
+        def get_next(self) -> dict[str, Any] | None:
             file = next(self.files, None)
-            return None if file is None else runner.prepare(read_image(file)[..., ::-1])
+            if file is None:
+                return None
+            arrays = runner.prepare([read_image(file)])
+            return {name: arrays[name] for name in ("image", "scale_factor")}
 
     with tempfile.TemporaryDirectory(dir=Path(target).parent) as folder, _quiet():
         unproven = Path(folder, "model_int8.onnx")
@@ -48,12 +57,12 @@ def quantize(source, target, images):
             str(source), str(unproven), Reader(), op_types_to_quantize=["Conv"], per_channel=True,
             quant_format=quantization.QuantFormat.QDQ, activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8, calibrate_method=quantization.CalibrationMethod.MinMax)
-        unproven.replace(target)
+        unproven.replace(Path(target))
 
 
 @contextmanager
-def _quiet():
-    """Without ONNX Runtime's advice to preprocess the graph, which is already folded."""
+def _quiet() -> Iterator[None]:
+    """Silence ONNX Runtime's advice to preprocess the graph, which is folded already."""
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)

@@ -1,6 +1,11 @@
-"""Results of very many images: one JSON line each, in shards, that a stopped run goes on with."""
+"""Results of very many images, one JSON line each, in shards with which a stopped run can go on."""
+from __future__ import annotations
+
 import json
+import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, TextIO
 
 from ..errors import DataError
 from ..system import dist
@@ -23,10 +28,12 @@ class JsonLines:
     Raises: DataError when there are shards and `resume` is false, or a shard that is not of this kind.
     """
 
-    def __init__(self, folder, *, resume=False, shard=SHARD):
+    def __init__(self, folder: str | os.PathLike[str], *, resume: bool = False, shard: int = SHARD) -> None:
         self.folder, self.shard = Path(folder), shard
         self.prefix = "results-" if dist.world_size() == 1 else f"results-{dist.rank()}-"
-        self.file, self.lines, self.done = None, 0, set()
+        self.file: TextIO | None = None
+        self.lines = 0
+        self.done: set[str] = set()
         shards = sorted(self.folder.glob("results-*.jsonl"))
         if shards and not resume:
             raise DataError(f"{shards[0].absolute()}: results of an earlier run are there; --resume goes on with them, "
@@ -36,7 +43,7 @@ class JsonLines:
         self.number = len([path for path in shards if path.name.startswith(self.prefix)])
         dist.barrier()  # all have looked before the first writes
 
-    def write(self, record):
+    def write(self, record: Mapping[str, Any]) -> None:
         """Append a dict with the key `file`; it is with the system when this returns. Raises OSError, with the path."""
         if self.file is None or self.lines == self.shard:
             self.close()
@@ -51,13 +58,13 @@ class JsonLines:
             raise OSError(error.errno, error.strerror, self.file.name) from error
         self.lines += 1
 
-    def close(self):
+    def close(self) -> None:
         if self.file is not None:
             self.file.close()
 
 
-def _files_of(path):
-    """The images of a shard, whose cut last line is dropped."""
+def _files_of(path: Path) -> set[str]:
+    """The images that a shard lists; a last line that was cut off is removed from the file."""
     text = path.read_text(encoding="utf-8", errors="replace")
     whole, newline, cut = text.rpartition("\n")
     if cut:

@@ -8,22 +8,32 @@ or, with NMS inside,
         bbox         [M, 6]        class, score, x1, y1, x2, y2; the images one after the other, best score first
         bbox_num     [N]           detections of each image
 """
+from __future__ import annotations
+
 import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-from paddle import nn
+from paddle import Tensor, nn
 
 from ..errors import ExportError
+from ..model.decode import MultiClassNMS
+from ..model.fpn import FPN
+from ..model.gfl import GFL
+from ..model.head import GFLHead
 from ..model.layers import ConvNorm, fold_norm
-from ..model.resnet import BasicBlock
+from ..model.resnet import BasicBlock, ResNet
 
 OPSET = 13  # every ONNX Runtime since 1.7 (2021)
 PRODUCER = "ppgfl"
 
 
-def write(path, model, *, image_shape, settings, with_nms=False):
+def write(path: Path, model: GFL, *, image_shape: Sequence[int | None], settings: Mapping[str, Any],
+          with_nms: bool = False) -> None:
     """Write the model to `path`.
 
     Args:
@@ -39,7 +49,7 @@ def write(path, model, *, image_shape, settings, with_nms=False):
     boxes, scores = _decode(graph, model, cls_maps, reg_maps)  # [N, A, 4], [N, C, A]
     nms = {"score_threshold": model.decoder.threshold(), "nms_top_k": model.decoder.nms.nms_top_k,
            "keep_top_k": model.decoder.nms.keep_top_k, "nms_threshold": model.decoder.nms.nms_threshold}
-    batch, _, height, width = (n or letter for n, letter in zip(image_shape, ("N", 3, "H", "W")))
+    batch, _, height, width = (n or letter for n, letter in zip(image_shape, "NCHW"))
     if with_nms:
         _check_nms(model.decoder.nms)
         bbox, bbox_num = _suppress(graph, boxes, scores, nms)
@@ -64,23 +74,24 @@ def write(path, model, *, image_shape, settings, with_nms=False):
 class Writer:
     """Nodes and weights so far. A value is known by its name."""
 
-    def __init__(self):
-        self.nodes, self.weights = [], []
+    def __init__(self) -> None:
+        self.nodes: list[Any] = []
+        self.weights: list[Any] = []
 
-    def add(self, kind, *inputs, outputs=1, **attributes):
+    def add(self, kind: str, *inputs: str | np.ndarray | np.generic, outputs: int = 1, **attributes: Any) -> Any:
         """Append a node; an input is a name or an array. Returns the name of its output, or the list of them."""
-        inputs = [value if isinstance(value, str) else self.constant(value) for value in inputs]
+        sources = [value if isinstance(value, str) else self.constant(value) for value in inputs]
         name = f"{kind}_{len(self.nodes)}"
         names = [name] if outputs == 1 else [f"{name}_{i}" for i in range(outputs)]
-        self.nodes.append(helper.make_node(kind, inputs, names, name=name, **attributes))
+        self.nodes.append(helper.make_node(kind, sources, names, name=name, **attributes))
         return names[0] if outputs == 1 else names
 
-    def constant(self, array):
+    def constant(self, array: np.ndarray | np.generic) -> str:
         name = f"constant_{len(self.weights)}"
         self.weights.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
         return name
 
-    def output(self, value, name, dtype, shape):
+    def output(self, value: str, name: str, dtype: int, shape: Sequence[int | str | None]) -> Any:
         """Give a value the name of an output."""
         self.nodes.append(helper.make_node("Identity", [value], [name], name=name))
         return helper.make_tensor_value_info(name, dtype, shape)
@@ -89,7 +100,7 @@ class Writer:
 # --- layers
 
 
-def _layer(graph, layer, x):
+def _layer(graph: Writer, layer: nn.Layer, x: str) -> Any:
     """Any of the building blocks that backbone, neck and head are made of."""
     if isinstance(layer, nn.Sequential):
         for child in layer.children():
@@ -108,7 +119,7 @@ def _layer(graph, layer, x):
                       "convolutions are known to Paddle Inference only); leave --onnx out")
 
 
-def _conv(graph, conv, x, weight, bias):
+def _conv(graph: Writer, conv: nn.Layer, x: str, weight: Tensor, bias: Tensor | None) -> Any:
     if not isinstance(conv, nn.Conv2D):
         return _layer(graph, conv, x)
     inputs = [x, weight.numpy()] + ([] if bias is None else [bias.numpy()])
@@ -117,11 +128,11 @@ def _conv(graph, conv, x, weight, bias):
                      pads=[top, left, top, left], dilations=_pair(conv._dilation), group=conv._groups)
 
 
-def _pair(value):
+def _pair(value: int | Sequence[int]) -> list[int]:
     return [value, value] if isinstance(value, int) else list(value)
 
 
-def _conv_norm(graph, layer, x):
+def _conv_norm(graph: Writer, layer: ConvNorm, x: str) -> Any:
     if isinstance(layer.norm, nn.GroupNorm):
         x = _group_norm(graph, layer.norm, _layer(graph, layer.conv, x))
     elif isinstance(layer.norm, nn.Identity):  # folded already
@@ -131,7 +142,7 @@ def _conv_norm(graph, layer, x):
     return graph.add("Relu", x) if layer.relu else x
 
 
-def _group_norm(graph, norm, x):
+def _group_norm(graph: Writer, norm: nn.GroupNorm, x: str) -> Any:
     groups = norm._num_groups
     per_group = graph.add("Reshape", x, np.array([0, groups, -1]))
     normal = graph.add("InstanceNormalization", per_group, np.ones(groups, np.float32), np.zeros(groups, np.float32),
@@ -144,7 +155,7 @@ def _group_norm(graph, norm, x):
 # --- backbone, neck, head
 
 
-def _backbone(graph, backbone, x):
+def _backbone(graph: Writer, backbone: ResNet, x: str) -> list[str]:
     x = graph.add("MaxPool", _layer(graph, backbone.conv1, x), kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
     maps = []
     for i, stage in enumerate(backbone.stages):
@@ -155,14 +166,14 @@ def _backbone(graph, backbone, x):
     return maps
 
 
-def _block(graph, block, x):
+def _block(graph: Writer, block: nn.Layer, x: str) -> Any:
     y = _layer(graph, block.branch2b, _layer(graph, block.branch2a, x))
     if not isinstance(block, BasicBlock):
         y = _layer(graph, block.branch2c, y)
     return graph.add("Relu", graph.add("Add", y, _layer(graph, block.short, x)))
 
 
-def _neck(graph, neck, backbone_maps):
+def _neck(graph: Writer, neck: FPN, backbone_maps: list[str]) -> list[str]:
     laterals = [_layer(graph, conv, x) for conv, x in zip(neck.lateral_convs, backbone_maps)]
     for i in range(len(laterals) - 1, 0, -1):
         larger = graph.add("Resize", laterals[i], "", np.array([1, 1, 2, 2], np.float32), mode="nearest",
@@ -179,7 +190,7 @@ def _neck(graph, neck, backbone_maps):
     return levels
 
 
-def _head(graph, head, levels):
+def _head(graph: Writer, head: GFLHead, levels: list[str]) -> tuple[list[str], list[str]]:
     """-> per level the class maps, and the box maps [N, 4 R, H, W]."""
     cls_maps, reg_maps = [], []
     for level, scale in zip(levels, head.scales_regs):
@@ -195,9 +206,10 @@ def _head(graph, head, levels):
     return cls_maps, reg_maps
 
 
-def _quality(graph, head, reg):
+def _quality(graph: Writer, head: GFLHead, reg: str) -> Any:
     """DGQP: [N, 4 R, H, W] -> [N, 1, H, W]."""
-    dgqp, bins = head.dgqp_module, head.distribution_project.reg_max + 1
+    dgqp: Any = head.dgqp_module
+    bins = head.distribution_project.reg_max + 1
     per_side = graph.add("Softmax", graph.add("Reshape", reg, np.array([0, 4, bins, -1])), axis=2)
     best, _ = graph.add("TopK", per_side, np.array([dgqp.reg_topk]), axis=2, outputs=2)
     if dgqp.add_mean:
@@ -212,7 +224,7 @@ def _quality(graph, head, reg):
 # --- decoding
 
 
-def _decode(graph, model, cls_maps, reg_maps):
+def _decode(graph: Writer, model: GFL, cls_maps: list[str], reg_maps: list[str]) -> tuple[str, str]:
     """-> boxes [N, A, 4] in pixels of the original image, scores [N, C, A]."""
     decoder, levels = model.decoder, []
     project = model.head.distribution_project.project.numpy().reshape(1, -1)
@@ -232,7 +244,7 @@ def _decode(graph, model, cls_maps, reg_maps):
     return boxes, graph.add("Sigmoid", scores)
 
 
-def _centers(graph, reg, offset):
+def _centers(graph: Writer, reg: str, offset: float) -> Any:
     """[H W, 4] x y x y in cells of the level."""
     shape = graph.add("Shape", reg)
     size = graph.add("Slice", shape, np.array([2]), np.array([4]))
@@ -242,7 +254,7 @@ def _centers(graph, reg, offset):
     return graph.add("Concat", x, y, x, y, axis=1)
 
 
-def _range(graph, shape, axis, offset):
+def _range(graph: Writer, shape: str, axis: int, offset: float) -> Any:
     length = graph.add("Cast", graph.add("Gather", shape, np.array(axis)), to=TensorProto.FLOAT)
     numbers = graph.add("Range", np.float32(0), length, np.float32(1))
     return graph.add("Add", numbers, np.float32(offset)) if offset else numbers
@@ -251,13 +263,13 @@ def _range(graph, shape, axis, offset):
 # --- NMS
 
 
-def _check_nms(nms):
+def _check_nms(nms: MultiClassNMS) -> None:
     if not nms.normalized or nms.nms_eta < 1:
         raise ExportError(f"--with_nms: ONNX has no NMS with normalized: {nms.normalized}, nms_eta: {nms.nms_eta}; "
                           "it needs true and 1.0")
 
 
-def _suppress(graph, boxes, scores, nms):
+def _suppress(graph: Writer, boxes: str, scores: str, nms: Mapping[str, Any]) -> tuple[str, str]:
     """boxes [N, A, 4], scores [N, C, A] -> bbox [M, 6], bbox_num [N]: the best nms_top_k cells of a class enter,
     the best keep_top_k detections of an image stay."""
     shape = graph.add("Shape", scores)

@@ -1,50 +1,84 @@
-"""Exported models inside ppgfl: the very runners of `deploy/`, which know nothing of ppgfl."""
-import importlib.util
+"""Exported models inside ppgfl: the very runners of deploy/python/infer.py, which know nothing of ppgfl."""
+from __future__ import annotations
+
+import functools
 import inspect
-from contextlib import contextmanager
+import os
+from collections.abc import Callable, Mapping, Sequence
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
 
 from ..errors import ExportError
+from ..system import runtime
 
 
-def load_runner(kind="python"):
-    """The module `deploy/KIND/infer.py`: beside the package in a checkout, inside it when installed."""
+@functools.cache
+def load_runner() -> ModuleType:
+    """The module deploy/python/infer.py: beside the package in a checkout, inside it when installed."""
     here = Path(__file__).resolve().parent.parent
-    path = next(p for p in (here.parent / f"deploy/{kind}/infer.py", here / f"deploy/{kind}/infer.py") if p.is_file())
-    spec = importlib.util.spec_from_file_location(f"ppgfl_deploy_{kind}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    path = next(p for p in (here.parent / "deploy/python/infer.py", here / "deploy/python/infer.py") if p.is_file())
+    module = ModuleType("ppgfl_deploy_python_infer")
+    module.__file__ = str(path)
+    SourceFileLoader(module.__name__, str(path)).exec_module(module)
     return module
 
 
-def is_exported(path):
+def is_exported(path: str | os.PathLike[str]) -> bool:
     """Whether a path is an exported folder, a model file in it, or an ONNX file."""
     return Path(path).is_dir() or Path(path).suffix in (".pdmodel", ".json", ".onnx")
 
 
-def make_runner(path, **settings):
-    """A `Runner` of an exported model (see `is_exported`). It raises ExportError, now and when it is called."""
-    try:
-        module = load_runner("onnxruntime" if Path(path).suffix == ".onnx" else "python")
-    except ImportError as error:
-        raise ExportError(f"{path}: {error}; pip install onnxruntime") from error
+class ExportedModel:
+    """A runner of deploy/python/infer.py that raises ExportError. Its methods are explained there.
 
-    class Exported(module.Runner):
-        def __call__(self, images):
-            with _as_export_error(module):
-                return super().__call__(images)
+    Attributes:
+        class_names: by class index.
+        engine: what really computes: "onednn", "openvino", "native", "gpu" or "onnxruntime".
+        description: the file and the settings it really runs with.
+    """
 
-    known = list(inspect.signature(module.Runner.__init__).parameters)[2:]
+    def __init__(self, runner: Any) -> None:
+        self.runner = runner
+        self.class_names: list[str] = runner.class_names
+        self.engine: str = runner.engine
+        self.description: str = runner.description
+
+    def __call__(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        return _checked(self.runner, images)
+
+    def prepare(self, images: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        return _checked(self.runner.prepare, images)
+
+    def detect(self, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        return _checked(self.runner.detect, arrays)
+
+    def run(self, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        return _checked(self.runner.run, arrays)
+
+
+def make_runner(path: str | os.PathLike[str], **settings: Any) -> ExportedModel:
+    """Open an exported model (see `is_exported`).
+
+    Args:
+        settings: of `BaseRunner` in deploy/python/infer.py; cpu_threads are the physical cores by default.
+
+    Raises: ExportError.
+    """
+    infer = load_runner()
+    known = list(inspect.signature(infer.BaseRunner).parameters)[1:]
     for name in settings:
         if name not in known:
             raise ExportError(f"{path}: its runner has no setting '{name}'; it has {', '.join(known)}")
-    with _as_export_error(module):
-        return Exported(path, **settings)
+    return ExportedModel(_checked(infer.open_runner, path, **{"cpu_threads": runtime.physical_cores(), **settings}))
 
 
-@contextmanager
-def _as_export_error(module):
+def _checked(call: Callable[..., Any], *args: Any, **settings: Any) -> Any:
+    """Call, with an ExportError in place of a RunnerError."""
     try:
-        yield
-    except module.RunnerError as error:
+        return call(*args, **settings)
+    except load_runner().RunnerError as error:
         raise ExportError(str(error)) from error

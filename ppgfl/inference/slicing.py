@@ -1,5 +1,9 @@
 """Small objects in large images: detect on overlapping slices, and put the findings together."""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -24,13 +28,13 @@ class Slicing:
     Raises: ConfigError.
     """
 
-    slice_size: tuple = (640, 640)
-    overlap_ratio: tuple = (0.25, 0.25)
+    slice_size: Sequence[int] = (640, 640)
+    overlap_ratio: Sequence[float] = (0.25, 0.25)
     combine_method: str = "nms"
     match_threshold: float = 0.6
     match_metric: str = "ios"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.slice_size, self.overlap_ratio = _pair(self.slice_size), _pair(self.overlap_ratio)
         if min(self.slice_size) < 32:
             raise ConfigError(f"slice_size: {list(self.slice_size)}; height and width are at least 32 pixels")
@@ -43,12 +47,12 @@ class Slicing:
             raise ConfigError(f"match_threshold: {self.match_threshold}; allowed: above 0, up to 1")
 
 
-def _pair(values):
+def _pair(values: Iterable[Any]) -> tuple[Any, Any]:
     values = tuple(values)
-    return values * 2 if len(values) == 1 else values[:2]
+    return (values * 2)[:2]
 
 
-def slices(height, width, slicing):
+def slices(height: int, width: int, slicing: Slicing) -> list[tuple[int, int, int, int]]:
     """(x1, y1, x2, y2) of the slices of an image: row by row, all of full size unless the image is smaller; the last of
     a row or column is moved back into the image."""
     ys, xs = (_starts(side, size, ratio) for side, size, ratio in
@@ -57,23 +61,25 @@ def slices(height, width, slicing):
     return [(x, y, min(x + slice_width, width), min(y + slice_height, height)) for y in ys for x in xs]
 
 
-def _starts(side, size, ratio):
+def _starts(side: int, size: int, ratio: float) -> list[int]:
     starts, step = [0], size - int(ratio * size)
     while starts[-1] + size < side:
         starts.append(min(starts[-1] + step, side - size))
     return starts
 
 
-def detect(run, image, slicing, batch_size=1):
+def detect_sliced(run: Callable[[Sequence[np.ndarray]], list[np.ndarray]], image: np.ndarray, slicing: Slicing,
+                  batch_size: int = 1) -> np.ndarray:
     """Detections [M, 6] (class, score, x1, y1, x2, y2; best score first) of one image [H, W, 3], slice by slice.
 
     Args:
-        run: a list of images -> a list of detections, as a `Runner` of deploy/*/infer.py or `Detector.rows`.
+        run: a list of images -> a list of detections, as `detector.RowDetector`.
         image: as `run` takes it.
         slicing: a `Slicing`.
         batch_size: slices at a time.
     """
-    places, parts = slices(*image.shape[:2], slicing), []
+    height, width = image.shape[:2]
+    places, parts = slices(height, width, slicing), []
     for start in range(0, len(places), batch_size):
         group = places[start:start + batch_size]
         found = run([np.ascontiguousarray(image[y1:y2, x1:x2]) for x1, y1, x2, y2 in group])
@@ -82,14 +88,7 @@ def detect(run, image, slicing, batch_size=1):
     return combine(np.concatenate(parts), slicing)
 
 
-def sliced(run, slicing, batch_size=1):
-    """`run` itself when `slicing` is None, else the same function that looks at every image slice by slice."""
-    if slicing is None:
-        return run
-    return lambda images: [detect(run, image, slicing, batch_size) for image in images]
-
-
-def combine(rows, slicing):
+def combine(rows: np.ndarray, slicing: Slicing) -> np.ndarray:
     """Join what several slices found of one object: rows [M, 6] -> [K, 6], best score first."""
     rows = rows[np.argsort(-rows[:, 1], kind="stable")]
     if slicing.combine_method == "concat":
@@ -110,7 +109,7 @@ def combine(rows, slicing):
     return np.array(kept, rows.dtype).reshape(-1, 6)
 
 
-def overlap(box, boxes, metric):
+def overlap(box: np.ndarray, boxes: np.ndarray, metric: str) -> np.ndarray:
     """Overlap of one box [4] with boxes [M, 4]: intersection over union, or over the smaller area.
 
     PaddleDetection: counts the last pixel of a box as inside, so that a side is x2 - x1 + 1 long.

@@ -1,25 +1,34 @@
 """How a model runs for detection: in dygraph, or on a CPU several times as fast as a static graph kept in the cache."""
+from __future__ import annotations
+
 import hashlib
 import json
+import os
 import shutil
 import threading
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from .. import __version__
+import numpy as np
+
 from ..build import CLASSES, load_model
+from ..config.keys import setting
 from ..errors import ConfigError, ExportError
+from ..model.gfl import GFL
 from ..system import runtime
 from ..system.log import logger
 from ..weights import checkpoint, download
-from .export import export
+from .export import formats_for, write_graphs
 from .runner import make_runner
 
 ENGINES = ("auto", "dygraph", "static")
-WORTH_IT = 3  # images from which on making a graph takes less time than it saves
-KEPT = 4  # graphs in the cache
+MIN_IMAGES_FOR_GRAPH = 3  # from so many on, making a graph takes less time than it saves
+MAX_CACHED_GRAPHS = 4
 
 
-def load_detector(cfg, weights=None, *, images=None):
+def load_detection_model(cfg: dict[str, Any], weights: str | os.PathLike[str] | None = None, *,
+                         images: int | None = None) -> GFL | StaticModel:
     """The model of a config with its weights, to be called as a `model.gfl.GFL` in evaluation mode is.
 
     `engine` of the config: "dygraph"; "static", a graph in Paddle Inference with the fastest safe engine (see
@@ -32,14 +41,14 @@ def load_detector(cfg, weights=None, *, images=None):
 
     Raises: ConfigError, CheckpointError; ExportError when "static" is asked for and cannot be had.
     """
-    engine = cfg.get("engine", "auto")
+    engine = setting(cfg, "engine")
     if engine not in ENGINES:
         raise ConfigError(f"engine: {engine!r}; allowed: {', '.join(ENGINES)}")
     if engine == "dygraph" or (engine == "auto" and runtime.on_gpu()):
         return load_model(cfg, weights)
-    weights = checkpoint.find(weights or cfg.get("weights", ""))
+    weights = checkpoint.find(weights or setting(cfg, "weights"))
     folder = runtime.cache_folder() / "graphs" / _key(cfg, weights)
-    few = images is not None and images < WORTH_IT
+    few = images is not None and images < MIN_IMAGES_FOR_GRAPH
     if engine == "auto" and few and not folder.is_dir():
         return load_model(cfg, weights)
     try:
@@ -60,35 +69,35 @@ class StaticModel:
         engine: on a CPU: see deploy/python/infer.py.
     """
 
-    def __init__(self, folder, engine="auto"):
+    def __init__(self, folder: Path, engine: str = "auto") -> None:
         self.runner = make_runner(folder, device="GPU" if runtime.on_gpu() else "CPU", engine=engine)
         self.lock = threading.Lock()  # a predictor serves one thread at a time
         logger.info("running %s", self.runner.description)
 
-    def eval(self):
+    def eval(self) -> None:
         """It always is in evaluation mode."""
 
-    def __call__(self, batch):
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
         with self.lock:
             bbox, bbox_num = self.runner.run({name: batch[name].numpy() for name in ("image", "scale_factor")})
         return {"bbox": bbox, "bbox_num": bbox_num}
 
 
-_on_openvino = {}  # folder -> its StaticModel, at most one
+_on_openvino: dict[Path, StaticModel] = {}  # folder -> its StaticModel, at most one
 
 
-def _open(folder):
+def _open(folder: Path) -> StaticModel:
     """OpenVINO inside Paddle keeps a model's memory until the process ends (measured: 600 MiB for R18vd), so the first
     model of a process gets it, and stays; others run on oneDNN, a fifth slower, which gives its memory back."""
     if folder not in _on_openvino:
         model = StaticModel(folder, engine="onednn" if _on_openvino else "auto")
-        if _on_openvino or "OpenVINO" not in model.runner.description:
+        if _on_openvino or model.runner.engine != "openvino":
             return model
         _on_openvino[folder] = model
     return _on_openvino[folder]
 
 
-def _make(cfg, weights, folder):
+def _make(cfg: dict[str, Any], weights: Path, folder: Path) -> Path:
     """The folder of the graph, written unless it is there; several processes write it once."""
     from filelock import FileLock
 
@@ -100,27 +109,27 @@ def _make(cfg, weights, folder):
             reader = {"sample_transforms": [{"Decode": {}}, {"Resize": {"target_size": [96, 128], "keep_ratio": True}},
                                             {"NormalizeImage": {}}, {"Permute": {}}],
                       "batch_transforms": [{"PadBatch": {"pad_to_stride": 32}}]}
-            export({**cfg, "TestReader": reader, "export": {}}, weights=weights, output_dir=folder, format="pdmodel")
+            write_graphs({**cfg, "TestReader": reader, "export": {}}, weights, folder, formats_for("pdmodel"))
         (folder / "infer_cfg.yml").touch()  # the newest are kept
-    _forget(folder.parent)
+    _remove_oldest(folder.parent)
     return folder
 
 
-def _key(cfg, weights):
+def _key(cfg: dict[str, Any], weights: Path) -> str:
     """Names a graph: it changes with the weights, with what the config says of the model, with Paddle and our code."""
     import paddle
 
     model = {key: value for key, value in cfg.items()
              if key in CLASSES or key in ("architecture", "GFL", "norm_type", "num_classes", "upstream_scores")}
     code = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.parent.rglob("*.py"))))
-    parts = [download.sha256(weights), model, code.hexdigest(), __version__, paddle.__version__]
+    parts = [download.sha256(weights), model, code.hexdigest(), paddle.__version__]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _forget(graphs):
+def _remove_oldest(graphs: Path) -> None:
     """Keep the graphs that were used last."""
     folders = sorted((path for path in graphs.iterdir() if (path / "infer_cfg.yml").is_file()),
                      key=lambda path: (path / "infer_cfg.yml").stat().st_mtime)
-    for folder in folders[:-KEPT]:
+    for folder in folders[:-MAX_CACHED_GRAPHS]:
         shutil.rmtree(folder, ignore_errors=True)
         Path(f"{folder}.lock").unlink(missing_ok=True)

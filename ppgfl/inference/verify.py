@@ -1,27 +1,36 @@
 """The proof at the end of an export: what was written predicts what the model predicts."""
+from __future__ import annotations
+
 import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import paddle
 
-from ..build import build_transforms
-from ..data import transforms
-from ..data.batch import collate
+from ..build import build_reader
+from ..data.batch import Batch
 from ..errors import DataError, ExportError
 from ..system.log import logger
+from .graph import Graph
 from .runner import make_runner
+
+Arrays = Sequence[np.ndarray]
+Run = Callable[[Mapping[str, np.ndarray]], list[np.ndarray]]
 
 BOX_TOLERANCE = 1e-2  # pixels; float32 alone makes 1e-3 in images of a thousand pixels
 SCORE_TOLERANCE = 1e-4
 
 
-def check(cfg, folder, graphs, images, image_shape):
+def compare(cfg: dict[str, Any], folder: Path, graphs: Mapping[str, Graph], images: Sequence[str] | None,
+            image_shape: Sequence[int | None]) -> dict[str, dict[str, float]]:
     """Compare exported files with the layers they were made from.
 
     Args:
         cfg: for its TestReader.
         folder: of the export.
-        graphs: {file name: `export.Graph`}.
+        graphs: {file name: `graph.Graph`}.
         images: paths, or None for three drawn images.
         image_shape: [N, 3, H, W] that the graphs take, None for what is free.
 
@@ -38,9 +47,10 @@ def check(cfg, folder, graphs, images, image_shape):
         if name.endswith(".onnx") and importlib.util.find_spec("onnxruntime") is None:
             logger.info("%s was not run: pip install onnxruntime to have it checked", name)
             continue
-        run, description = (_onnx_runtime if name.endswith(".onnx") else _paddle_inference)(folder / name)
-        boxes, scores = _compare(graph, run, samples, wanted[graph])
-        logger.info("checked %s on %d images: largest difference %.2g pixels in boxes, %.2g in %s", description,
+        # Paddle 3's oneDNN fails at random with a .json; the proof must not.
+        runner = make_runner(folder / name, engine="native" if name.endswith(".json") else "auto")
+        boxes, scores = _largest_differences(graph, runner.run, samples, wanted[graph])
+        logger.info("checked %s on %d images: largest difference %.2g pixels in boxes, %.2g in %s", runner.description,
                     len(samples), boxes, scores, "raw maps" if graph.bare else "scores")
         if not (boxes <= BOX_TOLERANCE and scores <= SCORE_TOLERANCE):
             raise ExportError(f"{name} differs from the model by {boxes:.2g} pixels (allowed {BOX_TOLERANCE}) or "
@@ -49,31 +59,18 @@ def check(cfg, folder, graphs, images, image_shape):
     return differences
 
 
-def _paddle_inference(path):
-    """(function of the input arrays, description) of a model file."""
-    # Paddle 3's oneDNN fails at random with a .json; the proof must not.
-    runner = make_runner(path, engine="native" if path.suffix == ".json" else "auto")
-    return runner.run, runner.description
-
-
-def _onnx_runtime(path):
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return lambda arrays: session.run(None, arrays), f"{path.name} in ONNX Runtime {onnxruntime.__version__}"
-
-
-def _inputs(graph, sample):
+def _inputs(graph: Graph, sample: Batch) -> Batch:
     names = ["image"] if graph.bare else ["image", "scale_factor"]
     return {name: sample[name] for name in names}
 
 
-def _outputs(graph, sample):
+def _outputs(graph: Graph, sample: Batch) -> list[np.ndarray]:
     with paddle.no_grad():
         return [value.numpy() for value in graph(*map(paddle.to_tensor, _inputs(graph, sample).values()))]
 
 
-def _compare(graph, run, samples, wanted):
+def _largest_differences(graph: Graph, run: Run, samples: Sequence[Batch],
+                         wanted: Sequence[Arrays]) -> tuple[float, float]:
     """The largest differences in boxes (pixels), and in scores or raw maps."""
     boxes = scores = 0.0
     for sample, outputs in zip(samples, wanted):
@@ -86,7 +83,7 @@ def _compare(graph, run, samples, wanted):
     return boxes, scores
 
 
-def _differences(graph, wanted, got):
+def _differences(graph: Graph, wanted: Arrays, got: Arrays) -> tuple[float, float]:
     """The largest difference in boxes (pixels), and in scores or raw maps."""
     if graph.bare:
         return 0.0, max(_difference(w, g) for w, g in zip(wanted, got))
@@ -104,27 +101,26 @@ def _differences(graph, wanted, got):
     return boxes, scores
 
 
-def _difference(a, b):
+def _difference(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.abs(a - b).max()) if a.size else 0.0
 
 
-def _samples(cfg, images, image_shape):
+def _samples(cfg: dict[str, Any], images: Sequence[str] | None, image_shape: Sequence[int | None]) -> list[Batch]:
     """Batches of one image, prepared as TestReader says; drawn ones where none are given."""
-    if images is None:
-        rng = np.random.default_rng(0)
-        images = [rng.integers(0, 256, (h, w, 3), dtype=np.uint8) for h, w in ((240, 320), (331, 200), (64, 640))]
-    sample_transforms, batch_transforms = build_transforms(cfg, "TestReader")
+    reader = build_reader(cfg, "TestReader")
     batches = []
-    for image in images:
-        sample = {"im_id": 0, "image": image} if isinstance(image, np.ndarray) else {"im_id": 0, "im_file": image}
-        samples = [transforms.apply(sample_transforms, sample)]
-        for transform in batch_transforms:
-            samples = transform(samples)
-        batch = collate(samples)
+    for image in _drawn_images() if images is None else images:
+        batch = reader([image])
         wanted = [n if n is not None else m for n, m in zip(image_shape, batch["image"].shape)]
         if list(batch["image"].shape) != wanted:
             raise DataError(f"the graph takes images of {wanted}, but TestReader makes {list(batch['image'].shape)} of "
-                            f"{image if not isinstance(image, np.ndarray) else 'a drawn image'}; let Resize make that "
+                            f"{image if isinstance(image, str) else 'a drawn image'}; let Resize make that "
                             "size (keep_ratio: false), or set TestReader.inputs_def.image_shape to [3, -1, -1]")
         batches.append(batch)
     return batches
+
+
+def _drawn_images() -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    sizes = ((240, 320), (331, 200), (64, 640))
+    return [rng.integers(0, 256, (*size, 3), dtype=np.uint8)[..., ::-1] for size in sizes]

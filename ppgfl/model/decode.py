@@ -1,15 +1,20 @@
 """Raw maps -> boxes in the original image -> NMS -> detections."""
+from __future__ import annotations
+
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import paddle
+from paddle import Tensor
 
 from . import operators
 from .boxes import cell_centers, distances_to_boxes
+from .gfl import Features
 
-# From here on a first look at the best of the candidates takes less time than NMS over all of them (measured).
-MANY = 20_000
-FIRST_LOOK = 4_000
+# From so many candidates on, NMS over the best of them first takes less time than NMS over all (measured).
+LAZY_FROM = 20_000
+LAZY_TOP_K = 4_000
 
 
 @dataclass(eq=False)
@@ -32,31 +37,31 @@ class MultiClassNMS:
     normalized: bool = True
     nms_eta: float = 1.0
 
-    def __call__(self, boxes, scores, score_threshold=None):
+    def __call__(self, boxes: Tensor, scores: Tensor, score_threshold: float | None = None) -> tuple[Tensor, Tensor]:
         """boxes [N, A, 4], scores [N, C, A] -> bbox [M, 6] (class, score, x1, y1, x2, y2), bbox_num [N] int32.
 
         The detections of an image stand together, class by class, best score first within a class.
         """
         threshold = self.score_threshold if score_threshold is None else score_threshold
-        if paddle.in_dynamic_mode() and self.keep_top_k > 0 and self._most(scores, threshold) > MANY:
+        if paddle.in_dynamic_mode() and self.keep_top_k > 0 and self._most(scores, threshold) > LAZY_FROM:
             return self._suppress_many(boxes, scores, threshold)
         return self._suppress(boxes, scores, threshold)
 
-    def _suppress_many(self, boxes, scores, threshold):
-        """The same result without looking at all: what NMS keeps of the best candidates does not depend on worse ones,
-        so when the best FIRST_LOOK of every image leave keep_top_k detections, these are it."""
-        least = paddle.topk(scores.flatten(1), FIRST_LOOK)[0][:, -1].reshape([-1, 1, 1])
+    def _suppress_many(self, boxes: Tensor, scores: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+        """The same result without NMS over all candidates: whether NMS keeps one does not depend on worse ones, so
+        when the best LAZY_TOP_K of every image leave keep_top_k detections, those are the result."""
+        least = paddle.topk(scores.flatten(1), LAZY_TOP_K)[0][:, -1].reshape([-1, 1, 1])
         best = paddle.where(scores >= least, scores, paddle.full([1], threshold, scores.dtype))  # others: no candidates
         bbox, bbox_num = self._suppress(boxes, best, threshold)
         enough = int(bbox_num.min()) >= self.keep_top_k
         return (bbox, bbox_num) if enough else self._suppress(boxes, scores, threshold)
 
     @staticmethod
-    def _most(scores, threshold):
+    def _most(scores: Tensor, threshold: float) -> int:
         """The most candidates that an image has."""
         return int((scores > threshold).sum([1, 2]).max())
 
-    def _suppress(self, boxes, scores, threshold):
+    def _suppress(self, boxes: Tensor, scores: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
         settings = dict(score_threshold=float(threshold), nms_top_k=self.nms_top_k, keep_top_k=self.keep_top_k,
                         nms_threshold=float(self.nms_threshold), normalized=self.normalized,
                         nms_eta=float(self.nms_eta), background_label=-1)
@@ -76,36 +81,38 @@ class Decoder:
         cell_offset: see `boxes.cell_centers`.
     """
 
-    strides: tuple
+    strides: tuple[int, ...]
     num_classes: int
     nms: MultiClassNMS
     joint_scores: bool = False
     upstream_scores: bool = False
     cell_offset: float = 0.0
 
-    def __call__(self, maps, integral, scale_factor):
+    def __call__(self, features: Features, integral: Callable[[Tensor], Tensor],
+                 scale_factor: Tensor) -> dict[str, Tensor]:
         """Args:
-            maps: (cls, reg) of `GFLHead`.
+            features: the `gfl.Features` of the images.
             integral: its `Integral`.
             scale_factor: [N, 2] input size / original size, height first.
 
         Returns: {"bbox": [M, 6], "bbox_num": [N]} as `MultiClassNMS`.
         """
-        bbox, bbox_num = self.suppress(*self.decode(maps, integral, scale_factor))
+        bbox, bbox_num = self.suppress(*self.decode(features, integral, scale_factor))
         return {"bbox": bbox, "bbox_num": bbox_num}
 
-    def decode(self, maps, integral, scale_factor):
+    def decode(self, features: Features, integral: Callable[[Tensor], Tensor],
+               scale_factor: Tensor) -> tuple[Tensor, Tensor]:
         """Boxes [N, A, 4] in pixels of the original image and scores [N, A, C] of all cells."""
-        cls_maps, reg_maps = ([_float32(x) for x in kind] for kind in maps)
+        cls_maps, reg_maps = ([_float32(x) for x in maps] for maps in (features.cls, features.reg))
         boxes = self.boxes(reg_maps, integral)
         boxes = boxes / paddle.concat([scale_factor.flip([1])] * 2, axis=1).unsqueeze(1)  # PaddleDetection: (y, x)
         return boxes, self.scores(cls_maps)
 
-    def suppress(self, boxes, scores):
+    def suppress(self, boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
         """NMS over what `decode` returns -> bbox, bbox_num."""
         return self.nms(boxes, scores.transpose([0, 2, 1]), self.threshold())
 
-    def boxes(self, reg_maps, integral):
+    def boxes(self, reg_maps: Sequence[Tensor], integral: Callable[[Tensor], Tensor]) -> Tensor:
         """L maps [N, 4 R, H, W] -> [N, A, 4] in pixels of the padded input."""
         levels = []
         for reg, stride in zip(reg_maps, self.strides):
@@ -117,7 +124,7 @@ class Decoder:
             levels.append(distances_to_boxes(centers, distances) * stride)
         return paddle.concat(levels, axis=1)
 
-    def scores(self, cls_maps):
+    def scores(self, cls_maps: Sequence[Tensor]) -> Tensor:
         """L maps [N, C, H, W] -> [N, A, C] in 0..1.
 
         GFLv2's maps are the joint score itself, the paper's confidence; its last channel is never a class.
@@ -128,7 +135,7 @@ class Decoder:
             return scores[:, :, :self.num_classes]
         return operators.sigmoid(scores)
 
-    def threshold(self):
+    def threshold(self) -> float:
         """The YAML's threshold t on our scale: PaddleDetection keeps sigmoid(joint score) > t."""
         threshold = self.nms.score_threshold
         if not self.joint_scores or self.upstream_scores:
@@ -136,6 +143,6 @@ class Decoder:
         return math.log(threshold / (1 - threshold)) if 0 < threshold < 1 else (-1.0 if threshold <= 0 else 1.0)
 
 
-def _float32(x):
+def _float32(x: Tensor) -> Tensor:
     """Boxes and scores are computed in float32 whatever the network runs in."""
     return x if x.dtype == paddle.float32 else x.astype("float32")

@@ -3,14 +3,20 @@
 LD: Zheng et al., Localization Distillation for Dense Object Detection, https://arxiv.org/abs/2102.12252.
 CWD: Shu et al., Channel-wise Knowledge Distillation for Dense Prediction, https://arxiv.org/abs/2011.13256.
 
-Student and teacher are compared by what `GFL.features` returns of them: the neck's levels and the head's maps.
+Student and teacher are compared by their `gfl.Features`: the neck's levels and the head's maps.
 """
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import paddle
 import paddle.nn.functional as F
+from paddle import Tensor
 
 from ..errors import ConfigError
+from .gfl import GFL, Features
 from .losses import by_cell
 
 
@@ -22,24 +28,25 @@ class Teacher:
         model: a `GFL` with its weights.
     """
 
-    def __init__(self, model):
+    def __init__(self, model: GFL) -> None:
         model.eval()
         for parameter in model.parameters():
             parameter.stop_gradient = True
         self.model = model
 
-    def __call__(self, batch):
-        """The batch with `teacher`: its levels and maps of the images."""
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """The batch with `teacher`: its `gfl.Features` of the images."""
         with paddle.no_grad():
             return {**batch, "teacher": self.model.features(batch["image"])}
 
 
-def check_fit(teacher, student):
+def check_fit(teacher: GFL, student: GFL) -> None:
     """Raise a ConfigError unless all maps of two `GFL` that their distillation compares have the same shapes."""
-    facts = {"num_classes": lambda model: model.head.num_classes,
-             "reg_max": lambda model: model.head.distribution_project.reg_max,
-             "fpn_stride": lambda model: model.head.fpn_stride,
-             "dgqp_module": lambda model: "DGQP" if model.head.dgqp_module is not None else None}
+    facts: dict[str, Callable[[GFL], Any]] = {
+        "num_classes": lambda model: model.head.num_classes,
+        "reg_max": lambda model: model.head.distribution_project.reg_max,
+        "fpn_stride": lambda model: model.head.fpn_stride,
+        "dgqp_module": lambda model: "DGQP" if model.head.dgqp_module is not None else None}
     if isinstance(student.criterion.distillation, ChannelWiseDistillation):
         facts["FPN.out_channel"] = lambda model: model.neck.out_channel
     if student.head.dgqp_module is not None:
@@ -62,11 +69,11 @@ class KnowledgeDistillationKLDivLoss:
     loss_weight: float = 1.0
     T: float = 10
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not isinstance(self.T, (int, float)) or self.T < 1:
             raise ConfigError(f"KnowledgeDistillationKLDivLoss.T: {self.T!r}; it must be 1 or more")
 
-    def __call__(self, student, teacher):
+    def __call__(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Logits [..., K] of both -> [...]."""
         log_student = F.log_softmax(student / self.T, axis=-1)
         log_teacher = F.log_softmax(teacher / self.T, axis=-1)
@@ -75,7 +82,7 @@ class KnowledgeDistillationKLDivLoss:
 
 @dataclass(eq=False)
 class CWDFeatureLoss:
-    """KL divergence between the places that a channel of both looks at (CWD, section 3.2).
+    """KL divergence between the spatial distributions of each channel in student and teacher (CWD, section 3.2).
 
     Attributes:
         student_channels, teacher_channels: must be equal; otherwise without effect.
@@ -84,18 +91,18 @@ class CWDFeatureLoss:
         weight: factor of the result.
     """
 
-    student_channels: int = None
-    teacher_channels: int = None
+    student_channels: int | None = None
+    teacher_channels: int | None = None
     normalize: bool = False
     tau: float = 1.0
     weight: float = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.student_channels != self.teacher_channels:
             raise ConfigError(f"CWDFeatureLoss: student_channels {self.student_channels}, teacher_channels "
                               f"{self.teacher_channels}; they must be equal")
 
-    def __call__(self, student, teacher):
+    def __call__(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Maps [N, K, H, W] of both -> the mean over images and channels."""
         eps = 1e-5
         student, teacher = (F.softmax((_normalized(x) if self.normalize else x).flatten(2) / self.tau, axis=-1)
@@ -104,7 +111,7 @@ class CWDFeatureLoss:
         return self.weight * difference.sum(axis=-1).mean()
 
 
-def _normalized(x):
+def _normalized(x: Tensor) -> Tensor:
     centered = x - x.mean(axis=[0, 2, 3], keepdim=True)
     return centered / (x.std(axis=[0, 2, 3], keepdim=True) + 1e-6)
 
@@ -122,9 +129,10 @@ class LocalizationDistillation:
     loss_ld_vlr: KnowledgeDistillationKLDivLoss
     loss_kd: KnowledgeDistillationKLDivLoss
 
-    def __call__(self, student, teacher, batch, positive, weight):
+    def __call__(self, student: Features, teacher: Features, batch: Mapping[str, Any], positive: Tensor,
+                 weight: Tensor) -> dict[str, Tensor]:
         """Args:
-            student, teacher: their levels and maps.
+            student, teacher: their `gfl.Features`.
             batch: with `vlr_regions` and `label_weights` [N, A].
             positive: [N, A] 1 where a cell is responsible for a box.
             weight: [N, A] what such a cell counts in the losses of boxes.
@@ -138,21 +146,21 @@ class LocalizationDistillation:
         loss_ld_vlr = (self.loss_ld_vlr(sides, soft_sides).sum(axis=-1) * batch["vlr_regions"]).sum() / 16
         # PaddleDetection: the mean over the positive cells of each level, all levels added up
         kd = self.loss_kd(cls, soft_cls) * batch["label_weights"] * positive
-        sizes = [level.shape[2] * level.shape[3] for level in student[1][0]]
+        sizes = [level.shape[2] * level.shape[3] for level in student.cls]
         loss_kd = sum(of_level.sum() / count.sum().clip(min=1.0)
                       for of_level, count in zip(kd.split(sizes, axis=1), positive.split(sizes, axis=1)))
         return {"loss_ld": loss_ld, "loss_ld_vlr": loss_ld_vlr, "loss_kd": loss_kd}
 
     @staticmethod
-    def _by_cell(features):
+    def _by_cell(features: Features) -> tuple[Tensor, Tensor]:
         """Class logits [N, A, C], distribution logits [N, A, 4, R]."""
-        cls, reg = (by_cell(kind).astype("float32") for kind in features[1])
+        cls, reg = (by_cell(maps).astype("float32") for maps in (features.cls, features.reg))
         return cls, reg.reshape([0, 0, 4, -1])
 
 
 @dataclass(eq=False)
 class ChannelWiseDistillation:
-    """CWD on the class maps and on the neck's maps, a loss for each of every level.
+    """CWD on the class maps and on the neck's maps, one loss per level for either.
 
     Attributes:
         loss: the `CWDFeatureLoss`.
@@ -160,12 +168,13 @@ class ChannelWiseDistillation:
     """
 
     loss: CWDFeatureLoss
-    strides: tuple
+    strides: tuple[int, ...]
 
-    def __call__(self, student, teacher, batch, positive, weight):
+    def __call__(self, student: Features, teacher: Features, batch: Mapping[str, Any], positive: Tensor,
+                 weight: Tensor) -> dict[str, Tensor]:
         """As `LocalizationDistillation`; returns {"loss_cwd_cls_p3", "loss_cwd_neck_p3", ...}."""
         losses = {}
-        for kind, ours, theirs in (("cls", student[1][0], teacher[1][0]), ("neck", student[0], teacher[0])):
+        for kind, ours, theirs in (("cls", student.cls, teacher.cls), ("neck", student.levels, teacher.levels)):
             for stride, a, b in zip(self.strides, ours, theirs):
                 name = f"loss_cwd_{kind}_p{int(stride).bit_length() - 1}"
                 losses[name] = self.loss(a.astype("float32"), b.astype("float32"))

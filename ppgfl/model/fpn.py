@@ -1,7 +1,12 @@
 """Feature pyramid (Lin et al., https://arxiv.org/abs/1612.03144) with extra levels on top."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
 import paddle
 import paddle.nn.functional as F
-from paddle import ParamAttr, nn
+from paddle import ParamAttr, Tensor, nn
 from paddle.nn.initializer import XavierUniform
 
 from ..errors import ConfigError
@@ -26,9 +31,10 @@ class FPN(nn.Layer):
         strides: of the levels.
     """
 
-    def __init__(self, in_channels, out_channel=256, spatial_scales=(0.25, 0.125, 0.0625, 0.03125),
-                 has_extra_convs=False, extra_stage=1, use_c5=True, norm_type=None, norm_decay=0.0,
-                 freeze_norm=False, relu_before_extra_convs=True):
+    def __init__(self, in_channels: Sequence[int], out_channel: int = 256,
+                 spatial_scales: Sequence[float] = (0.25, 0.125, 0.0625, 0.03125), has_extra_convs: bool = False,
+                 extra_stage: int = 1, use_c5: bool = True, norm_type: str | None = None, norm_decay: float = 0.0,
+                 freeze_norm: bool = False, relu_before_extra_convs: bool = True) -> None:
         super().__init__()
         self.out_channel = out_channel
         if not has_extra_convs and extra_stage > 1:
@@ -41,7 +47,7 @@ class FPN(nn.Layer):
         self.strides = [round(1 / scale) for scale in spatial_scales]
         self.strides += [last_stride * 2 ** (i + 1) for i in range(extra_stage)]
 
-        norm = dict(norm_type=norm_type, norm_decay=norm_decay, frozen=freeze_norm)
+        norm: dict[str, Any] = dict(norm_type=norm_type, norm_decay=norm_decay, frozen=freeze_norm)
         first = 6 - len(in_channels)  # res5 is the last: its number and those before it name the layers
         self.lateral_convs, self.fpn_convs = [], []
         for res, c_in in enumerate(in_channels, start=first):
@@ -56,7 +62,7 @@ class FPN(nn.Layer):
             extra = _conv(c_in, out_channel, 3, stride=2, fan_out=out_channel * 9, **norm)
             self.extra_convs.append(self.add_sublayer(f"fpn_{6 + i}", extra))
 
-    def forward(self, backbone_maps):
+    def forward(self, backbone_maps: Sequence[Tensor]) -> list[Tensor]:
         """List of backbone maps, finest first -> list of [N, out_channel, H_l, W_l], one per level."""
         laterals = [conv(x) for conv, x in zip(self.lateral_convs, backbone_maps)]
         for i in range(len(laterals) - 1, 0, -1):
@@ -71,7 +77,7 @@ class FPN(nn.Layer):
         return levels
 
 
-def upsample_nearest(x):
+def upsample_nearest(x: Tensor) -> Tensor:
     """Double height and width by repeating every value.
 
     Written with stack and flatten, bit for bit equal to F.interpolate: the saved program of the latter crashes in
@@ -81,7 +87,8 @@ def upsample_nearest(x):
     return paddle.flatten(paddle.stack([x, x], axis=4), 3, 4)
 
 
-def _conv(c_in, c_out, kernel_size, *, fan_out, stride=1, norm_type, norm_decay, frozen):
+def _conv(c_in: int, c_out: int, kernel_size: int, *, fan_out: int, stride: int = 1, norm_type: str | None,
+          norm_decay: float, frozen: bool) -> nn.Layer:
     weight_attr = ParamAttr(initializer=XavierUniform(fan_out=fan_out))
     conv = nn.Conv2D(c_in, c_out, kernel_size, stride=stride, padding=kernel_size // 2, weight_attr=weight_attr,
                      bias_attr=None if norm_type is None else False)

@@ -1,5 +1,24 @@
 """The detector on one page."""
-from paddle import nn
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from paddle import Tensor, nn
+
+
+class Features(NamedTuple):
+    """What the network makes of a batch of images, before any decoding; L levels, finest first.
+
+    Attributes:
+        levels: the neck's maps, L tensors [N, K, H_l, W_l].
+        cls: the head's class maps, L tensors [N, C, H_l, W_l] (see `head.GFLHead`).
+        reg: the head's box maps, L tensors [N, 4 R, H_l, W_l].
+    """
+
+    levels: list[Tensor]
+    cls: list[Tensor]
+    reg: list[Tensor]
 
 
 class GFL(nn.Layer):
@@ -7,24 +26,25 @@ class GFL(nn.Layer):
 
     Args:
         backbone, neck, head: the three layers; `head` returns raw maps (see `head.GFLHead`).
-        decoder: (maps, integral, scale_factor) -> {"bbox", "bbox_num"} (see `decode.Decoder`).
+        decoder: (features, integral, scale_factor) -> {"bbox", "bbox_num"} (see `decode.Decoder`).
         criterion: (features, integral, batch) -> {"loss", ...}, or None for a model that is never trained.
     """
 
-    def __init__(self, backbone, neck, head, *, decoder, criterion=None):
+    def __init__(self, backbone: nn.Layer, neck: nn.Layer, head: nn.Layer, *, decoder: Any,
+                 criterion: Callable[..., dict[str, Tensor]] | None = None) -> None:
         super().__init__()
         self.backbone = backbone
         self.neck = neck
         self.head = head
         self.decoder = decoder
-        self.criterion = criterion
+        self.criterion: Any = criterion
 
-    def features(self, image):
-        """image [N, 3, H, W] -> the neck's levels, a list of [N, K, H_l, W_l], and the head's maps (cls, reg)."""
+    def features(self, image: Tensor) -> Features:
+        """image [N, 3, H, W] -> the neck's levels and the head's maps."""
         levels = self.neck(self.backbone(image))
-        return levels, self.head(levels)
+        return Features(levels, *self.head(levels))
 
-    def forward(self, batch):
+    def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """batch: see `ppgfl.data`.
 
         Returns:
@@ -35,4 +55,4 @@ class GFL(nn.Layer):
         integral = self.head.distribution_project
         if self.training:
             return self.criterion(features, integral, batch)
-        return self.decoder(features[1], integral, batch["scale_factor"])
+        return self.decoder(features, integral, batch["scale_factor"])

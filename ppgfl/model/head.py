@@ -2,11 +2,14 @@
 
 GFL: Li et al., https://arxiv.org/abs/2006.04388. GFLv2: Li et al., https://arxiv.org/abs/2011.12885.
 """
+from __future__ import annotations
+
 import math
+from collections.abc import Sequence
 
 import paddle
 import paddle.nn.functional as F
-from paddle import ParamAttr, nn
+from paddle import ParamAttr, Tensor, nn
 from paddle.nn.initializer import Constant, Normal
 
 from ..errors import ConfigError
@@ -24,16 +27,18 @@ class FCOSFeat(nn.Layer):
         use_dcn: deformable convolutions.
     """
 
-    def __init__(self, feat_in=256, feat_out=256, num_convs=4, norm_type="bn", use_dcn=False):
+    def __init__(self, feat_in: int = 256, feat_out: int = 256, num_convs: int = 4, norm_type: str = "bn",
+                 use_dcn: bool = False) -> None:
         super().__init__()
-        self.cls_tower, self.reg_tower = [], []
+        self.cls_tower: list[ConvNorm] = []
+        self.reg_tower: list[ConvNorm] = []
         for i in range(num_convs):
             c_in = feat_in if i == 0 else feat_out
             for kind, tower in (("cls", self.cls_tower), ("reg", self.reg_tower)):
                 layer = ConvNorm(_tower_conv(c_in, feat_out, use_dcn), normalization(norm_type, feat_out), relu=True)
                 tower.append(self.add_sublayer(f"fcos_head_{kind}_tower_conv_{i}", layer))
 
-    def forward(self, level):
+    def forward(self, level: Tensor) -> tuple[Tensor, Tensor]:
         """[N, feat_in, H, W] -> class features, box features, both [N, feat_out, H, W]."""
         cls = reg = level
         for cls_layer, reg_layer in zip(self.cls_tower, self.reg_tower):
@@ -41,7 +46,7 @@ class FCOSFeat(nn.Layer):
         return cls, reg
 
 
-def _tower_conv(c_in, c_out, use_dcn):
+def _tower_conv(c_in: int, c_out: int, use_dcn: bool) -> nn.Layer:
     weight_attr = ParamAttr(initializer=Normal(0.0, 0.01))
     if use_dcn:
         return DeformConv(c_in, c_out, 3, weight_attr=weight_attr)
@@ -59,7 +64,7 @@ class DGQP(nn.Layer):
         add_mean: look at their mean as well.
     """
 
-    def __init__(self, reg_topk=4, reg_channels=64, add_mean=True):
+    def __init__(self, reg_topk: int = 4, reg_channels: int = 64, add_mean: bool = True) -> None:
         super().__init__()
         self.reg_topk = reg_topk
         self.add_mean = add_mean
@@ -70,7 +75,7 @@ class DGQP(nn.Layer):
         self.reg_conv1 = self.add_sublayer("dgqp_reg_conv1", conv1)
         self.reg_conv2 = self.add_sublayer("dgqp_reg_conv2", conv2)
 
-    def forward(self, distribution):
+    def forward(self, distribution: Tensor) -> Tensor:
         """Logits [N, 4 R, H, W] of the four sides -> quality [N, 1, H, W] in 0..1."""
         # 0 keeps a dimension as it is, which an exported graph of any size needs.
         per_side = distribution.transpose([0, 2, 3, 1]).reshape([0, 0, 0, 4, -1])
@@ -84,12 +89,12 @@ class DGQP(nn.Layer):
 class Integral(nn.Layer):
     """Distribution over 0..reg_max -> its expectation (GFL, equation 6)."""
 
-    def __init__(self, reg_max=16):
+    def __init__(self, reg_max: int = 16) -> None:
         super().__init__()
         self.reg_max = reg_max
         self.register_buffer("project", paddle.linspace(0, reg_max, reg_max + 1))
 
-    def forward(self, logits):
+    def forward(self, logits: Tensor) -> Tensor:
         """[..., 4 R] -> [..., 4] in units of the level's stride."""
         per_side = logits.reshape([0] * (logits.ndim - 1) + [4, self.reg_max + 1])
         return operators.matmul(F.softmax(per_side, axis=-1), self.project)
@@ -98,11 +103,11 @@ class Integral(nn.Layer):
 class ScaleReg(nn.Layer):
     """One learnable factor for the box map of a level."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.scale_reg = self.create_parameter([1], attr=ParamAttr(initializer=Constant(1.0)))
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return x * self.scale_reg
 
 
@@ -119,8 +124,9 @@ class GFLHead(nn.Layer):
         feat_in_chan: channels of the towers' output.
     """
 
-    def __init__(self, conv_feat, dgqp_module=None, num_classes=80, fpn_stride=(8, 16, 32, 64, 128),
-                 prior_prob=0.01, reg_max=16, feat_in_chan=256):
+    def __init__(self, conv_feat: FCOSFeat, dgqp_module: DGQP | None = None, *, num_classes: int,
+                 fpn_stride: Sequence[int] = (8, 16, 32, 64, 128), prior_prob: float = 0.01, reg_max: int = 16,
+                 feat_in_chan: int = 256) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.fpn_stride = list(fpn_stride)
@@ -133,7 +139,7 @@ class GFLHead(nn.Layer):
         self.scales_regs = [self.add_sublayer(f"p{_level(stride)}_feat", ScaleReg()) for stride in self.fpn_stride]
         self.distribution_project = Integral(reg_max)
 
-    def forward(self, levels):
+    def forward(self, levels: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """levels: L maps [N, feat_in, H_l, W_l].
 
         Returns:
@@ -151,13 +157,13 @@ class GFLHead(nn.Layer):
         return cls_maps, reg_maps
 
 
-def _level(stride):
+def _level(stride: int) -> int:
     level = int(stride).bit_length() - 1
     if 2**level != stride:
         raise ConfigError(f"GFLHead.fpn_stride: {stride!r} is not a power of two")
     return level
 
 
-def _prediction_conv(c_in, c_out, bias):
+def _prediction_conv(c_in: int, c_out: int, bias: float) -> nn.Conv2D:
     return nn.Conv2D(c_in, c_out, 3, padding=1, weight_attr=ParamAttr(initializer=Normal(0.0, 0.01)),
                      bias_attr=ParamAttr(initializer=Constant(bias)))

@@ -1,7 +1,9 @@
 """Convolution and normalisation as the backbone, the neck and the towers share them."""
+from __future__ import annotations
+
 import paddle
 import paddle.nn.functional as F
-from paddle import ParamAttr, nn
+from paddle import ParamAttr, Tensor, nn
 from paddle.nn.initializer import Constant
 from paddle.regularizer import L2Decay
 from paddle.vision.ops import DeformConv2D
@@ -10,7 +12,8 @@ from ..errors import ConfigError
 from . import operators
 
 
-def normalization(norm_type, channels, *, norm_decay=0.0, frozen=False, learning_rate=1.0):
+def normalization(norm_type: str, channels: int, *, norm_decay: float = 0.0, frozen: bool = False,
+                  learning_rate: float = 1.0) -> nn.Layer:
     """The layer that a YAML `norm_type` names: "bn", "sync_bn" or "gn" (32 groups).
 
     "sync_bn" is a plain BatchNorm here: training on several processes converts it, and its entries in a checkpoint
@@ -19,7 +22,7 @@ def normalization(norm_type, channels, *, norm_decay=0.0, frozen=False, learning
     if norm_type not in ("bn", "sync_bn", "gn"):
         raise ConfigError(f"norm_type: {norm_type!r}; allowed: bn, sync_bn, gn")
 
-    def attr():
+    def attr() -> ParamAttr:
         rate = 0.0 if frozen else learning_rate
         return ParamAttr(learning_rate=rate, regularizer=L2Decay(norm_decay), trainable=not frozen)
 
@@ -29,7 +32,7 @@ def normalization(norm_type, channels, *, norm_decay=0.0, frozen=False, learning
     return nn.BatchNorm2D(channels, weight_attr=attr(), bias_attr=attr(), use_global_stats=use_global_stats)
 
 
-def fold_norm(conv, norm):
+def fold_norm(conv: nn.Conv2D, norm: nn.BatchNorm2D) -> tuple[Tensor, Tensor]:
     """Weight and bias of the one convolution that equals `conv` followed by the BatchNorm `norm` in evaluation."""
     scale = norm.weight / paddle.sqrt(norm._variance + norm._epsilon)
     shift = norm.bias - norm._mean * scale
@@ -38,7 +41,7 @@ def fold_norm(conv, norm):
 
 
 class ConvNorm(nn.Layer):
-    """Convolution, normalisation, ReLU; its children are called as in a checkpoint.
+    """Convolution, normalisation, ReLU; its children have the names of a checkpoint's entries.
 
     Args:
         conv: the convolution.
@@ -47,7 +50,8 @@ class ConvNorm(nn.Layer):
         conv_offset: predicts offsets and masks when `conv` is deformable.
     """
 
-    def __init__(self, conv, norm, *, relu=False, conv_offset=None):
+    def __init__(self, conv: nn.Layer, norm: nn.Layer, *, relu: bool = False,
+                 conv_offset: nn.Conv2D | None = None) -> None:
         super().__init__()
         if conv_offset is not None:
             self.conv_offset = conv_offset
@@ -56,7 +60,7 @@ class ConvNorm(nn.Layer):
         self.relu = relu
         self.deformable = conv_offset is not None
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         """[N, C_in, H, W] -> [N, C_out, H', W']."""
         x = deform(x, self.conv_offset, self.conv) if self.deformable else self.conv(x)
         x = self.norm(x)
@@ -69,19 +73,21 @@ class DeformConv(nn.Layer):
     Used by towers with `use_dcn`; the names of its children are those of PaddleDetection's checkpoints.
     """
 
-    def __init__(self, in_channels, out_channels, kernel_size, *, weight_attr=None):
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, *,
+                 weight_attr: ParamAttr | None = None) -> None:
         super().__init__()
         self.conv_offset = offset_conv(in_channels, kernel_size, bias_learning_rate=2.0)
         self.conv_dcn = DeformConv2D(
             in_channels, out_channels, kernel_size, padding=kernel_size // 2, weight_attr=weight_attr,
             bias_attr=ParamAttr(initializer=Constant(0.0), regularizer=L2Decay(0.0), learning_rate=2.0))
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         """[N, C_in, H, W] -> [N, C_out, H, W]."""
         return deform(x, self.conv_offset, self.conv_dcn)
 
 
-def offset_conv(in_channels, kernel_size, *, stride=1, bias_learning_rate=1.0):
+def offset_conv(in_channels: int, kernel_size: int, *, stride: int = 1,
+                bias_learning_rate: float = 1.0) -> nn.Conv2D:
     """The convolution that predicts 2 offsets and 1 mask per kernel position; it starts as all zeros."""
     return nn.Conv2D(
         in_channels, 3 * kernel_size**2, kernel_size, stride=stride, padding=kernel_size // 2,
@@ -89,7 +95,7 @@ def offset_conv(in_channels, kernel_size, *, stride=1, bias_learning_rate=1.0):
         bias_attr=ParamAttr(initializer=Constant(0.0), learning_rate=bias_learning_rate))
 
 
-def deform(x, conv_offset, conv):
+def deform(x: Tensor, conv_offset: nn.Conv2D, conv: DeformConv2D) -> Tensor:
     """Apply the deformable `conv` at the offsets and with the masks that `conv_offset` predicts."""
     predicted = conv_offset(x)
     points = predicted.shape[1] // 3

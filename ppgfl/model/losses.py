@@ -3,13 +3,19 @@ step makes the device wait for the host.
 
 GFL: Li et al., https://arxiv.org/abs/2006.04388; GIoU: Rezatofighi et al., https://arxiv.org/abs/1902.09630.
 """
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import paddle
 import paddle.nn.functional as F
+from paddle import Tensor
 
 from ..system import dist
 from .boxes import boxes_to_distances, cell_centers, distances_to_boxes, giou, iou
+from .gfl import Features
 
 EPSILON_TO_LAST_BIN = 0.1  # PaddleDetection: DFL targets end at reg_max - 0.1, so that a right neighbour exists
 
@@ -28,7 +34,7 @@ class QualityFocalLoss:
     beta: float = 2.0
     loss_weight: float = 1.0
 
-    def __call__(self, prediction, quality):
+    def __call__(self, prediction: Tensor, quality: Tensor) -> Tensor:
         """prediction and quality [..., C] -> [..., C]; quality is the IoU at the true class and 0 elsewhere."""
         if self.use_sigmoid:
             probability = F.sigmoid(prediction)
@@ -49,7 +55,7 @@ class DistributionFocalLoss:
 
     loss_weight: float = 1.0
 
-    def __call__(self, logits, distance):
+    def __call__(self, logits: Tensor, distance: Tensor) -> Tensor:
         """logits [..., R], distance [...] from 0 to below R - 1 -> [...]."""
         bins = paddle.arange(logits.shape[-1], dtype="float32")
         # The two bins around the distance get 1 - |distance - bin|, all others 0: no index that NaN could break.
@@ -69,7 +75,7 @@ class GIoULoss:
     loss_weight: float = 1.0
     eps: float = 1e-10
 
-    def __call__(self, prediction, target):
+    def __call__(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Boxes [..., 4] -> [...]."""
         return self.loss_weight * (1 - giou(prediction, target, eps=self.eps))
 
@@ -85,28 +91,28 @@ class GFLCriterion:
         distillation: more terms, from what a teacher says about the batch (see `distill`), or None.
     """
 
-    strides: tuple
+    strides: tuple[int, ...]
     num_classes: int
     reg_max: int
     loss_class: QualityFocalLoss
     loss_dfl: DistributionFocalLoss
     loss_bbox: GIoULoss
     cell_offset: float = 0.0
-    distillation: object = None
+    distillation: Callable[..., dict[str, Tensor]] | None = None
 
-    def __call__(self, features, integral, batch):
+    def __call__(self, features: Features, integral: Callable[[Tensor], Tensor],
+                 batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Args:
-            features: levels and maps of `GFL.features`.
+            features: the `gfl.Features` of the images.
             integral: the head's `Integral`.
             batch: `labels`, `label_weights`, `bbox_targets`, `pos_num` (see `ppgfl.data`); `teacher` for distillation.
 
         Returns: {"loss", their sum, "loss_qfl", "loss_bbox", "loss_dfl", and those of the distillation}, float32
             tensors without dimensions.
         """
-        _, maps = features
         with paddle.amp.auto_cast(enable=False):
-            cls, reg = (by_cell(kind).astype("float32") for kind in maps)
-            centers, strides = self._cells(maps[1])
+            cls, reg = (by_cell(maps).astype("float32") for maps in (features.cls, features.reg))
+            centers, strides = self._cells(features.reg)
             labels = batch["labels"]
             positive = (labels < self.num_classes).astype("float32")
 
@@ -131,10 +137,11 @@ class GFLCriterion:
             loss_dfl = (self.loss_dfl(logits, distance).mean(axis=-1) * weight).sum() / weight_sum
             terms = {"loss_qfl": loss_qfl, "loss_bbox": loss_bbox, "loss_dfl": loss_dfl}
             if self.distillation is not None:
-                terms.update(self.distillation(features, batch["teacher"], batch, positive, weight))
+                teacher = Features(*batch["teacher"])  # in a compiled graph it has become a list
+                terms.update(self.distillation(features, teacher, batch, positive, weight))
         return {"loss": sum(terms.values()), **terms}
 
-    def _cells(self, maps):
+    def _cells(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Centres [A, 2] in strides and strides [A, 1] of all cells."""
         centers, strides = [], []
         for level, stride in zip(maps, self.strides):
@@ -144,6 +151,6 @@ class GFLCriterion:
         return paddle.concat(centers), paddle.concat(strides)
 
 
-def by_cell(maps):
+def by_cell(maps: Sequence[Tensor]) -> Tensor:
     """L maps [N, K, H, W] -> [N, A, K]."""
     return paddle.concat([x.flatten(2).transpose([0, 2, 1]) for x in maps], axis=1)

@@ -2,27 +2,33 @@
 
 Everywhere else they are the plain function. Only what an exported detector needs is here.
 """
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
 import paddle
 import paddle.nn.functional as F
+from paddle import Tensor
 from paddle.common_ops_import import LayerHelper
 from paddle.framework import in_dynamic_or_pir_mode
 
 
-def sigmoid(x):
+def sigmoid(x: Tensor) -> Tensor:
     """F.sigmoid."""
     if in_dynamic_or_pir_mode():
         return F.sigmoid(x)
     return _append("sigmoid", {"X": x}, {"Out": x.dtype})
 
 
-def matmul(x, y):
+def matmul(x: Tensor, y: Tensor) -> Tensor:
     """paddle.matmul."""
     if in_dynamic_or_pir_mode():
         return paddle.matmul(x, y)
     return _append("matmul_v2", {"X": x, "Y": y}, {"Out": x.dtype}, {"trans_x": False, "trans_y": False})
 
 
-def multiclass_nms(boxes, scores, settings):
+def multiclass_nms(boxes: Tensor, scores: Tensor, settings: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     """boxes [N, A, 4], scores [N, C, A] -> bbox [M, 6], bbox_num [N] int32.
 
     settings: score_threshold, nms_top_k, keep_top_k, nms_threshold, normalized, nms_eta, background_label, in this
@@ -36,7 +42,8 @@ def multiclass_nms(boxes, scores, settings):
     return bbox, bbox_num
 
 
-def _append(kind, inputs, output_dtypes, attributes=None):
+def _append(kind: str, inputs: Mapping[str, Tensor], output_dtypes: Mapping[str, Any],
+            attributes: Mapping[str, Any] | None = None) -> Any:
     """Add an operator to the program that is being traced. Returns its output, or the list of them."""
     helper = LayerHelper(kind)
     outputs = {name: helper.create_variable_for_type_inference(dtype) for name, dtype in output_dtypes.items()}

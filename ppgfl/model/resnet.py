@@ -2,8 +2,13 @@
 
 Every name here is the name of an entry in PaddleDetection's checkpoints: "res3.res3a.branch2b.conv.weight".
 """
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
 import paddle.nn.functional as F
-from paddle import ParamAttr, nn
+from paddle import ParamAttr, Tensor, nn
 from paddle.vision.ops import DeformConv2D
 
 from ..errors import ConfigError
@@ -32,27 +37,30 @@ class ResNet(nn.Layer):
         num_stages: stages that exist at all.
 
     Attributes:
+        depth: as given.
         channels, strides: of the returned maps.
 
     Raises:
         ConfigError: a value outside of what is listed above.
     """
 
-    def __init__(self, depth=50, ch_in=64, variant="b", lr_mult_list=(1.0, 1.0, 1.0, 1.0), norm_type="bn",
-                 norm_decay=0.0, freeze_norm=True, freeze_at=0, return_idx=(0, 1, 2, 3), dcn_v2_stages=(-1,),
-                 num_stages=4):
+    def __init__(self, depth: int = 50, ch_in: int = 64, variant: str = "b",
+                 lr_mult_list: Sequence[float] = (1.0, 1.0, 1.0, 1.0), norm_type: str = "bn", norm_decay: float = 0.0,
+                 freeze_norm: bool = True, freeze_at: int = 0, return_idx: int | Sequence[int] = (0, 1, 2, 3),
+                 dcn_v2_stages: int | Sequence[int] = (-1,), num_stages: int = 4) -> None:
         super().__init__()
         return_idx = _as_list(return_idx)
         dcn_v2_stages = _as_list(dcn_v2_stages)
         _check(depth, variant, norm_type, lr_mult_list, num_stages, return_idx, dcn_v2_stages)
+        self.depth = depth
         self.return_idx = return_idx
         block = Bottleneck if depth >= 50 else BasicBlock
         self.channels = [STAGE_WIDTHS[i] * block.expansion for i in return_idx]
         self.strides = [STAGE_STRIDES[i] for i in return_idx]
 
-        norm = dict(norm_type=norm_type, norm_decay=norm_decay, frozen=freeze_norm)
+        norm: dict[str, Any] = dict(norm_type=norm_type, norm_decay=norm_decay, frozen=freeze_norm)
         self.conv1 = _stem(ch_in, variant, norm)
-        self.stages = []
+        self.stages: list[nn.Sequential] = []
         in_channels = ch_in
         for i in range(num_stages):
             blocks = nn.Sequential()
@@ -64,14 +72,14 @@ class ResNet(nn.Layer):
             self.stages.append(self.add_sublayer(f"res{i + 2}", blocks))
         self._freeze(freeze_at)
 
-    def _freeze(self, freeze_at):
+    def _freeze(self, freeze_at: int) -> None:
         if freeze_at < 0:
             return
         for layer in (self.conv1, *self.stages[:freeze_at + 1]):  # PaddleDetection: 0 freezes stem and res2
             for parameter in layer.parameters():
                 parameter.stop_gradient = True
 
-    def forward(self, image):
+    def forward(self, image: Tensor) -> list[Tensor]:
         """image [N, 3, H, W] -> list of [N, channels[i], H / strides[i], W / strides[i]]."""
         x = F.max_pool2d(self.conv1(image), kernel_size=3, stride=2, padding=1)
         maps = []
@@ -82,11 +90,12 @@ class ResNet(nn.Layer):
         return maps
 
 
-def _as_list(value):
+def _as_list(value: int | Sequence[int]) -> list[int]:
     return [value] if isinstance(value, int) else list(value)
 
 
-def _check(depth, variant, norm_type, lr_mult_list, num_stages, return_idx, dcn_v2_stages):
+def _check(depth: int, variant: str, norm_type: str, lr_mult_list: Sequence[float], num_stages: int,
+           return_idx: Sequence[int], dcn_v2_stages: Sequence[int]) -> None:
     if depth not in BLOCKS_PER_STAGE:
         raise ConfigError(f"ResNet.depth: {depth!r}; allowed: {', '.join(map(str, BLOCKS_PER_STAGE))}")
     if variant not in ("a", "b", "c", "d"):
@@ -103,14 +112,14 @@ def _check(depth, variant, norm_type, lr_mult_list, num_stages, return_idx, dcn_
         raise ConfigError(f"ResNet.dcn_v2_stages: {dcn_v2_stages!r}; allowed: stage indices up to {num_stages - 1}")
 
 
-def _block_name(stage, index, count):
+def _block_name(stage: int, index: int, count: int) -> str:
     """res2a, res2b, ...; in a stage of more than ten blocks res4a, res4b1, res4b2, ..."""
     if count > 10 and index > 0:
         return f"res{stage}b{index}"
     return f"res{stage}{chr(ord('a') + index)}"
 
 
-def _stem(out_channels, variant, norm):
+def _stem(out_channels: int, variant: str, norm: dict[str, Any]) -> nn.Sequential:
     if variant in ("c", "d"):
         half = out_channels // 2
         plan = [("conv1_1", 3, half, 3, 2), ("conv1_2", half, half, 3, 1), ("conv1_3", half, out_channels, 3, 1)]
@@ -122,7 +131,8 @@ def _stem(out_channels, variant, norm):
     return stem
 
 
-def _conv_norm(c_in, c_out, kernel_size, *, stride=1, relu=False, norm, learning_rate=1.0, deformable=False):
+def _conv_norm(c_in: int, c_out: int, kernel_size: int, *, stride: int = 1, relu: bool = False, norm: dict[str, Any],
+               learning_rate: float = 1.0, deformable: bool = False) -> ConvNorm:
     make_conv = DeformConv2D if deformable else nn.Conv2D
     conv = make_conv(c_in, c_out, kernel_size, stride=stride, padding=kernel_size // 2,
                      weight_attr=ParamAttr(learning_rate=learning_rate), bias_attr=False)
@@ -131,7 +141,7 @@ def _conv_norm(c_in, c_out, kernel_size, *, stride=1, relu=False, norm, learning
                     relu=relu, conv_offset=offset)
 
 
-def _shortcut(c_in, c_out, stride, variant, **options):
+def _shortcut(c_in: int, c_out: int, stride: int, variant: str, **options: Any) -> nn.Layer:
     """The projection on the shortcut; the vd one pools first, so that no pixel is skipped."""
     if variant == "d" and stride == 2:
         return nn.Sequential(
@@ -145,14 +155,15 @@ class BasicBlock(nn.Layer):
 
     expansion = 1
 
-    def __init__(self, c_in, width, *, stride, project, variant, deformable, learning_rate, norm):
+    def __init__(self, c_in: int, width: int, *, stride: int, project: bool, variant: str, deformable: bool,
+                 learning_rate: float, norm: dict[str, Any]) -> None:
         super().__init__()
-        options = dict(learning_rate=learning_rate, norm=norm)
+        options: dict[str, Any] = dict(learning_rate=learning_rate, norm=norm)
         self.short = _shortcut(c_in, width, stride, variant, **options) if project else nn.Identity()
         self.branch2a = _conv_norm(c_in, width, 3, stride=stride, relu=True, **options)
         self.branch2b = _conv_norm(width, width, 3, deformable=deformable, **options)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.branch2b(self.branch2a(x)) + self.short(x))
 
 
@@ -161,9 +172,10 @@ class Bottleneck(nn.Layer):
 
     expansion = 4
 
-    def __init__(self, c_in, width, *, stride, project, variant, deformable, learning_rate, norm):
+    def __init__(self, c_in: int, width: int, *, stride: int, project: bool, variant: str, deformable: bool,
+                 learning_rate: float, norm: dict[str, Any]) -> None:
         super().__init__()
-        options = dict(learning_rate=learning_rate, norm=norm)
+        options: dict[str, Any] = dict(learning_rate=learning_rate, norm=norm)
         stride_1x1, stride_3x3 = (stride, 1) if variant == "a" else (1, stride)
         c_out = width * self.expansion
         self.short = _shortcut(c_in, c_out, stride, variant, **options) if project else nn.Identity()
@@ -171,5 +183,5 @@ class Bottleneck(nn.Layer):
         self.branch2b = _conv_norm(width, width, 3, stride=stride_3x3, relu=True, deformable=deformable, **options)
         self.branch2c = _conv_norm(width, c_out, 1, **options)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.branch2c(self.branch2b(self.branch2a(x))) + self.short(x))

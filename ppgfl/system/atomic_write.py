@@ -1,11 +1,15 @@
 """Writing files so that a kill or a full disk leaves the old file or the new one, never a part of it."""
+from __future__ import annotations
+
 import csv
 import errno
 import io
 import json
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 CAUSES = {
     errno.ENOSPC: "the disk is full; make room there, or choose another folder",
@@ -24,20 +28,20 @@ CAUSES = {
 }
 
 
-def explain(error):
+def explain(error: OSError) -> str | None:
     """The line about an OSError that a user can mend: where, what, the mend. None for any other."""
     if error.filename is None or error.errno not in CAUSES:
         return None
     return f"{os.path.abspath(os.fsdecode(error.filename))}: {CAUSES[error.errno]}"
 
 
-def write_bytes(path, data):
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """Write a file and make its folder if needed. Raises OSError, with the path, and leaves what was there."""
     write_temporary(path, data)
     os.replace(f"{path}.tmp", path)
 
 
-def write_temporary(path, data, *, sync=False):
+def write_temporary(path: str | os.PathLike[str], data: bytes, *, sync: bool = False) -> None:
     """Write `path`.tmp: the first half of `write_bytes`, for files that belong together.
 
     With `sync` it is on the disk when this returns, so that a power cut cannot leave it empty.
@@ -57,17 +61,17 @@ def write_temporary(path, data, *, sync=False):
         raise OSError(error.errno, error.strerror, error.filename or str(path)) from error
 
 
-def write_text(path, text):
+def write_text(path: str | os.PathLike[str], text: str) -> None:
     """See `write_bytes`; UTF-8."""
     write_bytes(path, text.encode("utf-8"))
 
 
-def write_json(path, content):
+def write_json(path: str | os.PathLike[str], content: Any) -> None:
     """See `write_bytes`."""
     write_text(path, json.dumps(content, ensure_ascii=False))
 
 
-def write_csv(path, rows):
+def write_csv(path: str | os.PathLike[str], rows: Iterable[Iterable[Any]]) -> None:
     """Write rows of values, the first of them the header; see `write_bytes`."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)

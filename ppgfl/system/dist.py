@@ -1,32 +1,31 @@
 """Talking to the other processes of a run started with `python -m paddle.distributed.launch`. Only this file does."""
-import contextlib
+from __future__ import annotations
+
 import os
-import sys
-import threading
-import time
-import traceback
-from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
-HANG_TIMEOUT = {"gpu": 45, "cpu": 25}  # seconds; on a CPU gloo gives up after 30, without a reason
-PATIENCE = 5  # times the longest wait so far, before a process counts as hanging
-LAST_WORDS = 2.0  # seconds that the others get to say over what they hang
+if TYPE_CHECKING:
+    from paddle import Tensor
+
+T = TypeVar("T")
 
 
-def world_size():
+def world_size() -> int:
     """Processes of this run."""
     return int(os.environ.get("PADDLE_TRAINERS_NUM", "1"))
 
 
-def rank():
+def rank() -> int:
     """The number of this process; 0 writes the files and the log."""
     return int(os.environ.get("PADDLE_TRAINER_ID", "0"))
 
 
-def is_main():
+def is_main() -> bool:
+    """Whether this is process 0."""
     return rank() == 0
 
 
-def start():
+def start() -> None:
     """Join the other processes, if there are any."""
     if world_size() > 1:
         import paddle
@@ -35,7 +34,7 @@ def start():
             paddle.distributed.init_parallel_env()
 
 
-def mean(tensor):
+def mean(tensor: Tensor) -> Tensor:
     """The average of a tensor over all processes."""
     if world_size() == 1:
         return tensor
@@ -45,84 +44,20 @@ def mean(tensor):
     return tensor / world_size()
 
 
-def gather(items):
+def gather(items: list[T]) -> list[T]:
     """The concatenation of every process's list, in the order of the ranks."""
     if world_size() == 1:
         return items
     import paddle
 
-    lists = []
+    lists: list[list[T]] = []
     paddle.distributed.all_gather_object(lists, items)
     return [item for part in lists for item in part]
 
 
-def barrier():
+def barrier() -> None:
     """Wait for the other processes."""
     if world_size() > 1:
         import paddle
 
         paddle.distributed.barrier()
-
-
-@contextlib.contextmanager
-def failing_aloud():
-    """Show the traceback of whichever process fails on the terminal of the launcher.
-
-    The launcher ends the other processes, but of those after the first it shows nothing: their output is in log files.
-    """
-    try:
-        yield
-    except BaseException:
-        if not is_main():
-            _tell(f"process {rank()} failed:\n{traceback.format_exc()}")
-        raise
-
-
-def _tell(text):
-    """Write to the launcher's terminal from whichever process."""
-    if is_main():
-        print(text, file=sys.stderr, flush=True)
-        return
-    with contextlib.suppress(OSError):  # there is no such file but on Linux
-        Path(f"/proc/{os.getppid()}/fd/2").write_text(text, encoding="utf-8")
-
-
-@contextlib.contextmanager
-def hanging_aloud(seconds):
-    """Inside, a process that hangs says over what and ends, and the launcher ends the others.
-
-    Yields a function to be called with what comes next, "reading a batch"; hanging is to take longer over it than
-    `seconds` (None: `HANG_TIMEOUT`), and than `PATIENCE` times the longest one so far. A run of one process may hang,
-    and so may all where `seconds` is 0.
-    """
-    if world_size() == 1 or seconds == 0:
-        yield lambda doing: None
-        return
-    if seconds is None:
-        import paddle
-
-        seconds = HANG_TIMEOUT["gpu" if str(paddle.device.get_device()).startswith("gpu") else "cpu"]
-    begun, longest, what = time.monotonic(), 0.0, "starting"
-    main_thread, over = threading.get_ident(), threading.Event()
-
-    def next_is(doing):
-        nonlocal begun, longest, what
-        now = time.monotonic()
-        begun, longest, what = now, max(longest, now - begun), doing
-
-    def watch():
-        while not over.wait(1.0):
-            waited = time.monotonic() - begun
-            if waited > max(seconds, PATIENCE * longest):
-                stack = "".join(traceback.format_stack(sys._current_frames()[main_thread]))
-                _tell(f"process {rank()} has hung for {waited:.0f} s while {what}; the run ends. Of several processes "
-                      "the one that was not waiting for the others is the cause (hang_timeout=0 waits for ever):\n"
-                      f"{stack}")
-                time.sleep(LAST_WORDS)
-                os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-    try:
-        yield next_is
-    finally:
-        over.set()

@@ -1,8 +1,10 @@
 """Ctrl-C and SIGTERM: a run is told, and ends where nothing is lost."""
+from __future__ import annotations
+
 import signal
 import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 
 from ..errors import Interrupted
 from . import dist
@@ -11,43 +13,47 @@ from .log import logger
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Request:
-    """Whether the run has been asked to stop."""
+class StopRequest:
+    """Whether the command has been asked to stop; true once it has.
 
-    signal = None
+    Attributes:
+        signal: the one that asked, or None.
+    """
 
-    def __bool__(self):
+    signal: signal.Signals | None = None
+
+    def __bool__(self) -> bool:
         return self.signal is not None
 
-    def obey(self, message):
-        """Raise Interrupted if it has been asked."""
-        if self:
+    def raise_if_set(self, message: str) -> None:
+        """Raise Interrupted, with the message, if the command has been asked to stop."""
+        if self.signal is not None:
             raise Interrupted(f"stopped by {self.signal.name}: {message}", self.signal)
 
 
 @contextmanager
-def first_signal(request, act):
-    """Inside, the first Ctrl-C or SIGTERM sets the `Request` and calls `act()`; the next one acts as before.
+def on_first_signal(request: StopRequest, act: Callable[[], None]) -> Iterator[None]:
+    """Inside, the first Ctrl-C or SIGTERM sets the request and calls `act()`; the next one acts as before.
 
-    A signal that was ignored stays so: what a shell script starts with `&` is deaf to Ctrl-C. In threads beside the
-    main one, which Python never interrupts, nothing changes.
+    A signal that was ignored stays ignored: a shell script starts commands with `&` so. In threads beside the main one,
+    which Python never interrupts, nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {number: handler for number in SIGNALS if (handler := signal.getsignal(number)) != signal.SIG_IGN}
 
-    def restore():
+    def restore() -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    def asked(number, _):
+    def handle(number: int, _: object) -> None:
         request.signal = signal.Signals(number)
         restore()
         act()
 
     for number in before:
-        signal.signal(number, asked)
+        signal.signal(number, handle)
     try:
         yield
     finally:
@@ -55,54 +61,35 @@ def first_signal(request, act):
 
 
 @contextmanager
-def requests():
-    """Inside, the first Ctrl-C or SIGTERM only sets the `Request` that is yielded. In a run of several processes, whose
-    steps must stay together, it acts as usual."""
-    request = Request()
+def stop_requests() -> Iterator[StopRequest]:
+    """Inside, the first Ctrl-C or SIGTERM only sets the request that is yielded. In a run of several processes, whose
+    steps must stay together, a signal acts as usual."""
+    request = StopRequest()
     if dist.world_size() > 1:
         yield request
         return
 
-    def act():
-        # A signal to the whole group ends the loader's workers, and Paddle would raise an error in the midst of a step.
-        if hasattr(signal, "SIGCHLD"):
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        logger.info("%s: stopping after this step with a checkpoint; once more stops at once", request.signal.name)
+    def announce() -> None:
+        assert request.signal is not None
+        logger.info("%s: stopping after this step with a checkpoint; a second one stops at once", request.signal.name)
 
-    with first_signal(request, act):
+    with on_first_signal(request, announce):
         yield request
 
 
-_command = ContextVar("the Request of the command that runs", default=None)
-
-
 @contextmanager
-def raised(request):
-    """Inside, the first Ctrl-C or SIGTERM sets the `Request` and raises KeyboardInterrupt, so that what was begun is
-    tidied up."""
-    def act():
+def keyboard_interrupt(request: StopRequest) -> Iterator[None]:
+    """Inside, the first Ctrl-C or SIGTERM sets the request and raises KeyboardInterrupt, so that temporary files are
+    removed."""
+    def act() -> None:
         raise KeyboardInterrupt
 
-    token = _command.set(request)
-    try:
-        with first_signal(request, act):
-            yield
-    finally:
-        _command.reset(token)
-
-
-def stoppable(items):
-    """Yield from `items`, unless the command was asked to stop and still goes on: then raise KeyboardInterrupt. That of
-    `raised` gets lost where the signal comes inside of a `__del__`, a weak reference's callback, or C code that drops
-    errors."""
-    for item in items:
-        if _command.get():
-            raise KeyboardInterrupt
-        yield item
+    with on_first_signal(request, act):
+        yield
 
 
 @contextmanager
-def held_back():
+def block_signals() -> Iterator[None]:
     """Inside, Ctrl-C and SIGTERM wait: while Paddle is imported or traces a model, they make it hang or crash."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
@@ -114,6 +101,7 @@ def held_back():
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def in_worker():
-    """In a loader's process: a Ctrl-C on the terminal is for the main process, which ends the workers."""
+def reset_in_worker() -> None:
+    """In a loader's process: Ctrl-C on the terminal is for the main process, which ends its workers; SIGTERM ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

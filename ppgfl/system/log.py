@@ -5,7 +5,7 @@ import sys
 logger = logging.getLogger("ppgfl")
 
 
-def set_up(level=logging.INFO):
+def set_up(level: int = logging.INFO) -> None:
     """Send ppgfl's records to standard output, one line each. Errors of a command go to standard error instead."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("[%(asctime)s] %(levelname)s: %(message)s", "%H:%M:%S"))

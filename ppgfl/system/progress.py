@@ -1,48 +1,50 @@
 """How far a long piece of work is, in the terminal or the log."""
+from __future__ import annotations
+
 import logging
 import sys
 import time
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, TypeVar
 
-from .interrupt import stoppable
 from .log import logger
 
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
-def progress(batches, *, total, unit="image", what="", size=len):
-    """Yield from `batches` while showing images/s: a bar on a terminal, else a line every ten seconds.
+T = TypeVar("T")
 
-    `size(batch)` is the number of units in one batch; `total` the number in all.
-    """
-    batches = stoppable(batches)
-    if not logger.isEnabledFor(logging.INFO) or not logger.handlers:
-        yield from batches
+
+def progress(items: Iterable[T], *, total: int, unit: str = "image", what: str = "") -> Iterator[T]:
+    """Yield from `items` while showing how many a second: a bar on a terminal, else a line every ten seconds."""
+    if not _is_shown():
+        yield from items
     elif sys.stderr.isatty():
         from tqdm import tqdm
 
-        with tqdm(total=total, unit=unit, desc=what) as bar:
-            for batch in batches:
-                yield batch
-                bar.update(size(batch))
+        yield from tqdm(items, total=total, unit=unit, desc=what)
     else:
-        yield from _progress_lines(batches, total, unit, what, size)
+        yield from _progress_lines(items, total, unit, what)
 
 
-def training_bar(steps, what):
+def training_bar(steps: int, what: str) -> tqdm:
     """A bar over the steps of an epoch, shown on a terminal only; use it in a `with`."""
     from tqdm import tqdm
 
-    shown = sys.stderr.isatty() and logger.isEnabledFor(logging.INFO) and bool(logger.handlers)
-    return tqdm(total=steps, desc=what, unit="step", disable=not shown, leave=False)
+    return tqdm(total=steps, desc=what, unit="step", disable=not (sys.stderr.isatty() and _is_shown()), leave=False)
 
 
-def _progress_lines(batches, total, unit, what, size, every=10.0):
-    done, start = 0, time.perf_counter()
-    last = start
-    for batch in batches:
-        yield batch
-        done += size(batch)
+def _is_shown() -> bool:
+    return logger.isEnabledFor(logging.INFO) and bool(logger.handlers)
+
+
+def _progress_lines(items: Iterable[T], total: int, unit: str, what: str, every: float = 10.0) -> Iterator[T]:
+    start = last = time.perf_counter()
+    for done, item in enumerate(items, start=1):
+        yield item
         now = time.perf_counter()
         if now - last >= every or done == total:
             rate = done / (now - start)
-            left = (total - done) / rate
-            logger.info("%s: %d of %d %ss, %.2f %ss/s, %.0f s left", what, done, total, unit, rate, unit, left)
+            logger.info("%s: %d of %d %ss, %.2f %ss/s, %.0f s left", what, done, total, unit, rate, unit,
+                        (total - done) / rate)
             last = now

@@ -2,7 +2,10 @@
 
 With `dist`, which reads the launcher's, this is the only file that touches environment variables.
 """
+from __future__ import annotations
+
 import contextlib
+import functools
 import io
 import os
 import platform
@@ -13,7 +16,7 @@ from pathlib import Path
 from .log import logger
 
 
-def prepare_for_paddle():
+def prepare_for_paddle() -> None:
     """What must happen before paddle is imported: OpenCV will be loaded first, and the CPU path is made fast.
 
     Without ``OMP_NUM_THREADS`` the wheel falls back to one thread. The MKL it carries takes its slowest path on
@@ -41,22 +44,22 @@ class _OpenCVBeforePaddle:
     """
 
     @staticmethod
-    def find_spec(name, path=None, target=None):
+    def find_spec(name: str, path: object = None, target: object = None) -> None:
         if name == "paddle":
             import cv2  # noqa: F401
 
 
-def mkl_is_slow():
+def mkl_is_slow() -> bool:
     """Whether MKL takes its slowest path, because the user has set it so."""
     return is_amd() and os.environ.get("MKL_DEBUG_CPU_TYPE") != "5"
 
 
-def cpu_threads():
+def cpu_threads() -> int:
     """The number of CPU threads paddle was told to use."""
     return int(os.environ.get("OMP_NUM_THREADS", "1"))
 
 
-def cache_folder():
+def cache_folder() -> Path:
     """Where downloads are kept: PPGFL_HOME, or `ppgfl` in the user's cache folder."""
     home = os.environ.get("PPGFL_HOME")
     if home:
@@ -64,7 +67,7 @@ def cache_folder():
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ppgfl"
 
 
-def physical_cores():
+def physical_cores() -> int:
     """Physical cores this process may use: its affinity and its container's quota are respected."""
     try:
         cpus = os.sched_getaffinity(0)
@@ -75,7 +78,7 @@ def physical_cores():
     return max(1, min(len(cores), quota) if quota else len(cores))
 
 
-def _core_of(cpu):
+def _core_of(cpu: int) -> object:
     try:
         topology = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology")
         return (topology / "physical_package_id").read_text(), (topology / "core_id").read_text()
@@ -83,7 +86,7 @@ def _core_of(cpu):
         return cpu
 
 
-def _container_quota():
+def _container_quota() -> int | None:
     """Whole CPUs that the container's quota allows, or None where there is no quota."""
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()  # cgroup v2
@@ -92,21 +95,38 @@ def _container_quota():
         pass
     try:
         folder = Path("/sys/fs/cgroup/cpu")  # cgroup v1
-        quota = int((folder / "cpu.cfs_quota_us").read_text())
-        return None if quota <= 0 else max(1, quota // int((folder / "cpu.cfs_period_us").read_text()))
+        limit = int((folder / "cpu.cfs_quota_us").read_text())
+        return None if limit <= 0 else max(1, limit // int((folder / "cpu.cfs_period_us").read_text()))
     except (OSError, ValueError):
         return None
 
 
-def is_amd():
-    """Whether the processor is made by AMD."""
+@functools.cache
+def processor() -> dict[str, str]:
+    """What the system says of the first processor, as {"vendor_id", "model name", "flags", ...}; empty but on Linux."""
     try:
-        return "AuthenticAMD" in Path("/proc/cpuinfo").read_text()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return "AMD" in platform.processor()
+        return {}
+    fields: dict[str, str] = {}
+    for line in lines:
+        name, colon, value = line.partition(":")
+        if colon:
+            fields.setdefault(name.strip(), value.strip())
+    return fields
 
 
-def select_device(use_gpu):
+def processor_name() -> str:
+    """As "AMD EPYC 9454"."""
+    return processor().get("model name") or platform.processor() or platform.machine() or "unknown"
+
+
+def is_amd() -> bool:
+    """Whether the processor is made by AMD."""
+    return "AMD" in processor().get("vendor_id", platform.processor())
+
+
+def select_device(use_gpu: bool) -> str:
     """Make the GPU paddle's device when `use_gpu` and there is one, else the CPU, saying so in one line.
 
     Returns: "gpu:<index>" or "cpu".
@@ -126,19 +146,21 @@ def select_device(use_gpu):
     return "cpu"
 
 
-def on_gpu():
+def on_gpu() -> bool:
     """Whether the device that `select_device` chose is a GPU."""
     import paddle
 
     return str(paddle.device.get_device()).startswith("gpu")
 
 
-def import_paddle():
+def import_paddle() -> None:
     """Import paddle without the advice that 2.6 prints about OMP_NUM_THREADS, which the MKL builds do not need."""
     captured = io.StringIO()
-    with contextlib.redirect_stderr(captured):
-        import paddle  # noqa: F401
-    advice = ("WARNING: OMP_NUM_THREADS set to", "PLEASE USE OMP_NUM_THREADS")
-    for line in captured.getvalue().splitlines():
-        if not line.startswith(advice):
-            sys.stderr.write(line + "\n")
+    try:
+        with contextlib.redirect_stderr(captured):
+            import paddle  # noqa: F401
+    finally:  # also what it says before it fails
+        advice = ("WARNING: OMP_NUM_THREADS set to", "PLEASE USE OMP_NUM_THREADS")
+        for line in captured.getvalue().splitlines():
+            if not line.startswith(advice):
+                sys.stderr.write(line + "\n")

@@ -1,9 +1,13 @@
 """The checkpoints of a training run: everything that is needed to go on as if nothing had happened."""
+from __future__ import annotations
+
 import io
 import os
 import pickle
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,10 +17,19 @@ from ..system.log import logger
 from ..weights import safe_pickle
 from ..weights.checkpoint import NAME_TABLE, match, read
 
+if TYPE_CHECKING:
+    from paddle import Tensor
+    from paddle.optimizer import Optimizer
+
+    from ..model.gfl import GFL
+    from ..optim import EMA
+
 SUFFIXES = (".pdparams", ".pdopt", ".pdema")
 
 
-def save_training(folder, name, *, weights, optimizer, parameter_names, progress, ema=None, raw_weights=None):
+def save_training(folder: Path, name: str, *, weights: Mapping[str, Tensor], optimizer: Optimizer,
+                  parameter_names: Mapping[str, str], progress: Mapping[str, Any], ema: EMA | None = None,
+                  raw_weights: Mapping[str, Tensor] | None = None) -> None:
     """Write `name`.pdparams, .pdopt and, with an EMA, .pdema: the names and contents that PaddleDetection gives them.
 
     Args:
@@ -30,11 +43,10 @@ def save_training(folder, name, *, weights, optimizer, parameter_names, progress
     A kill leaves the old file or the new one; which files belong together is in `.pdopt` as checksums.
     Raises OSError, on a full disk for example, and leaves what was there.
     """
-    folder = Path(folder)
     parts = {".pdparams": _dump(weights)}
     state = {key: _to_numpy(value) for key, value in optimizer.state_dict().items()}
     resume = {**progress, "parameter_names": dict(parameter_names)}
-    if ema is not None:
+    if ema is not None and raw_weights is not None:
         parts[".pdema"] = _dump(raw_weights)
         resume["ema_step"] = ema.step
         resume["ema_average"] = {key: value.numpy() for key, value in ema.average.items()}
@@ -51,16 +63,19 @@ def save_training(folder, name, *, weights, optimizer, parameter_names, progress
         os.replace(folder / f"{name}{suffix}.tmp", folder / f"{name}{suffix}")
 
 
-def _dump(state):
+def _dump(state: Mapping[str, Tensor]) -> bytes:
     arrays = {key: (value.astype("float32") if value.is_floating_point() else value).numpy()
               for key, value in state.items()}
     return _pickle({**arrays, NAME_TABLE: {key: value.name for key, value in state.items()}})
 
 
-class _Pickler(pickle._Pickler):
+_PythonPickler: Any = pickle._Pickler  # the one written in Python, whose steps can be changed
+
+
+class _Pickler(_PythonPickler):
     """Spells numpy's functions as every numpy can read them; numpy 2 would write names that 1.23 does not have."""
 
-    def save_global(self, obj, name=None):
+    def save_global(self, obj: Any, name: str | None = None) -> None:
         module = getattr(obj, "__module__", None) or ""
         if not module.startswith("numpy._core"):
             super().save_global(obj, name)
@@ -71,17 +86,17 @@ class _Pickler(pickle._Pickler):
         self.memoize(obj)
 
 
-def _pickle(content):
+def _pickle(content: Any) -> bytes:
     file = io.BytesIO()
     _Pickler(file, protocol=4).dump(content)
     return file.getvalue()
 
 
-def _to_numpy(value):
+def _to_numpy(value: Any) -> Any:
     return value.numpy() if hasattr(value, "numpy") else value
 
 
-def find_training(path, folder):
+def find_training(path: str | os.PathLike[str] | None, folder: Path) -> Path | None:
     """The checkpoint to resume from, as a path without ending.
 
     Args:
@@ -107,7 +122,7 @@ def find_training(path, folder):
     return None
 
 
-def _check_complete(stem):
+def _check_complete(stem: Path) -> None:
     resume = _read_optimizer(stem)[1]
     for suffix, checksum in resume["checksums"].items():
         file = Path(f"{stem}{suffix}")
@@ -115,7 +130,7 @@ def _check_complete(stem):
             raise CheckpointError(f"{file}: absent, or not of the same moment as {stem}.pdopt; resume from another one")
 
 
-def _read_optimizer(stem):
+def _read_optimizer(stem: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     file = Path(f"{stem}.pdopt")
     if not file.is_file():
         raise CheckpointError(f"{file}: no such file; --resume needs NAME.pdparams and NAME.pdopt of a training run")
@@ -127,7 +142,8 @@ def _read_optimizer(stem):
     return state, resume
 
 
-def load_training(stem, *, model, optimizer, ema, parameter_names):
+def load_training(stem: Path, *, model: GFL, optimizer: Optimizer, ema: EMA | None,
+                  parameter_names: Mapping[str, str]) -> dict[str, Any]:
     """Put everything of a checkpoint back. Returns the `progress` that was saved. Raises CheckpointError."""
     state, resume = _read_optimizer(stem)
     if (ema is not None) != ("ema_average" in resume):
@@ -150,7 +166,7 @@ def load_training(stem, *, model, optimizer, ema, parameter_names):
     return {key: value for key, value in resume.items() if key not in skipped}
 
 
-def _rename(state, old_names, new_names):
+def _rename(state: Mapping[str, Any], old_names: Mapping[str, str], new_names: Mapping[str, str]) -> dict[str, Any]:
     """The optimizer's state under the names that the parameters have in this process."""
     import paddle
 

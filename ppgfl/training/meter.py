@@ -1,9 +1,13 @@
 """Times, averages and logs the steps of an epoch, and stops at a loss that is not finite."""
+from __future__ import annotations
+
 import math
 import time
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import paddle
+from paddle import Tensor
 
 from ..errors import TrainingError
 from ..system import dist
@@ -20,7 +24,8 @@ class Meter:
         done, sums: what `pause` returned, to go on within an epoch.
     """
 
-    def __init__(self, *, epoch, epochs, steps, images_per_step, log_iter, done=0, sums=None):
+    def __init__(self, *, epoch: int, epochs: int, steps: int, images_per_step: int, log_iter: int, done: int = 0,
+                 sums: Mapping[str, float] | None = None) -> None:
         self.epoch = epoch
         self.epochs = epochs
         self.steps = steps
@@ -30,16 +35,17 @@ class Meter:
         self.sums = dict(sums or {})
         self._open_window()
 
-    def _open_window(self):
-        self.window = []
+    def _open_window(self) -> None:
+        self.window: list[tuple[int, list[Tensor], Mapping[str, Tensor]]] = []
         self.data_seconds = 0.0
         self.started = self.last = time.perf_counter()
 
-    def data_arrived(self):
+    def data_arrived(self) -> None:
         """Call between fetching a step's batches and working on them."""
         self.data_seconds += time.perf_counter() - self.last
 
-    def add(self, step, lr, batches, losses):
+    def add(self, step: int, lr: float, batches: Sequence[Mapping[str, Tensor]],
+            losses: Mapping[str, Tensor]) -> dict[str, float]:
         """Take in a finished step.
 
         Args:
@@ -60,18 +66,18 @@ class Meter:
         self._open_window()
         return {"train/lr": lr, "train/images_per_s": rate, **{f"train/{name}": v for name, v in means.items()}}
 
-    def pause(self):
+    def pause(self) -> tuple[int, dict[str, float]]:
         """Steps done in this epoch and the sums of their losses. Raises TrainingError as `add` does."""
         if self.window:
             self._read_losses()
             self._open_window()
         return self.done, self.sums
 
-    def means(self):
+    def means(self) -> dict[str, float]:
         """The mean of each loss over the epoch and all processes."""
         return {name: value / self.done for name, value in self.sums.items()}
 
-    def _read_losses(self):
+    def _read_losses(self) -> dict[str, float]:
         names = list(self.window[0][2])
         values = paddle.stack([paddle.stack([losses[name] for name in names]) for _, _, losses in self.window])
         for (step, images, _), row in zip(self.window, values.numpy()):
@@ -86,7 +92,7 @@ class Meter:
             self.sums[name] = self.sums.get(name, 0.0) + value * len(self.window)
         return means
 
-    def _log(self, lr, means):
+    def _log(self, lr: float, means: Mapping[str, float]) -> float:
         seconds = (time.perf_counter() - self.started) / len(self.window)
         left = seconds * (self.steps * (self.epochs - self.epoch) - self.done)
         rate = self.images_per_step / seconds
@@ -97,6 +103,6 @@ class Meter:
         return rate
 
 
-def _clock(seconds):
+def _clock(seconds: float) -> str:
     hours, rest = divmod(math.ceil(seconds), 3600)
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"

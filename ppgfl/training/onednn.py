@@ -4,18 +4,24 @@ Dygraph has no way to them, so each convolution becomes a static graph of its ow
 what it made for a size of input until the process ends, 1 GiB for two images of 640x640, and mixes up sizes whose
 digits read the same (1x23 and 12x3). So only batches of the first one's size run this way.
 """
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import paddle
+from paddle import Tensor
 from paddle.static import InputSpec
 
 from ..errors import ConfigError
+from ..model.gfl import GFL
 from ..system import dist, runtime
 from ..system.log import logger
 
 
 @contextmanager
-def switched_on(wanted):
+def switched_on(wanted: bool) -> Iterator[None]:
     """Inside, oneDNN is there for static graphs, if wanted. Raises: ConfigError where it cannot be."""
     if not wanted:
         yield
@@ -31,11 +37,12 @@ def switched_on(wanted):
         paddle.set_flags(before)
 
 
-def replace_convolutions(model):
+def replace_convolutions(model: GFL) -> None:
     """Let a model's convolutions run through oneDNN in training, with the same values but for rounding."""
-    size, fits = [], [False]
+    size: list[int] = []
+    fits = [False]
 
-    def look_at_size(_, inputs):
+    def look_at_size(_: Any, inputs: Any) -> None:
         if model.training and not size:
             size.extend(inputs[0]["image"].shape)
             logger.info("convolutions of oneDNN for batches of %s", size)
@@ -43,17 +50,17 @@ def replace_convolutions(model):
 
     model.register_forward_pre_hook(look_at_size)
     for layer in model.sublayers():
-        if isinstance(layer, paddle.nn.Conv2D) and layer._groups == 1:
+        if isinstance(layer, paddle.nn.Conv2D) and layer._groups == 1:  # Paddle, private: no public name
             layer.forward = _either(layer, fits)
 
 
-def _either(layer, fits):
+def _either(layer: paddle.nn.Conv2D, fits: list[bool]) -> Callable[[Tensor], Tensor]:
     """A forward function: oneDNN's, or the layer's own while the batch does not fit."""
     plain = layer.forward
     shape = [None, layer.weight.shape[1], None, None]
     fast = paddle.jit.to_static(plain, input_spec=[InputSpec(shape, "float32", "x")], full_graph=True)
 
-    def forward(x):
+    def forward(x: Tensor) -> Tensor:
         if not fits[0]:
             return plain(x)
         with paddle.pir_utils.DygraphOldIrGuard():
@@ -62,7 +69,7 @@ def _either(layer, fits):
     return forward
 
 
-def _impossible():
+def _impossible() -> str | None:
     """Why there are no such convolutions, or None."""
     if runtime.on_gpu():
         return "it is for training on a CPU"

@@ -1,23 +1,31 @@
 """What a training run leaves on disk beside its checkpoints."""
+from __future__ import annotations
+
 import datetime
 import json
 import os
 import platform
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import paddle
 import yaml
 
+from ..config.keys import setting
 from ..data.image import read_image, write_image
 from ..errors import ConfigError
 from ..evaluation import report
-from ..evaluation.evaluate import METRICS
+from ..evaluation.coco import METRICS
 from ..system import dist
 from ..system.atomic_write import write_csv, write_json, write_text
 from ..system.log import logger
 from .checkpoints import SUFFIXES
+
+if TYPE_CHECKING:
+    from .state import Progress
 
 FIRST_COLUMNS = ("epoch", "step", "lr")  # of results.csv; then the losses, which depend on the config, and METRICS
 
@@ -32,7 +40,7 @@ class RunFolder:
     Raises ConfigError when the folder holds another run than the one that is resumed.
     """
 
-    def __init__(self, path, *, resume):
+    def __init__(self, path: Path, *, resume: str | None) -> None:
         self.path = path
         resumed = path if resume == "" else Path(resume or os.devnull)
         resumes_this = path.resolve() in (resumed.resolve(), *resumed.resolve().parents)
@@ -41,7 +49,7 @@ class RunFolder:
                               "folder with -o save_dir=")
 
     @contextmanager
-    def locked(self):
+    def locked(self) -> Iterator[None]:
         """Keep other runs out; one that is killed leaves no lock. Raises ConfigError while another writes here."""
         if not dist.is_main():
             yield
@@ -63,24 +71,25 @@ class RunFolder:
             with suppress(OSError):
                 self.path.rmdir()  # empty after a mistake before the first step
 
-    def describe(self, cfg, options, progress, train_set, images_per_step):
+    def describe(self, cfg: dict[str, Any], options: Mapping[str, Any], progress: Progress, *, images: int,
+                 images_per_step: int) -> None:
         """Write what this run is, and say in the log where everything goes."""
-        logger.info("%d images, %d a step, epochs %d to %d; everything goes to %s", len(train_set.records),
-                    images_per_step, progress.epoch + 1, cfg.get("epoch", 12), self.path.absolute())
+        logger.info("%d images, %d a step, epochs %d to %d; everything goes to %s", images, images_per_step,
+                    progress.epoch + 1, setting(cfg, "epoch"), self.path.absolute())
         if not dist.is_main():
             return
         self.path.mkdir(parents=True, exist_ok=True)
         write_text(self.path / "config.yml", yaml.safe_dump(cfg, sort_keys=False, allow_unicode=True))
         starts = json.loads(self._text("run.json") or "[]")
         starts.append({
-            "command": options.command, "options": {k: v for k, v in vars(options).items() if k != "command"},
+            "command": options["command"], "options": {k: v for k, v in options.items() if k != "command"},
             "time": datetime.datetime.now().isoformat(timespec="seconds"), "from_epoch": progress.epoch,
             "processes": dist.world_size(), "images_per_step": images_per_step, "python": platform.python_version(),
             "paddle": paddle.__version__, "numpy": np.__version__, "device": str(paddle.device.get_device())})
         write_json(self.path / "run.json", starts)
         self._write_rows(progress.rows)
 
-    def add_row(self, progress, lr, losses, metrics):
+    def add_row(self, progress: Progress, lr: float, losses: Mapping[str, float], metrics: Mapping[str, float]) -> None:
         """Add an epoch to the progress and to results.csv."""
         row = {"epoch": progress.epoch, "step": progress.step, "lr": lr, **losses,
                **{name: metrics.get(name) for name in METRICS}}
@@ -88,21 +97,21 @@ class RunFolder:
         if dist.is_main():
             self._write_rows(progress.rows)
 
-    def add_batch(self, step, picture):
+    def add_batch(self, step: int, picture: np.ndarray) -> None:
         """Keep a picture [H, W, 3] uint8 BGR of what was trained on in a step."""
         (self.path / "batches").mkdir(exist_ok=True)
         write_image(str(self.path / "batches" / f"{step}.jpg"), picture)
 
-    def remove_checkpoint(self, name):
+    def remove_checkpoint(self, name: str) -> None:
         """Remove one that a later one has taken the place of."""
         for suffix in SUFFIXES:
             (self.path / f"{name}{suffix}").unlink(missing_ok=True)
 
-    def batches(self):
+    def batches(self) -> list[np.ndarray]:
         """The pictures of `add_batch`, also those from before a resume."""
-        return [read_image(str(path))[..., ::-1] for path in sorted((self.path / "batches").glob("*.jpg"))]
+        return [read_image(str(path)) for path in sorted((self.path / "batches").glob("*.jpg"))]
 
-    def finish(self, progress, metrics):
+    def finish(self, progress: Progress, metrics: Mapping[str, float]) -> None:
         """Write metrics.json and say where the results are."""
         if dist.is_main():
             write_json(self.path / "metrics.json", {"epoch": progress.epoch, "best": progress.best,
@@ -110,16 +119,16 @@ class RunFolder:
             write_image(str(self.path / "curves.png"), report.draw_training(progress.rows))
         logger.info("finished: weights, results.csv and curves.png in %s", self.path.absolute())
 
-    def _write_rows(self, rows):
+    def _write_rows(self, rows: list[dict[str, Any]]) -> None:
         columns = list(dict.fromkeys([*FIRST_COLUMNS, *(key for row in rows for key in row)]))
         lines = [["" if row.get(key) is None else f"{row[key]:.10g}" for key in columns] for row in rows]
         write_csv(self.path / "results.csv", [columns, *lines])
 
-    def _text(self, name):
+    def _text(self, name: str) -> str:
         path = self.path / name
         return path.read_text(encoding="utf-8") if os.path.exists(path) else ""
 
 
-def read_metrics(folder):
+def read_metrics(folder: Path) -> dict[str, Any]:
     """The content of a finished run's metrics.json."""
     return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))

@@ -1,307 +1,181 @@
 """Training, in the order in which things happen."""
+from __future__ import annotations
+
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import paddle
 
-from ..build import build_dataset, build_ema, build_loader, build_model, build_optimizer, build_teacher
-from ..data.loader import iterate, worker_losses_explained
-from ..errors import ConfigError
+from ..build import check
+from ..config.keys import section, setting
 from ..evaluation import report
-from ..evaluation.evaluate import METRICS, check_classes, coco_evaluator, run, summarize
-from ..system import dist, interrupt
+from ..evaluation.coco import coco_evaluator, summarize
+from ..evaluation.evaluate import detect_on
+from ..inference.detector import open_detector
+from ..system import dist, interrupt, watchdog
+from ..system.interrupt import StopRequest
 from ..system.log import logger
 from ..system.progress import training_bar
-from ..weights.checkpoint import load_pretrained
-from . import checkpoints, onednn
+from . import onednn
 from .meter import Meter
 from .run_folder import RunFolder
-from .step import make_step
-from .visualdl_log import Dashboard, prediction_pictures
+from .setup import Options, Run, set_up
+from .visualdl_log import prediction_pictures
 
 INTERRUPTED = "interrupted"  # the checkpoint inside an epoch
 HISTOGRAMS_EVERY = 5  # epochs
 SHOWN_BATCHES = 3  # the first ones of a run, as the network sees them
 
 
-@dataclass
-class Options:
-    """What a command line adds to a config.
+def train(cfg: dict[str, Any], *, run_name: str = "run", evaluate: bool = False, resume: str | None = None,
+          amp: str | None = None, accumulate: int = 1, use_vdl: bool = False, vdl_log_dir: str | None = None,
+          to_static: bool = False, seed: int = 0, patience: int = 0, best_metric: str = "AP", scale_lr: bool = True,
+          command: str = "") -> dict[str, Any]:
+    """Train the detector of a config.
 
-    Attributes:
+    Args:
+        cfg: the dict of `load_config`.
         run_name: the run's folder is `save_dir`/`run_name`.
         evaluate: evaluate after every `snapshot_epoch` epochs and keep the best model.
         resume: None: a new run; "": go on from the newest checkpoint of the run's folder; else from this one.
         amp: None, "O1" or "O2": automatic mixed precision on a GPU.
         accumulate: batches per optimizer step.
         use_vdl, vdl_log_dir: write a VisualDL log, by default into the run's folder.
-        to_static: compile the step into a static graph.
+        to_static: compile the model into a static graph.
         seed: of everything that is random.
-        patience: stop after so many evaluations without a better one; 0: never.
-        best_metric: which of `evaluate.METRICS` is meant by better.
+        patience: stop after so many epochs without a better evaluation; 0: never.
+        best_metric: which of `coco.METRICS` is meant by better.
         scale_lr: scale the config's learning rate to the real total batch.
         command: the command line, for the run's folder.
-    """
-
-    run_name: str = "run"
-    evaluate: bool = False
-    resume: str = None
-    amp: str = None
-    accumulate: int = 1
-    use_vdl: bool = False
-    vdl_log_dir: str = None
-    to_static: bool = False
-    seed: int = 0
-    patience: int = 0
-    best_metric: str = "AP"
-    scale_lr: bool = True
-    command: str = ""
-
-    def __post_init__(self):
-        if self.best_metric not in METRICS:
-            raise ConfigError(f"--best_metric: {self.best_metric!r}; allowed: {', '.join(METRICS)}")
-        if self.accumulate < 1:
-            raise ConfigError(f"--accumulate: {self.accumulate}; it must be 1 or more")
-
-
-@dataclass
-class Progress:
-    """How far a run is; all of it is in every checkpoint."""
-
-    epoch: int = 0  # finished
-    step: int = 0
-    done: int = 0  # steps of the epoch under way, after an interruption
-    sums: dict = field(default_factory=dict)  # of their losses
-    seed: int = 0
-    best: float = -1.0
-    best_epoch: int = 0
-    rows: list = field(default_factory=list)  # of results.csv
-
-
-def train(cfg, **options):
-    """Train the detector of a config.
-
-    Args:
-        cfg: the dict of `load_config`.
-        options: see `Options`.
 
     Returns: {"folder": the run's folder, "epoch": finished epochs, "best": best metric or -1, and the last metrics}.
     Raises: ConfigError, DataError, CheckpointError, OSError; TrainingError when a loss is not finite; Interrupted, a
         KeyboardInterrupt, after Ctrl-C or SIGTERM, with a checkpoint to resume from.
     """
-    options = _with_keys_of_config(cfg, Options(**options))
+    options = Options(run_name, evaluate, resume, amp, accumulate, use_vdl, vdl_log_dir, to_static, seed, patience,
+                      best_metric, scale_lr, command)
+    check(cfg)
     dist.start()
-    folder = RunFolder(Path(cfg.get("save_dir", "output")) / options.run_name, resume=options.resume)
-    with dist.failing_aloud(), folder.locked(), worker_losses_explained(), \
-            onednn.switched_on(cfg.get("onednn_training")), interrupt.requests() as request:
-        return _train(cfg, options, folder, request)
+    folder = RunFolder(Path(setting(cfg, "save_dir")) / run_name, resume=resume)
+    with watchdog.report_failures(), folder.locked(), onednn.switched_on(setting(cfg, "onednn_training")), \
+            interrupt.stop_requests() as request:
+        return _loop(set_up(cfg, options, folder), request)
 
 
-def _with_keys_of_config(cfg, options):
-    """Options that a config can also ask for."""
-    return replace(options, amp=options.amp or (cfg.get("amp_level", "O1") if cfg.get("amp") else None),
-                   use_vdl=options.use_vdl or bool(cfg.get("use_vdl")),
-                   vdl_log_dir=options.vdl_log_dir or cfg.get("vdl_log_dir"))
-
-
-def _train(cfg, options, folder, request):
-    paddle.seed(options.seed)
-    train_set, eval_set, cfg = _data_sets(cfg, options)
-    loader = build_loader(cfg, "TrainReader", train_set, seed=options.seed, rank=dist.rank(),
-                          world_size=dist.world_size())
-    steps = len(loader.batch_sampler) // options.accumulate
-    if not steps:
-        raise ConfigError(f"--accumulate: {options.accumulate}, but an epoch has only "
-                          f"{len(loader.batch_sampler)} batches")
-    images_per_step = cfg["TrainReader"].get("batch_size", 1) * dist.world_size() * options.accumulate
-
-    model = build_model(cfg)
-    names = {name: value.name for name, value in model.state_dict().items()}
-    optimizer = build_optimizer(cfg, model, steps_per_epoch=steps,
-                                total_batch_size=images_per_step if options.scale_lr else None)
-    ema, teacher = build_ema(cfg, model), build_teacher(cfg, model)
-    progress = _start_or_resume(cfg, options, folder, model, optimizer, ema, names)
-    epochs, every, metrics = cfg.get("epoch", 12), cfg.get("snapshot_epoch", 1), {}
-    if progress.epoch >= epochs:
-        raise ConfigError(f"epoch: {epochs}, and the run that is resumed has finished {progress.epoch}; "
-                          "set -o epoch= higher to go on")
-    folder.describe(cfg, options, progress, train_set, images_per_step)
-    board = Dashboard(_dashboard_folder(options, folder), resume_step=progress.step)
-
-    step = make_step(cfg, model, optimizer, ema, teacher, amp=options.amp, accumulate=options.accumulate,
-                     to_static=options.to_static)
-    model.train()
-    for epoch in range(progress.epoch, epochs):
-        request.obey(f"go on from {folder.path} with --resume")
-        loader.batch_sampler.epoch, loader.batch_sampler.skip = epoch, progress.done * options.accumulate
-        meter = Meter(epoch=epoch, epochs=epochs, steps=steps, images_per_step=images_per_step,
-                      log_iter=cfg.get("log_iter", 20), done=progress.done, sums=progress.sums)
-        with dist.hanging_aloud(cfg.get("hang_timeout")) as next_is:
-            _train_epoch(loader, step, meter, progress, folder, board, train_set.class_names, request, next_is)
-        if request and meter.done < steps:
+def _loop(run: Run, request: StopRequest) -> dict[str, Any]:
+    state, progress, metrics = run.state, run.state.progress, {}
+    state.model.train()
+    for epoch in range(progress.epoch, run.epochs):
+        request.raise_if_set(f"go on from {run.folder.path} with --resume")
+        meter = Meter(epoch=epoch, epochs=run.epochs, steps=run.steps, images_per_step=run.images_per_step,
+                      log_iter=setting(run.cfg, "log_iter"), done=progress.done, sums=progress.sums)
+        _train_epoch(run, epoch, meter, request)
+        if request and meter.done < run.steps:
             progress.done, progress.sums = meter.pause()
-            _save(folder, [INTERRUPTED], model, optimizer, ema, names, progress)
-            request.obey(f"epoch {epoch + 1}, step {meter.done} of {steps} is in {folder.path / INTERRUPTED}; "
-                         "go on with --resume")
+            state.save(run.folder.path, INTERRUPTED)
+            request.raise_if_set(f"epoch {epoch + 1}, step {meter.done} of {run.steps} is in "
+                                 f"{run.folder.path / INTERRUPTED}; go on with --resume")
         progress.epoch, progress.done, progress.sums = epoch + 1, 0, {}
         if epoch % HISTOGRAMS_EVERY == 0:
-            board.histograms(model, progress.step)
-        optimizer.clear_grad()
-        due = progress.epoch == epochs or progress.epoch % every == 0
-        metrics, evaluator = _evaluate(cfg, model, step, eval_set, board, progress) if eval_set and due else ({}, None)
-        better = bool(metrics) and metrics[options.best_metric] > progress.best
-        if better:
-            progress.best, progress.best_epoch = metrics[options.best_metric], progress.epoch
-        folder.add_row(progress, optimizer.get_lr(), meter.means(), metrics)
-        last = progress.epoch == epochs or _out_of_patience(options, progress, metrics)
-        save = {"best_model": better, "model_final": last, str(epoch): due and not last}
-        if dist.is_main():
-            _save(folder, [name for name in save if save[name]], model, optimizer, ema, names, progress)
-            if due or last:
-                folder.remove_checkpoint(INTERRUPTED)
-            if better:  # last, since a full disk must not cost the weights
-                _report(folder, evaluator, eval_set, metrics, board, progress)
-        dist.barrier()
-        if last:
+            run.board.histograms(state.model, progress.step)
+        state.optimizer.clear_grad()
+        metrics = _end_epoch(run, meter.means())
+        if progress.epoch == run.epochs or _out_of_patience(run, metrics):
             break
-    _finish(cfg, folder, board, progress, metrics, images_per_step)
-    return {"folder": str(folder.path), "epoch": progress.epoch, "best": progress.best, **metrics}
+    _finish(run, metrics)
+    return {"folder": str(run.folder.path), "epoch": progress.epoch, "best": progress.best, **metrics}
 
 
-# --- before the first step
-
-
-def _data_sets(cfg, options):
-    """The two data sets and the config with the number of classes that they have. Raises a ConfigError that lists the
-    classes when config, training set and validation set disagree."""
-    if cfg.get("GFL", {}).get("head") == "LDGFLHead" and not cfg.get("teacher"):
-        raise ConfigError("GFL.head: LDGFLHead learns from a teacher; add --slim_config configs/slim/distill/"
-                          "gfl_ld_distill.yml, or set GFL.head=GFLHead")
-    train_set = build_dataset(cfg, "TrainDataset")
-    if cfg.get("num_classes") is None:
-        cfg = {**cfg, "num_classes": len(train_set.class_names)}
-        logger.info("num_classes: %d, from %s", cfg["num_classes"], train_set.anno_path)
-    eval_set = build_dataset(cfg, "EvalDataset") if options.evaluate else None
-    if eval_set and eval_set.class_names != train_set.class_names:
-        raise ConfigError(f"classes disagree: num_classes {cfg['num_classes']}; training set {train_set.anno_path} "
-                          f"{train_set.class_names}; validation set {eval_set.anno_path} {eval_set.class_names}; "
-                          "both annotation files must list the same categories in the same order")
-    check_classes(cfg, train_set.class_names, train_set.anno_path)
-    return train_set, eval_set, cfg
-
-
-def _start_or_resume(cfg, options, folder, model, optimizer, ema, names):
-    progress = Progress(seed=options.seed)
-    if options.resume is not None:
-        stem = checkpoints.find_training(options.resume, folder.path)
-        if stem is None:
-            logger.info("%s: no checkpoint to resume from, so this starts at the first epoch", folder.path)
-        else:
-            saved = checkpoints.load_training(stem, model=model, optimizer=optimizer, ema=ema, parameter_names=names)
-            progress = Progress(**saved)
-            if progress.seed != options.seed:
-                raise ConfigError(f"--seed: {options.seed}, but {stem} was trained with {progress.seed}; give that one")
-            logger.info("resumed from %s: epoch %d, step %d, best %.4f", stem, progress.epoch, progress.step,
-                        progress.best)
-            return progress
-    if cfg.get("pretrain_weights"):
-        load_pretrained(model, cfg["pretrain_weights"])
-    return progress
-
-
-def _dashboard_folder(options, folder):
-    if not options.use_vdl or not dist.is_main():
-        return None
-    return Path(options.vdl_log_dir) if options.vdl_log_dir else folder.path / "vdl"
-
-
-# --- the loop
-
-
-def _train_epoch(loader, step, meter, progress, folder, board, class_names, request, next_is):
+def _train_epoch(run: Run, epoch: int, meter: Meter, request: StopRequest) -> None:
     """The rest of a round through the training set, or up to the step in which it is asked to stop."""
-    with training_bar(meter.steps, f"epoch {meter.epoch + 1}") as bar, closing(iterate(loader)) as batches:
+    progress, accumulate = run.state.progress, run.step.accumulate
+    batches = run.loader.epoch(epoch, first=meter.done * accumulate, stop=request)
+    with training_bar(meter.steps, f"epoch {epoch + 1}") as bar, closing(batches), \
+            watchdog.watch_for_hangs(setting(run.cfg, "hang_timeout")) as next_is:
         bar.update(meter.done)
         while meter.done < meter.steps and not request:
             next_is("reading a batch")
-            try:
-                group = [next(batches) for _ in range(step.accumulate)]
-            except (RuntimeError, SystemError):  # the workers were asked to stop too
-                if request:
-                    return
-                raise
+            group = list(islice(batches, accumulate))
+            if len(group) < accumulate:  # asked to stop while it waited
+                return
             meter.data_arrived()
             if progress.step < SHOWN_BATCHES and dist.is_main():
-                picture = report.draw_batch(group[0], loader.dataset.transforms, class_names)
-                folder.add_batch(progress.step, picture)
-                board.images("train/batch", [(progress.step, picture)], progress.step)
-            lr = step.optimizer.get_lr()
+                picture = report.draw_batch(group[0], run.loader.maker.reader, run.train_set.class_names)
+                run.folder.add_batch(progress.step, picture)
+                run.board.images("train/batch", [(str(progress.step), picture)], progress.step)
+            lr = run.step.optimizer.get_lr()
             next_is("in a step, which waits for the other processes")
-            losses = step(group)
+            losses = run.step(group)
             progress.step += 1
-            curves = meter.add(progress.step, lr, group, losses)
-            board.scalars(curves, progress.step)
+            run.board.scalars(meter.add(progress.step, lr, group, losses), progress.step)
             bar.update(1)
 
 
 # --- after an epoch
 
 
-def _evaluate(cfg, model, step, eval_set, board, progress):
-    """The COCO numbers of the model, or of its moving average, and the `COCOeval` they come from; the model comes back
-    as it was, in training mode."""
-    own = {name: value.clone() for name, value in model.state_dict().items()} if step.ema is not None else {}
-    _set_state(model, {} if step.ema is None else step.ema.weights())
-    with paddle.amp.auto_cast(**step.amp):
-        results = run(model, cfg, eval_set)
-    _set_state(model, own)
-    model.train()
-    evaluator = coco_evaluator(eval_set, results)
-    metrics = summarize(evaluator, eval_set, classwise=True)
+def _end_epoch(run: Run, losses: dict[str, float]) -> dict[str, float]:
+    """Evaluate if it is time, keep what there is to keep. Returns the COCO numbers, {} when it was not evaluated."""
+    progress, folder = run.state.progress, run.folder
+    due = progress.epoch == run.epochs or progress.epoch % setting(run.cfg, "snapshot_epoch") == 0
+    metrics, evaluator = _evaluate(run) if run.eval_set and due else ({}, None)
+    better = bool(metrics) and metrics[run.options.best_metric] > progress.best
+    if better:
+        progress.best, progress.best_epoch = metrics[run.options.best_metric], progress.epoch
+    folder.add_row(progress, run.state.optimizer.get_lr(), losses, metrics)
+    last = progress.epoch == run.epochs or _out_of_patience(run, metrics)
+    if dist.is_main():
+        save = {"best_model": better, "model_final": last, str(progress.epoch - 1): due and not last}
+        for name in (name for name in save if save[name]):
+            run.state.save(folder.path, name)
+        if due or last:
+            folder.remove_checkpoint(INTERRUPTED)
+        if better:  # last, since a full disk must not cost the weights
+            _report(run, evaluator, metrics)
+    dist.barrier()
+    return metrics
+
+
+def _evaluate(run: Run) -> tuple[dict[str, float], Any]:
+    """The COCO numbers of the weights to deploy, and the `COCOeval` they come from."""
+    assert run.eval_set is not None
+    with run.state.evaluated_weights() as model, paddle.amp.auto_cast(**run.step.amp):
+        results = detect_on(run.eval_set, open_detector(run.cfg, model=model, reader="EvalReader"))
+    evaluator = coco_evaluator(run.eval_set, results)
+    metrics = summarize(evaluator, run.eval_set, classwise=True)
     per_class = metrics.pop("per_class")
-    board.scalars({**{f"eval/{name}": value for name, value in metrics.items()},
-                   **{f"eval_class/{name}": value for name, value in per_class.items() if value >= 0}}, progress.step)
-    board.images("eval/image", prediction_pictures(eval_set, results), progress.step)
+    step = run.state.progress.step
+    run.board.scalars({**{f"eval/{name}": value for name, value in metrics.items()},
+                       **{f"eval_class/{name}": value for name, value in per_class.items() if value >= 0}}, step)
+    run.board.images("eval/image", prediction_pictures(run.eval_set, results), step)
     return metrics, evaluator
 
 
-def _report(folder, evaluator, eval_set, metrics, board, progress):
+def _report(run: Run, evaluator: Any, metrics: dict[str, float]) -> None:
     """The page of the best model so far, its pictures also on the dashboard."""
-    pictures = report.write(folder.path / "report", evaluator, eval_set, metrics, training=progress.rows,
-                            batches=folder.batches(),
-                            title=f"{folder.path.name}, epoch {progress.epoch}, AP {metrics['AP']:.3f}")
-    board.images("report/best", pictures.items(), progress.step)
+    assert run.eval_set is not None
+    progress, path = run.state.progress, run.folder.path
+    pictures = report.write(path / "report", evaluator, run.eval_set, metrics, training=progress.rows,
+                            batches=run.folder.batches(),
+                            title=f"{path.name}, epoch {progress.epoch}, AP {metrics['AP']:.3f}")
+    run.board.images("report/best", pictures.items(), progress.step)
 
 
-def _out_of_patience(options, progress, metrics):
-    waited = progress.epoch - progress.best_epoch
-    if not options.patience or not metrics or waited < options.patience:
-        return False
-    logger.info("stopped early: %s has not been better than %.4f (epoch %d) for %d epochs", options.best_metric,
-                progress.best, progress.best_epoch, waited)
-    return True
+def _out_of_patience(run: Run, metrics: dict[str, float]) -> bool:
+    progress, patience = run.state.progress, run.options.patience
+    return bool(patience and metrics) and progress.epoch - progress.best_epoch >= patience
 
 
-def _set_state(model, state):
-    targets = model.state_dict()
-    for name, value in state.items():
-        targets[name].set_value(value.astype(targets[name].dtype))  # half precision under --amp O2
-
-
-def _save(folder, names_to_save, model, optimizer, ema, parameter_names, progress):
-    for name in names_to_save:
-        checkpoints.save_training(
-            folder.path, name, weights=model.state_dict() if ema is None else ema.weights(), optimizer=optimizer,
-            parameter_names=parameter_names, progress=dict(vars(progress)), ema=ema,
-            raw_weights=None if ema is None else model.state_dict())
-        logger.info("saved %s", folder.path / name)
-
-
-def _finish(cfg, folder, board, progress, metrics, images_per_step):
-    folder.finish(progress, metrics)
-    board.hyper_parameters(
-        {"base_lr": float(cfg.get("LearningRate", {}).get("base_lr", 0.01)), "images_per_step": images_per_step,
-         "epochs": progress.epoch, "depth": int(cfg.get("ResNet", {}).get("depth", 50))},
+def _finish(run: Run, metrics: dict[str, float]) -> None:
+    progress = run.state.progress
+    if progress.epoch < run.epochs:
+        logger.info("stopped early: %s has not been better than %.4f (epoch %d) for %d epochs", run.options.best_metric,
+                    progress.best, progress.best_epoch, progress.epoch - progress.best_epoch)
+    run.folder.finish(progress, metrics)
+    run.board.hyper_parameters(
+        {"base_lr": float(section(run.cfg, "LearningRate")["base_lr"]), "images_per_step": run.images_per_step,
+         "epochs": progress.epoch, "depth": run.state.model.backbone.depth},
         {"final/AP": metrics.get("AP", -1.0)}, progress.step)
-    board.close()
+    run.board.close()

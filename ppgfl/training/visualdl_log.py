@@ -1,22 +1,30 @@
 """A run in VisualDL: curves, pictures, histograms. A dashboard that fails says so once and never stops training."""
+from __future__ import annotations
+
 import contextlib
 import functools
 import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from paddle import Tensor
 
+from ..data.dataset import COCODataSet
 from ..errors import DataError
-from ..inference.detections import Detections
+from ..evaluation.coco import Results
+from ..inference.detections import Detections, rows_of_coco
+from ..model.gfl import GFL
 from ..system.log import logger
 
 FILE_NAME = "vdlrecords.ppgfl.log"  # a fixed name: VisualDL shows one file per folder, and a resumed run goes on in it
 PICTURES = 4  # images of the validation set
 
 
-def _never_fails(method):
+def _never_fails(method: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(method)
-    def guarded(self, *args, **kwargs):
+    def guarded(self: Dashboard, *args: Any, **kwargs: Any) -> None:
         if self.writer is None:
             return
         try:
@@ -31,27 +39,26 @@ def _never_fails(method):
 class Dashboard:
     """Writes to `folder`; does nothing when `folder` is None. `step` counts optimizer steps."""
 
-    def __init__(self, folder, *, resume_step=0):
-        self.writer = None
+    def __init__(self, folder: Path | None, *, resume_step: int = 0) -> None:
+        self.writer: Any = None
         if folder is None:
             return
         self.writer = True  # so that `_open` runs guarded
         self._open(Path(folder), resume_step)
 
     @_never_fails
-    def _open(self, folder, resume_step):
-        import contextlib
+    def _open(self, folder: Path, resume_step: int) -> None:
         import io
 
         from visualdl import LogWriter
 
-        _forget_after(folder / FILE_NAME, resume_step)
+        _remove_records_after(folder / FILE_NAME, resume_step)
         with contextlib.redirect_stdout(io.StringIO()):  # it prints that the file exists
             self.writer = LogWriter(logdir=str(folder), file_name=FILE_NAME)
         logger.info("dashboard: visualdl --logdir %s --language en --disable-telemetry", folder)
 
     @_never_fails
-    def scalars(self, values, step):
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
         """{tag: number}."""
         for tag, value in values.items():
             self.writer.add_scalar(tag, float(value), step)
@@ -59,14 +66,14 @@ class Dashboard:
             self._flush()
 
     @_never_fails
-    def images(self, tag, pictures, step):
+    def images(self, tag: str, pictures: Iterable[tuple[Any, np.ndarray]], step: int) -> None:
         """pictures: an iterable of (name, [H, W, 3] uint8 BGR), made only if there is a dashboard."""
         for name, picture in pictures:
             self.writer.add_image(f"{tag}_{name}", np.ascontiguousarray(picture[..., ::-1]), step)
         self._flush()
 
     @_never_fails
-    def histograms(self, model, step):
+    def histograms(self, model: GFL, step: int) -> None:
         """Weights and gradients of every parameter that learns."""
         for name, parameter in model.named_parameters():
             if not parameter.stop_gradient:
@@ -75,12 +82,12 @@ class Dashboard:
                     self._histogram(f"gradients/{name}", parameter.grad, step)
         self._flush()
 
-    def _histogram(self, tag, tensor, step):
+    def _histogram(self, tag: str, tensor: Tensor, step: int) -> None:
         # In float64, since numpy cannot divide the narrow range of nearly equal float32 values into bins.
         self.writer.add_histogram(tag, tensor.numpy().ravel().astype(np.float64), step)
 
     @_never_fails
-    def hyper_parameters(self, values, metrics, step):
+    def hyper_parameters(self, values: Mapping[str, Any], metrics: Mapping[str, float], step: int) -> None:
         """{name: number or string} and the final {name: number} that belong to it."""
         self.writer.add_hparams(values, list(metrics))
         for name, value in metrics.items():
@@ -88,27 +95,24 @@ class Dashboard:
         self._flush()
 
     @_never_fails
-    def close(self):
+    def close(self) -> None:
         self.writer.close()
 
-    def _flush(self):
-        self.writer._get_file_writer().flush()
+    def _flush(self) -> None:
+        self.writer._get_file_writer().flush()  # VisualDL, private: nothing public flushes
 
 
-def prediction_pictures(dataset, results, threshold=0.3):
+def prediction_pictures(dataset: COCODataSet, results: Results,
+                        threshold: float = 0.3) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (image id, picture) of a data set's first images with the COCO results on them."""
-    class_of = {category: index for index, category in enumerate(dataset.category_ids)}
     for record in dataset.records[:PICTURES]:
-        rows = [[class_of[r["category_id"]], r["score"], *r["bbox"]] for r in results
-                if r["image_id"] == record["im_id"]]
-        rows = np.array(rows, np.float32).reshape(-1, 6)
-        rows[:, 4:] += rows[:, 2:4]  # width and height -> the other corner
+        rows = rows_of_coco((r for r in results if r["image_id"] == record["im_id"]), dataset.category_ids)
         found = Detections.from_rows(rows, dataset.class_names, path=record["im_file"])
         with contextlib.suppress(DataError):  # evaluation has said so, and gone on
             yield record["im_id"], found.draw(threshold)
 
 
-def _forget_after(path, step):
+def _remove_records_after(path: Path, step: int) -> None:
     """Drop the records that a run wrote after the checkpoint it is resumed from: the curve must not step back."""
     if not path.exists():
         return

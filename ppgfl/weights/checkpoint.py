@@ -1,13 +1,20 @@
 """Find, read, check and load .pdparams files; say what did not match."""
+from __future__ import annotations
+
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import CheckpointError
 from ..system.log import logger
 from . import download, safe_pickle, zoo
+
+if TYPE_CHECKING:
+    from paddle import Tensor, nn
 
 NAME_TABLE = "StructuredToParameterName@@"  # paddle.save adds it; loading by structure does not need it
 CLASS_LAYER = ("head.gfl_head_cls.weight", "head.gfl_head_cls.bias")
@@ -18,32 +25,34 @@ class Report:
     """What happened to every entry. Names are those of the model's `state_dict` or of the file."""
 
     path: str
-    loaded: list = field(default_factory=list)
-    missing: list = field(default_factory=list)  # in the model, not in the file
-    unused: list = field(default_factory=list)  # in the file, not in the model
-    misshapen: list = field(default_factory=list)  # (name, shape in the file, shape in the model)
+    loaded: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)  # in the model, not in the file
+    unused: list[str] = field(default_factory=list)  # in the file, not in the model
+    # (name, shape in the file, shape in the model)
+    misshapen: list[tuple[str, list[int], list[int]]] = field(default_factory=list)
 
     @property
-    def complete(self):
+    def complete(self) -> bool:
         return not (self.missing or self.unused or self.misshapen)
 
-    def summary(self):
+    def summary(self) -> str:
         """One line."""
         return (f"{len(self.loaded)} loaded, {len(self.missing)} missing, {len(self.unused)} unused, "
                 f"{len(self.misshapen)} of another shape")
 
-    def table(self, limit=20):
+    def table(self, limit: int = 20) -> str:
         """All that did not match, one line each, at most `limit` of a kind."""
         rows = [("missing in the file", name) for name in self.missing[:limit]]
         rows += [("unused", name) for name in self.unused[:limit]]
         rows += [("other shape", f"{name}: {file} in the file, {model} in the model")
                  for name, file, model in self.misshapen[:limit]]
-        hidden = sum(max(0, len(kind) - limit) for kind in (self.missing, self.unused, self.misshapen))
+        kinds: tuple[Sequence[Any], ...] = (self.missing, self.unused, self.misshapen)
+        hidden = sum(max(0, len(kind) - limit) for kind in kinds)
         lines = [f"  {what:<20} {name}" for what, name in rows]
         return "\n".join(lines + ([f"  ... and {hidden} more"] if hidden else []))
 
 
-def find(path):
+def find(path: str | os.PathLike[str]) -> Path:
     """The file of a checkpoint: a path, with or without .pdparams; an address; or the name of a released model or
     backbone (see `zoo`), which are downloaded once. Raises CheckpointError."""
     text = os.path.expanduser(str(path))
@@ -52,14 +61,15 @@ def find(path):
     for candidate in (Path(text), Path(text + ".pdparams")):
         if candidate.is_file():
             return candidate
-    if zoo.address(text):
-        return download.fetch(zoo.address(text), verify=safe_pickle.load)
+    address = zoo.address(text)
+    if address:
+        return download.fetch(address, verify=safe_pickle.load)
     raise CheckpointError(f"{text}: no such weights file (looked for {Path(text).absolute()} and for the same "
                           "with .pdparams added), and no released model of that name "
                           f"({', '.join(zoo.MODELS)}); set weights=PATH")
 
 
-def read(path):
+def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """The entries {name: array} of a .pdparams file (pickle protocols 2 to 5, with or without a name table).
 
     Raises CheckpointError: see `safe_pickle.load`; also when the file holds anything but named arrays.
@@ -79,14 +89,14 @@ def read(path):
     return state
 
 
-def _value(entry):
+def _value(entry: Any) -> Any:
     """A tensor that paddle pickled inside a container is the pair (name, array)."""
     if isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[1], np.ndarray):
         return entry[1]
     return entry
 
 
-def load_weights(model, path, *, strict=True):
+def load_weights(model: nn.Layer, path: str | os.PathLike[str], *, strict: bool = True) -> Report:
     """Load a .pdparams file into a model.
 
     Args:
@@ -109,7 +119,8 @@ def load_weights(model, path, *, strict=True):
     return report
 
 
-def match(targets, state, path=""):
+def match(targets: Mapping[str, Tensor], state: Mapping[str, np.ndarray],
+          path: str = "") -> tuple[Report, dict[str, np.ndarray]]:
     """Pair a model's `state_dict` with a file's entries.
 
     Returns: the `Report`, and {name: array of the model's dtype} for every entry that fits.
@@ -134,9 +145,9 @@ def match(targets, state, path=""):
     return report, values
 
 
-def _fill_aliases(targets, state):
+def _fill_aliases(targets: Mapping[str, Tensor], state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Let one name of a shared parameter stand for all: GFLv2 stores each DGQP convolution under two."""
-    names_of = {}
+    names_of: dict[int, list[str]] = {}
     for name, target in targets.items():
         names_of.setdefault(id(target), []).append(name)
     state = dict(state)
@@ -147,7 +158,7 @@ def _fill_aliases(targets, state):
     return state
 
 
-def _as_float32(array):
+def _as_float32(array: np.ndarray) -> np.ndarray:
     """float16 and float64 by value; uint16 is how paddle stores bfloat16: the upper half of a float32."""
     if array.dtype == np.uint16:
         return (array.astype(np.uint32) << 16).view(np.float32)
@@ -155,8 +166,8 @@ def _as_float32(array):
         return array.astype(np.float32)
 
 
-def _likely_cause(report):
-    """The mend: what most often leads to such a mismatch."""
+def _likely_cause(report: Report) -> str:
+    """What most often leads to such a mismatch, and how to mend it."""
     classes = next((row for row in report.misshapen if row[0] == "head.gfl_head_cls.bias"), None)
     backbone = [n for n in (*report.missing, *report.unused, *(r[0] for r in report.misshapen)) if "backbone." in n]
     if classes and not backbone:
@@ -170,7 +181,7 @@ def _likely_cause(report):
     return "take the config that belongs to this file"
 
 
-def load_pretrained(model, path):
+def load_pretrained(model: nn.Layer, path: str | os.PathLike[str]) -> Report:
     """Load the weights that training starts from: an ImageNet backbone, or a detector.
 
     A backbone file has no `backbone.` prefix, and its classifier is not used. A detector of another number of classes

@@ -1,11 +1,15 @@
 """Files from the network in one cache: whole or absent, fetched once however many processes ask, and compared with what
 was fetched the first time."""
+from __future__ import annotations
+
 import hashlib
 import logging
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 from ..errors import CheckpointError
@@ -16,11 +20,11 @@ ATTEMPTS = 3
 TIMEOUT = 30.0  # seconds without a byte
 
 
-def is_address(text):
+def is_address(text: str | os.PathLike[str]) -> bool:
     return str(text).startswith(("http://", "https://"))
 
 
-def cached_path(url):
+def cached_path(url: str) -> Path:
     """Where the copy of an address is kept: CACHE/weights/HOST/PATH, whether it is there or not."""
     parts = urlsplit(url)
     names = [quote(unquote(name), safe="") for name in (parts.netloc, *parts.path.split("/"))
@@ -30,7 +34,7 @@ def cached_path(url):
     return runtime.cache_folder() / "weights" / Path(*names)
 
 
-def fetch(url, *, verify=None):
+def fetch(url: str, *, verify: Callable[[Path], Any] | None = None) -> Path:
     """The local copy of a file, downloaded if it is not there or not whole.
 
     The SHA-256 of the first download stands in a file beside it. A copy that was put there by hand is taken as it is.
@@ -66,7 +70,7 @@ def fetch(url, *, verify=None):
     return path
 
 
-def sha256(path):
+def sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(1 << 20):
@@ -74,7 +78,7 @@ def sha256(path):
     return digest.hexdigest()
 
 
-def _download(url, path, expected):
+def _download(url: str, path: Path, expected: str | None) -> None:
     """Put the file at `path`, whole or not at all."""
     import pooch
     import requests
@@ -102,7 +106,7 @@ def _download(url, path, expected):
         time.sleep(attempt)
 
 
-def _verified(verify, path):
+def _verified(verify: Callable[[Path], Any], path: Path) -> None:
     try:
         verify(path)
     except BaseException:

@@ -4,9 +4,14 @@
 numpy arrays and plain containers are made of, and each of those names leads to a stand-in below: numpy never sees
 a file's own claims about types and shapes before they are checked, and nothing of this process can be changed.
 """
+from __future__ import annotations
+
 import io
 import pickle
 from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -15,7 +20,7 @@ from ..errors import CheckpointError
 DTYPES = {"f2", "f4", "f8", "u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "b1"}
 
 
-def load(path):
+def load(path: Path) -> Any:
     """The object in a file of `paddle.save`: dicts, lists, numbers, strings and numpy arrays.
 
     Raises:
@@ -48,13 +53,13 @@ class _Refused(Exception):
 class _Dtype:
     """Stand-in for a numpy.dtype: which one is meant."""
 
-    def __init__(self, code, align=False, copy=True):
+    def __init__(self, code: str, align: Any = False, copy: Any = True) -> None:
         if code not in DTYPES:
             raise _Refused(f"an array of dtype {code!r}")
         self.code = code
-        self.order = "<"
+        self.order: Any = "<"
 
-    def set_state(self, state):
+    def set_state(self, state: Any) -> None:
         # (version, byte order, subarray, names, fields, itemsize, alignment, flags)
         if not isinstance(state, tuple) or len(state) < 5 or any(part is not None for part in state[2:5]):
             raise _Refused("a structured dtype")
@@ -62,23 +67,23 @@ class _Dtype:
             raise _Refused("a dtype of unknown byte order")
         self.order = state[1]
 
-    def numpy(self):
+    def numpy(self) -> np.dtype:
         return np.dtype(self.code).newbyteorder(self.order)
 
 
 class _Array:
     """Stand-in for a numpy.ndarray, which it becomes at the end."""
 
-    value = None
+    value: np.ndarray | None = None
 
-    def set_state(self, state):
+    def set_state(self, state: Any) -> None:
         _, shape, dtype, fortran, data = state
         if isinstance(data, str):  # written by Python 2
             data = data.encode("latin1")
         self.value = _array(data, dtype, shape, "F" if fortran else "C")
 
 
-def _array(data, dtype, shape, order="C"):
+def _array(data: Any, dtype: Any, shape: Any, order: Any = "C") -> np.ndarray:
     if not isinstance(dtype, _Dtype) or not isinstance(data, (bytes, bytearray)):
         raise _Refused("an array of objects")
     if not isinstance(shape, tuple) or not all(isinstance(n, int) and n >= 0 for n in shape):
@@ -87,41 +92,42 @@ def _array(data, dtype, shape, order="C"):
     return flat.reshape(shape, order=order).astype(dtype.code, order="C")
 
 
-def _with_value(value):
+def _with_value(value: np.ndarray) -> _Array:
     array = _Array()
     array.value = value
     return array
 
 
-def _reconstruct(kind, shape, typecode):
+def _reconstruct(kind: Any, shape: Any, typecode: Any) -> _Array:
     if kind != _NDARRAY:
         raise _Refused("a subclass of numpy.ndarray")
     return _Array()
 
 
-def _scalar(dtype, data):
+def _scalar(dtype: Any, data: Any) -> _Array:
     return _with_value(_array(data.encode("latin1") if isinstance(data, str) else data, dtype, ()))
 
 
-def _frombuffer(data, dtype, shape, order="C"):
+def _frombuffer(data: Any, dtype: Any, shape: Any, order: Any = "C") -> _Array:
     return _with_value(_array(data, dtype, shape, order))
 
 
-def _encode(text, encoding="utf-8"):
+def _encode(text: Any, encoding: Any = "utf-8") -> bytes:
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
         raise _Refused(f"a call of codecs.encode with {encoding!r}")
     return text.encode("latin1")  # how pickle protocol 2 spells bytes
 
 
-def _bytes(*arguments):
+def _bytes(*arguments: Any) -> bytes:
     if arguments and not isinstance(arguments[0], bytes):
         raise _Refused("a call of bytes")
     return bytes(*arguments)
 
 
 _NDARRAY = "numpy.ndarray"  # only ever an argument of _reconstruct
-_ARRAY_MAKERS = {"_reconstruct": _reconstruct, "scalar": _scalar, "_frombuffer": _frombuffer}
-ALLOWED = {
+_ARRAY_MAKERS: dict[str, Callable[..., Any]] = {
+    "_reconstruct": _reconstruct, "scalar": _scalar, "_frombuffer": _frombuffer}
+ALLOWED: dict[str, Callable[..., Any] | None] = {
     "numpy.ndarray": None,
     "numpy.dtype": _Dtype,
     "collections.OrderedDict": OrderedDict,
@@ -135,31 +141,35 @@ ALLOWED = {
 }
 
 
-class _Unpickler(pickle._Unpickler):
+_PythonUnpickler: Any = pickle._Unpickler
+
+
+class _Unpickler(_PythonUnpickler):
     """Python's own unpickler, in Python so that every step that could call or change something is ours.
 
     (The one in C also lets a file of ten bytes claim gigabytes for its memo.)
     """
 
-    dispatch = dict(pickle._Unpickler.dispatch)
+    dispatch = dict(_PythonUnpickler.dispatch)
 
-    def find_class(self, module, name):
+    def find_class(self, module: str, name: str) -> _Name:
         """A name in the file becomes a string; `load_reduce` looks up what it may call."""
         full = f"{module}.{name}"
         if full not in ALLOWED:
             raise _Refused(f"a reference to {full}")
         return _Name(full)
 
-    def load_reduce(self):
+    def load_reduce(self) -> None:
         arguments = self.stack.pop()
-        function = self.stack[-1]
-        if not isinstance(function, _Name) or ALLOWED[function] is None or not isinstance(arguments, tuple):
+        name = self.stack[-1]
+        function = ALLOWED[name] if isinstance(name, _Name) else None
+        if function is None or not isinstance(arguments, tuple):
             raise _Refused("a call of something that is no array")
-        self.stack[-1] = ALLOWED[function](*arguments)
+        self.stack[-1] = function(*arguments)
 
     dispatch[pickle.REDUCE[0]] = load_reduce
 
-    def load_build(self):
+    def load_build(self) -> None:
         state = self.stack.pop()
         if not isinstance(self.stack[-1], (_Array, _Dtype)):
             raise _Refused("the state of something that is no array")
@@ -167,7 +177,7 @@ class _Unpickler(pickle._Unpickler):
 
     dispatch[pickle.BUILD[0]] = load_build
 
-    def refuse(self):
+    def refuse(self) -> NoReturn:
         raise _Refused("an instruction that weights never need")
 
     for opcode in (pickle.NEWOBJ, pickle.NEWOBJ_EX, pickle.INST, pickle.OBJ, pickle.PERSID, pickle.BINPERSID,
@@ -180,7 +190,7 @@ class _Name(str):
     """A global that the file refers to. A class of its own, since a plain string of the file must not be callable."""
 
 
-def _to_arrays(value, seen):
+def _to_arrays(value: Any, seen: dict[int, tuple[Any, Any]]) -> Any:
     """Replace the stand-ins by arrays, through dicts, lists and tuples; refuse anything else.
 
     `seen` converts an object that is referred to many times once: its size in memory stays that of the file.
@@ -190,7 +200,7 @@ def _to_arrays(value, seen):
     if isinstance(value, _Array):
         if value.value is None:
             raise _Refused("an array without data")
-        result = value.value
+        result: Any = value.value
     elif isinstance(value, dict):
         result = {_plain(key): _to_arrays(item, seen) for key, item in value.items()}
     elif isinstance(value, (list, tuple)):
@@ -201,7 +211,7 @@ def _to_arrays(value, seen):
     return result
 
 
-def _plain(value):
+def _plain(value: Any) -> Any:
     if isinstance(value, _Name):
         raise _Refused(f"a reference to {value}")
     if value is None or isinstance(value, (str, int, float, bool, bytes)):

@@ -1,4 +1,6 @@
 """The released models: names, configs, addresses, and the AP that PaddleDetection lists for them."""
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 ADDRESS = "https://paddledet.bj.bcebos.com/models"
@@ -22,11 +24,11 @@ class Model:
     ap: float
 
     @property
-    def weights(self):
+    def weights(self) -> str:
         return f"{ADDRESS}/{self.name}.pdparams"
 
     @property
-    def log(self):
+    def log(self) -> str:
         """Of its training."""
         return f"{ADDRESS}/train_log/train_{self.name}.log"
 
@@ -40,7 +42,7 @@ MODELS = {model.name: model for model in (
 )}
 
 
-def address(name):
+def address(name: str) -> str | None:
     """Where the weights of a released model or of a pre-trained backbone are, or None for another name."""
     name = str(name)[:-len(".pdparams")] if str(name).endswith(".pdparams") else str(name)
     if name in MODELS:

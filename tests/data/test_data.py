@@ -6,11 +6,11 @@ import pytest
 from helpers import COCO_MINI, recorded, sample, tiny_config
 
 from ppgfl import ConfigError, DataError, build, load_config
-from ppgfl.data.batch import PadBatch
+from ppgfl.data.batch import PadBatch, Reader
 from ppgfl.data.dataset import COCODataSet, ImageFolder
 from ppgfl.data.image import read_image, write_image
-from ppgfl.data.loader import Batches, iterate
-from ppgfl.data.transforms import Decode, NormalizeImage, RandomFlip, RandomResize, Resize, apply
+from ppgfl.data.loader import Batches
+from ppgfl.data.transforms import Decode, NormalizeImage, RandomFlip, RandomResize, Resize
 
 
 def rng():
@@ -27,12 +27,12 @@ def test_every_format_is_read_under_any_name(tmp_path, suffix):
     write_image(path, image)
     read = read_image(path)
     assert read.shape == (20, 30, 3)
-    np.testing.assert_allclose(read[10, 5], (0, 0, 255), atol=3)  # RGB
+    np.testing.assert_allclose(read[10, 5], (255, 0, 0), atol=3)
 
 
 @pytest.mark.parametrize(("array", "pixel"), [
     (np.full((4, 5), 70, np.uint8), (70, 70, 70)),
-    (np.full((4, 5, 4), (10, 20, 30, 0), np.uint8), (30, 20, 10)),
+    (np.full((4, 5, 4), (10, 20, 30, 0), np.uint8), (10, 20, 30)),
     (np.full((4, 5, 3), 70 * 257, np.uint16), (70, 70, 70)),
     (np.full((4, 5), 70 * 257, np.uint16), (70, 70, 70)),
 ], ids=["grey", "transparent", "16 bit", "16 bit grey"])
@@ -60,7 +60,7 @@ def test_the_rotation_of_a_photograph_is_applied(tmp_path):
     assert image.shape == (40, 20, 3)
     assert image[2, 10].min() > 200  # what was left is on top
     assert image[37, 10].max() < 50
-    sample = apply([Decode()], {"im_file": str(tmp_path / "turned.jpg"), "h": 20, "w": 40})
+    sample = Reader([Decode()], []).sample({"im_file": str(tmp_path / "turned.jpg"), "h": 20, "w": 40})
     assert (sample["h"], sample["w"]) == (40, 20)
 
 
@@ -173,10 +173,10 @@ def test_bad_arguments_are_config_errors(make):
 @pytest.mark.skipif(not COCO_MINI.is_dir(), reason="needs the real COCO images beside the project")
 def test_inputs_of_real_photographs_are_those_of_paddledetection():
     expected = recorded("gfl_r18vd_1x_coco_val6")
-    sample_transforms, (pad,) = build.build_transforms(load_config("gfl_r18vd_1x_coco"), "EvalReader")
+    reader = build.build_reader(load_config("gfl_r18vd_1x_coco"), "EvalReader")
     for i in range(6):
         path = COCO_MINI / "val2017" / f"{expected[f'im_id{i}'].item():012d}.jpg"
-        s, = pad([apply(sample_transforms, {"im_file": str(path)})])
+        s = {key: value[0] for key, value in reader([str(path)]).items()}
         np.testing.assert_array_equal(s["im_shape"], expected[f"im_shape{i}"][0])
         np.testing.assert_array_equal(s["scale_factor"], expected[f"scale_factor{i}"][0])
         assert [1, *s["image"].shape] == expected[f"padded{i}"].tolist()
@@ -287,22 +287,22 @@ def test_class_names_from_json_text_or_coco(small_coco, tmp_path):
 # --- loading
 
 def test_batches_cover_everything_once():
-    def flat(b):
-        return [index for batch in b for _, index in batch]
+    def flat(batches, epoch=0):
+        return [index for batch in batches.indices(epoch) for index in batch]
 
-    b = Batches(10, 3, shuffle=True, seed=1)
-    first = flat(b)
+    batches = Batches(10, 3, shuffle=True, seed=1)
+    first = flat(batches)
     assert sorted(first) == list(range(10))
-    assert flat(b) == first
-    b.epoch = 1
-    assert flat(b) != first
-    assert [len(x) for x in Batches(10, 3)] == [3, 3, 3, 1]
-    assert [len(x) for x in Batches(10, 3, drop_last=True)] == [3, 3, 3]
+    assert flat(batches) == first
+    assert flat(batches, epoch=1) != first
+    assert [len(x) for x in Batches(10, 3).indices()] == [3, 3, 3, 1]
+    assert [len(x) for x in Batches(10, 3, drop_last=True).indices()] == [3, 3, 3]
 
 
 def loaded(cfg, reader="TrainReader", section="TrainDataset"):
     dataset = build.build_dataset(cfg, section)
-    return [{k: v.numpy() for k, v in batch.items()} for batch in iterate(build.build_loader(cfg, reader, dataset))]
+    return [{k: v.numpy() for k, v in batch.items()}
+            for batch in build.build_loader(cfg, reader, dataset.records).epoch()]
 
 
 def test_batches_are_the_same_whatever_the_number_of_workers(small_coco):

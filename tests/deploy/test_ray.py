@@ -8,12 +8,12 @@ from helpers import ROOT
 from ppgfl import Detector
 
 
-@pytest.fixture
-def worker(exported):
+@pytest.fixture(params=[".", "model.onnx"])
+def worker(exported, request):
     spec = importlib.util.spec_from_file_location("ray_recipe", ROOT / "deploy" / "ray" / "infer.py")
     recipe = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(recipe)
-    return recipe.Detect(str(exported[0]), 0.03, 1)
+    return recipe.Detect(str(exported[0] / request.param), 0.03, 1)
 
 
 def test_a_line_is_what_the_detector_finds(worker, exported, picture):

@@ -1,39 +1,121 @@
-"""deploy/python/infer.py: one file, without ppgfl, that predicts what the model predicts."""
+"""deploy/python/infer.py: one file, without ppgfl, that predicts what the model predicts, from a folder and a .onnx."""
 import ctypes
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import paddle
 import pytest
 from helpers import ROOT, UNREADABLE, match, read, tiny_config
 
-from ppgfl import Detector, build_model, load_weights
-from ppgfl.data import transforms
-from ppgfl.data.batch import PadBatch
+from ppgfl import Detector, build_model, export, load_weights
+from ppgfl.build import build_reader
+from ppgfl.inference.export import describe
 from ppgfl.inference.runner import load_runner
+from ppgfl.system import runtime
 
+pytest.importorskip("onnxruntime")
 RUNNER = ROOT / "deploy" / "python" / "infer.py"
 SMALL = "TestReader.sample_transforms.1.Resize.target_size=[64, 96]"
+RESIZE, NORMALIZE = "TestReader.sample_transforms.1.Resize", "TestReader.sample_transforms.2.NormalizeImage"
+KINDS = {"folder": ".", "onnx": "model.onnx"}  # place of the model in the exported folder
 
 
-def test_the_runner_prepares_images_as_the_model_does(small_coco):
+@pytest.fixture
+def module():
+    return load_runner()
+
+
+@pytest.fixture(params=KINDS.values(), ids=KINDS)
+def model(request, exported):
+    """The exported folder, and the .onnx in it."""
+    return exported[0] / request.param
+
+
+@pytest.fixture
+def images(small_coco):
+    return [read(path) for path in sorted((small_coco / "val2017").iterdir())]
+
+
+# --- it is what the package is
+
+
+@pytest.mark.parametrize("overrides", [
+    [], [f"{RESIZE}.keep_ratio=false"], [f"{RESIZE}.target_size=64"], [f"{RESIZE}.interp=2"],
+    [f"{NORMALIZE}.is_scale=false"], [f"{NORMALIZE}.norm_type=none"], [f"{NORMALIZE}.mean=[0.1, 0.2, 0.3]"],
+    ["TestReader.batch_transforms.0.PadBatch.pad_to_stride=64"],
+], ids=lambda overrides: ",".join(overrides).rpartition(".")[2] or "as shipped")
+def test_images_are_prepared_as_the_model_does(module, images, overrides):
     """One arithmetic, two files: the runner must not need ppgfl."""
-    cfg = tiny_config()
-    entries = cfg["TestReader"]["sample_transforms"][1:]
-    ops = [{"type": name, **args} for entry in entries for name, args in entry.items()]
-    module = load_runner()
-    from ppgfl import build
+    cfg = tiny_config("gfl_r18vd_1x_coco", *overrides)
+    ops = describe(cfg, [None, 3, None, None])["Preprocess"]
+    reader = build_reader(cfg, "TestReader")
+    for group in ([image] for image in images), [images]:
+        for some in group:
+            ours, theirs = reader(some), module.prepare(some, ops)
+            for name in ("image", "scale_factor", "im_shape"):
+                assert theirs[name].dtype == np.float32
+                np.testing.assert_array_equal(theirs[name], ours[name])
 
-    sample_transforms, _ = build.build_transforms(cfg, "TestReader")
-    for path in (small_coco / "val2017").iterdir():
-        ours, = PadBatch(32)([transforms.apply(sample_transforms, {"im_file": str(path)})])
-        theirs = module.prepare([read(path)], [module.make_step(op) for op in ops])
-        np.testing.assert_array_equal(theirs["image"][0], ours["image"])
-        np.testing.assert_array_equal(theirs["scale_factor"][0], ours["scale_factor"])
+
+def test_a_step_that_it_does_not_know(module, images):
+    with pytest.raises(module.RunnerError, match="has a step 'Mosaic'"):
+        module.prepare(images, [{"type": "Mosaic"}])
+
+
+TOPOLOGY = "/sys/devices/system/cpu/cpu{}/topology/{}"
+TWO_CORES = {TOPOLOGY.format(cpu, name): f"{value}\n" for cpu in range(4)
+             for name, value in (("physical_package_id", 0), ("core_id", cpu // 2))}
+TWO_SOCKETS = {**TWO_CORES, **{TOPOLOGY.format(cpu, "physical_package_id"): "1\n" for cpu in (2, 3)},
+               **{TOPOLOGY.format(cpu, "core_id"): "0\n" for cpu in range(4)}}
+V1 = "/sys/fs/cgroup/cpu/cpu.cfs_{}_us"
+
+
+@pytest.mark.parametrize(("files", "cores"), [
+    (TWO_CORES, 2), (TWO_SOCKETS, 2), ({}, 4),
+    ({**TWO_CORES, "/sys/fs/cgroup/cpu.max": "100000 100000\n"}, 1),
+    ({**TWO_CORES, "/sys/fs/cgroup/cpu.max": "150000 100000\n"}, 1),
+    ({**TWO_CORES, "/sys/fs/cgroup/cpu.max": "50000 100000\n"}, 1),
+    ({**TWO_CORES, "/sys/fs/cgroup/cpu.max": "800000 100000\n"}, 2),
+    ({**TWO_CORES, "/sys/fs/cgroup/cpu.max": "max 100000\n", V1.format("quota"): "100000\n",
+      V1.format("period"): "100000\n"}, 2),
+    ({"/sys/fs/cgroup/cpu.max": "300000 100000\n"}, 3),
+    ({**TWO_CORES, "/sys/fs/cgroup/cpu.max": "nonsense\n"}, 2),
+    ({**TWO_CORES, V1.format("quota"): "100000\n", V1.format("period"): "100000\n"}, 1),
+    ({**TWO_CORES, V1.format("quota"): "-1\n", V1.format("period"): "100000\n"}, 2),
+    ({**TWO_CORES, V1.format("quota"): "100000\n"}, 2),
+])
+def test_threads_are_counted_as_the_package_does(module, monkeypatch, files, cores):
+    """Affinity, threads of one core, and the quota of a container, as its files under /sys say."""
+    real = Path.read_text
+
+    def read_text(self, *args, **kwargs):
+        if not str(self).startswith("/sys/"):
+            return real(self, *args, **kwargs)
+        if str(self) not in files:
+            raise FileNotFoundError(2, "No such file or directory", str(self))
+        return files[str(self)]
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3}, raising=False)
+    assert (module.physical_cores(), runtime.physical_cores()) == (cores, cores)
+
+
+@pytest.mark.parametrize(("count", "cores"), [(8, 4), (1, 1), (None, 1)])
+def test_threads_where_nothing_is_said_of_affinity(module, monkeypatch, count, cores):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: count)
+    assert (module.physical_cores(), runtime.physical_cores()) == (cores, cores)
+
+
+# --- what it finds
 
 
 def test_a_detector_of_the_folder_finds_what_the_model_finds(exported, r18vd_weights, picture):
@@ -45,13 +127,20 @@ def test_a_detector_of_the_folder_finds_what_the_model_finds(exported, r18vd_wei
     assert found.draw(0.5).shape == read(picture).shape
 
 
-def test_a_batch_of_images_of_different_sizes(exported, small_coco):
-    runner = load_runner().Runner(exported[0])
-    images = [read(path) for path in sorted((small_coco / "val2017").iterdir())]
-    found = runner(images)
-    assert [rows.shape for rows in found] == [(100, 6)] * 5
-    alone = runner([np.ascontiguousarray(images[0])])[0]
-    assert (np.diff(alone[:, 1]) <= 0).all()
+def test_both_runners_find_the_same(module, exported, images):
+    ours, runner = module.open_runner(exported[0] / "model.onnx"), module.open_runner(exported[0])
+    assert (type(ours), type(runner)) == (module.OnnxRunner, module.Runner)
+    assert ours.class_names == runner.class_names
+    for image in images:
+        match(ours([image])[0], runner([image])[0])
+
+
+def test_a_batch_of_images_of_different_sizes(module, model, images):
+    runner = module.open_runner(model)
+    for found in (runner(images), runner.detect(runner.prepare(images))):
+        assert [rows.shape for rows in found] == [(100, 6)] * 5
+        assert all((np.diff(rows[:, 1]) <= 0).all() for rows in found)
+    assert min(runner.times.values()) > 0
 
 
 @pytest.mark.parametrize("size", [(31, 33), (200, 3), (64, 96)])
@@ -67,6 +156,9 @@ def test_any_size_of_input(exported, r18vd_weights, size):
     bbox, bbox_num = load_runner().Runner(exported[0]).run({"image": image, "scale_factor": scale})
     np.testing.assert_array_equal(bbox_num, wanted["bbox_num"].numpy())
     np.testing.assert_allclose(np.sort(bbox[:, 1]), np.sort(wanted["bbox"].numpy()[:, 1]), atol=1e-4)
+
+
+# --- Paddle Inference
 
 
 class SharedIntegral(paddle.nn.Layer):
@@ -96,24 +188,24 @@ class SharedIntegral(paddle.nn.Layer):
     ("openvino", "paddle", ".pdmodel", False, True, "onednn", "OpenVINO needs"),
     ("native", "paddle", ".pdmodel", True, True, "native", None),
 ])
-def test_the_engine(wanted, run_mode, suffix, has_openvino, any_size, engine, word):
-    chosen, note = load_runner().choose_engine(wanted, run_mode, suffix, has_openvino=has_openvino, any_size=any_size)
+def test_the_engine(module, wanted, run_mode, suffix, has_openvino, any_size, engine, word):
+    chosen, note = module.choose_engine(wanted, run_mode, suffix, has_openvino=has_openvino, any_size=any_size)
     assert chosen == engine
     assert word in note if word else note is None
 
 
 @pytest.mark.parametrize("engine", ["onednn", "openvino", "native"])
-def test_every_engine_finds_the_same(exported, picture, engine):
-    module, image = load_runner(), read(picture)
+def test_every_engine_finds_the_same(module, exported, picture, engine):
+    image = read(picture)
     wanted, = module.Runner(exported[0])([image])
     assert len(wanted) == 100
     found, = module.Runner(exported[0] / "model.pdmodel", engine=engine)([image])
     match(found, wanted)
 
 
-def test_bfloat16_is_close(exported, picture):
-    module, image = load_runner(), read(picture)
-    if not module._has_bf16():
+def test_bfloat16_is_close(module, exported, picture):
+    image = read(picture)
+    if not module.processor_has("avx512_bf16", "amx_bf16"):
         pytest.skip("this processor has no bfloat16")
     wanted, = module.Runner(exported[0])([image])
     for engine in ("auto", "onednn"):
@@ -123,13 +215,13 @@ def test_bfloat16_is_close(exported, picture):
         assert 0 < np.abs(found[:20, 1] - wanted[:20, 1]).max() < 0.02  # really less precise, and not wrong
 
 
-def test_openvino_leaves_nothing_behind(exported, picture, tmp_path, monkeypatch):
+def test_openvino_leaves_nothing_behind(module, exported, picture, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    load_runner().Runner(exported[0])([read(picture)])
+    module.Runner(exported[0])([read(picture)])
     assert not list(tmp_path.iterdir())
 
 
-def test_a_weight_that_levels_share_is_scaled_once(exported, tmp_path):
+def test_a_weight_that_levels_share_is_scaled_once(module, exported, tmp_path):
     """Paddle's predictor scales it in place, once per level, for .pdmodel: boxes of 1e8 pixels."""
     layer = SharedIntegral()
     static = paddle.jit.to_static(layer, full_graph=True, input_spec=[
@@ -138,45 +230,172 @@ def test_a_weight_that_levels_share_is_scaled_once(exported, tmp_path):
     shutil.copy(exported[0] / "infer_cfg.yml", tmp_path)
     forget_sum(tmp_path / "model.pdiparams")
     image = np.random.default_rng(0).random((1, 3, 4, 4)).astype("float32")
-    output, = load_runner().Runner(tmp_path).run({"image": image})
+    runner = module.Runner(tmp_path)
+    output, = runner.run({"image": image})
     np.testing.assert_allclose(output, layer(paddle.to_tensor(image)).numpy(), rtol=1e-5)
+    with pytest.raises(module.RunnerError, match="needs an export with post-processing and NMS"):
+        runner.detect({"image": image})
+    with pytest.raises(module.RunnerError, match="wants an input 'image'"):
+        runner.run({"picture": image})
 
 
-# --- the runner on its own
+@pytest.mark.skipif(sys.platform != "linux", reason="the signal stack is Linux's")
+def test_a_runner_leaves_the_signal_stack_alone(module, exported, picture):
+    """OpenVINO inside Paddle sets one and frees it with the model: the next signal was a SIGSEGV."""
+    libc = ctypes.CDLL(None)
 
-def run(*arguments, cwd):
-    """Where ppgfl cannot be imported."""
+    class SignalStack(ctypes.Structure):
+        _fields_ = [("address", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+
+    def signal_stack():
+        stack = SignalStack()
+        libc.sigaltstack(None, ctypes.byref(stack))
+        return stack.address, stack.flags, stack.size
+
+    before = signal_stack()
+    runner = module.Runner(exported[0])
+    runner([read(picture)])
+    assert signal_stack() == before
+
+
+# --- ONNX Runtime
+
+
+def test_nms_inside_or_outside_alone_or_in_a_batch(module, exported, r18vd_weights, images, tmp_path):
+    export(tiny_config(), weights=r18vd_weights, output_dir=tmp_path, format="pdmodel", with_nms=True, verify=())
+    inside, outside = (module.open_runner(folder / "model.onnx") for folder in (tmp_path, exported[0]))
+    assert (inside.has_nms, outside.has_nms) == (True, False)
+    alone = outside(images)
+    assert [len(rows) for rows in alone] == [100] * 5
+    for a, b in zip(inside(images), alone):
+        match(a, b)
+    of_one_size = [images[0], images[0][::-1], images[0][:, ::-1]]
+    for runner in (inside, outside):
+        for a, b in zip(runner.detect(runner.prepare(of_one_size)), outside(of_one_size)):
+            match(a, b)
+
+
+def slow_nms(boxes, scores, score_threshold, nms_top_k, keep_top_k, nms_threshold):
+    """Class by class, as it is explained in textbooks."""
+    found = []
+    for label in range(scores.shape[1]):
+        order = np.argsort(-scores[:, label], kind="stable")[:nms_top_k if nms_top_k > 0 else None]
+        kept = []
+        for i in order:
+            if scores[i, label] > score_threshold and all(iou(boxes[i], boxes[j]) <= nms_threshold for j in kept):
+                kept.append(i)
+        found += [[label, scores[i, label], *boxes[i]] for i in kept]
+    found.sort(key=lambda row: -row[1])
+    return np.array(found[:keep_top_k if keep_top_k >= 0 else None], np.float32).reshape(-1, 6)
+
+
+def iou(a, b):
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    common = max(0, width) * max(0, height)
+    return common / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - common)
+
+
+@pytest.mark.parametrize("settings", [
+    dict(score_threshold=0.1, nms_top_k=1000, keep_top_k=100, nms_threshold=0.6),
+    dict(score_threshold=0.5, nms_top_k=7, keep_top_k=20, nms_threshold=0.3),
+    dict(score_threshold=-1.0, nms_top_k=-1, keep_top_k=-1, nms_threshold=0.5),
+    dict(score_threshold=1.0, nms_top_k=10, keep_top_k=10, nms_threshold=0.5),
+])
+def test_nms_against_the_textbook(module, settings):
+    rng = np.random.default_rng(0)
+    corners = rng.uniform(0, 50, size=(150, 2))
+    boxes = np.hstack([corners, corners + rng.uniform(5, 40, size=(150, 2))]).astype(np.float32)
+    scores = rng.random((150, 4)).astype(np.float32)
+    np.testing.assert_allclose(module.suppress(boxes, scores, **settings), slow_nms(boxes, scores, **settings))
+
+
+def test_a_fixed_size_that_the_preparation_does_not_make(module, exported, images, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    proto = onnx.load(exported[0] / "model.onnx")
+    for dim, size in zip(proto.graph.input[0].type.tensor_type.shape.dim[2:], (64, 96)):
+        dim.dim_value = size  # as TestReader.inputs_def.image_shape=[3, 64, 96] has it
+    onnx.save(proto, tmp_path / "model.onnx")
+    with pytest.raises(module.RunnerError, match=r"takes images of \['N', 3, 64, 96\], and was given \[1, 3, 96, 64\]"):
+        module.open_runner(tmp_path / "model.onnx")([images[1]])
+
+
+def test_cuda_that_does_not_start(module, exported, monkeypatch):
+    """A build for CUDA on a machine that lacks its libraries computes on the CPU, and says so in lines of its own."""
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    with pytest.warns(UserWarning), pytest.raises(module.RunnerError, match="cannot start its CUDAExecutionProvider"):
+        module.open_runner(exported[0] / "model.onnx", device="GPU")
+
+
+# --- the file on its own
+
+
+def run(*arguments, cwd, without):
+    """A copy of the file, where some modules cannot be imported."""
     shutil.copy(RUNNER, cwd / "infer.py")
-    return subprocess.run([sys.executable, "-S", "-c", CODE, *map(str, arguments)], cwd=cwd, capture_output=True,
-                          text=True, timeout=120, check=False)
+    code = (f"import sys; sys.modules.update(dict.fromkeys({without}, None)); sys.argv[0] = 'infer.py';"
+            "exec(compile(open('infer.py', encoding='utf-8').read(), 'infer.py', 'exec'))")
+    return subprocess.run([sys.executable, "-c", code, *map(str, arguments)], cwd=cwd, capture_output=True, text=True,
+                          timeout=120, check=False)
 
 
-CODE = """
-import sys, site
-sys.modules["ppgfl"] = None  # any import of it fails
-site.main()
-sys.argv[0] = "infer.py"
-exec(compile(open("infer.py", encoding="utf-8").read(), "infer.py", "exec"))
-"""
-
-
-def test_the_runner_needs_no_ppgfl(exported, small_coco, tmp_path):
-    done = run("--model_dir", exported[0], "--image_dir", small_coco / "val2017", "--batch_size", 2,
-               "--output_dir", "out", "--save_results", "--threshold", 0.1, cwd=tmp_path)
+@pytest.mark.parametrize(("flag", "place", "without"), [
+    ("--model_dir", ".", ["ppgfl", "onnxruntime"]), ("--model", "model.onnx", ["ppgfl", "paddle", "yaml"]),
+], ids=KINDS)
+def test_it_needs_neither_ppgfl_nor_what_the_other_kind_needs(exported, small_coco, tmp_path, flag, place, without):
+    done = run(flag, exported[0] / place, "--image_dir", small_coco, "--batch_size", 2, "--output_dir", "out",
+               "--save_results", "--threshold", 0.1, cwd=tmp_path, without=without)
     assert done.returncode == 0, done.stderr
-    assert "running model.pdmodel on CPU" in done.stdout
-    assert len(list((tmp_path / "out").glob("*.jpg"))) == 5
+    assert done.stdout.startswith("running model.")
+    pictures = [path.name for path in (tmp_path / "out").glob("*.jpg")]
+    assert sorted(pictures) == sorted(path.name for path in (small_coco / "val2017").iterdir())
     results = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
-    assert len(results) == 5
+    assert [len(one["detections"]) > 0 for one in results] == [True] * 5
     assert all(d["score"] >= 0.1 for one in results for d in one["detections"])
 
 
-def test_the_benchmark_prints_every_stage(exported, picture, tmp_path):
-    done = run("--model_dir", exported[0], "--image_file", picture, "--run_benchmark", "--benchmark_seconds", 0.2,
-               cwd=tmp_path)
+@pytest.fixture
+def command(module, monkeypatch, tmp_path, capsys):
+    """Run the command line in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        try:
+            code = module.main([str(argument) for argument in arguments])
+        except SystemExit as done:  # of argparse
+            code = done.code
+        out, errors = capsys.readouterr()
+        return SimpleNamespace(returncode=code, stdout=out, stderr=errors)
+
+    return run
+
+
+def test_pictures_keep_their_names_and_folders(command, model, picture, tmp_path):
+    for name in ("a/one.jpg", "b/one.jpg"):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True)
+        shutil.copy(picture, tmp_path / "photos" / name)
+    done = command("--model", model, "--image_dir", "photos", "--threads", 1)
     assert done.returncode == 0, done.stderr
-    for word in ("preprocess", "inference", "postprocess", "images/s"):
+    assert ", 1 threads" in done.stdout
+    written = sorted(str(path.relative_to(tmp_path / "output")) for path in (tmp_path / "output").rglob("*.*"))
+    assert written == ["a/one.jpg", "b/one.jpg"]
+    assert all(read(tmp_path / "output" / name).shape == read(picture).shape for name in written)
+    done = command("--model_dir", model, "--image_dir", "photos", "--output_dir", "photos")
+    assert done.returncode == 2
+    assert "the drawn picture would replace the image" in done.stderr
+
+
+def test_the_benchmark_prints_every_stage(command, model, picture, tmp_path):
+    done = command("--model_dir", model, "--image_file", picture, "--run_benchmark", "--benchmark_seconds", 0.2,
+                   "--batch_size", 2)
+    assert done.returncode == 0, done.stderr
+    for word in ("preprocess", "inference", "postprocess", "images/s, batch 2"):
         assert word in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+# --- what cannot be used
 
 
 def change_bytes(path, change):
@@ -191,11 +410,14 @@ def forget_sum(path):
                                 if not line.startswith("params_sha256")), encoding="utf-8")
 
 
-def broken(exported, tmp_path, change):
-    folder = tmp_path / "broken"
-    shutil.copytree(exported[0], folder)
-    change(folder)
-    return folder
+def is_one_line(done, words, start="error: "):
+    """Whether a command has refused something as it should."""
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith(start), done.stderr
+    assert words in done.stderr
+    assert not Path("output").exists()
+    return True
 
 
 @pytest.mark.parametrize(("change", "words"), [
@@ -203,6 +425,7 @@ def broken(exported, tmp_path, change):
     (lambda f: (f / "model.pdiparams").unlink(), "found infer_cfg.yml, model."),
     (lambda f: (f / "infer_cfg.yml").unlink(), "infer_cfg.yml: no such file"),
     (lambda f: (f / "infer_cfg.yml").write_text("arch: YOLO"), "arch is 'YOLO'"),
+    (lambda f: (f / "infer_cfg.yml").write_text("YOLO"), "arch is 'YOLO'"),
     (lambda f: (f / "infer_cfg.yml").write_text("arch: GFL"), "has no list 'Preprocess'"),
     (lambda f: (f / "infer_cfg.yml").write_text("a: ["), "not YAML"),
     (lambda f: change_bytes(f / "model.pdiparams", lambda data: data[:-1]), "model.pdiparams: damaged"),
@@ -213,36 +436,77 @@ def broken(exported, tmp_path, change):
     (lambda f: forget_sum(change_bytes(f / "model.pdiparams", lambda data: b"\x01" * 100)), "Paddle cannot load it"),
     (lambda f: change_bytes(f / "model.pdmodel", lambda data: data[:1000]), "Paddle cannot load it"),
 ])
-def test_a_broken_folder_is_one_line(exported, picture, tmp_path, change, words):
-    folder = broken(exported, tmp_path, change)
-    done = run("--model_dir", folder, "--image_file", picture, cwd=tmp_path)
-    assert done.returncode == 2, done.stdout + done.stderr
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("error: ")
-    assert words in last
-    assert "Traceback" not in done.stderr
-    assert not (tmp_path / "output").exists()
+def test_a_broken_folder_is_one_line(command, exported, picture, tmp_path, change, words):
+    folder = tmp_path / "broken"
+    shutil.copytree(exported[0], folder)
+    change(folder)
+    assert is_one_line(command("--model_dir", folder, "--image_file", picture), words)
 
 
-@pytest.mark.parametrize(("arguments", "words"), [
-    (["--device", "GPU"], "is a CPU build"), (["--run_mode", "trt_fp16"], "TensorRT needs --device GPU"),
-    (["--run_mode", "bf16", "--engine", "native"], "are float32 only"), (["--run_mode", "int8"], "no quantisation"),
+@pytest.mark.parametrize(("change", "words"), [
+    (lambda data: None, "no such file"),
+    (lambda data: data[:1000], "ONNX Runtime cannot load it"),
+    (lambda data: b"", "ONNX Runtime cannot load it"),
+    (lambda data: data.replace(b"class_names", b"other_names"), "has no class_names in its metadata"),
 ])
-def test_settings_that_this_machine_lacks(exported, picture, tmp_path, arguments, words):
+def test_a_broken_onnx_is_one_line(command, exported, picture, tmp_path, change, words):
+    changed = change((exported[0] / "model.onnx").read_bytes())
+    if changed is not None:
+        (tmp_path / "model.onnx").write_bytes(changed)
+    start = f"error: {tmp_path if changed is None else 'model.onnx'}"
+    assert is_one_line(command("--model", "model.onnx", "--image_file", picture), words, start)
+
+
+@pytest.mark.parametrize(("place", "package", "install"), [
+    (".", "paddle", "paddlepaddle"), (".", "yaml", "pyyaml"), ("model.onnx", "onnxruntime", "onnxruntime")])
+def test_a_package_that_is_missing_is_one_line(command, exported, picture, monkeypatch, place, package, install):
+    monkeypatch.setitem(sys.modules, package, None)
+    done = command("--model_dir", exported[0] / place, "--image_file", picture)
+    assert is_one_line(done, f"this model needs {package}:")
+    assert done.stderr.endswith(f"pip install {install}\n")
+
+
+@pytest.mark.parametrize(("place", "arguments", "words"), [
+    (".", ["--device", "GPU"], "is a CPU build"), (".", ["--run_mode", "trt_fp16"], "TensorRT needs --device GPU"),
+    (".", ["--run_mode", "bf16", "--engine", "native"], "are float32 only"),
+    (".", ["--run_mode", "int8"], "no quantisation"),
+    ("model.onnx", ["--device", "GPU"], "has no CUDAExecutionProvider; pip install onnxruntime-gpu"),
+    ("model.onnx", ["--run_mode", "bf16"], "model.onnx: paddle\n"),
+    ("model.onnx", ["--engine", "openvino"], "model.onnx: auto\n"),
+])
+def test_settings_that_this_machine_or_model_lacks(module, command, exported, picture, place, arguments, words):
     if paddle.is_compiled_with_cuda():
         pytest.skip("the messages of a CPU build")
-    done = run("--model_dir", exported[0], "--image_file", picture, *arguments, cwd=tmp_path)
-    assert done.returncode == 2
-    assert words in done.stderr
+    if "bf16" in arguments and place == "." and not module.processor_has("avx512_bf16", "amx_bf16"):
+        pytest.skip("this processor has no bfloat16")
+    assert is_one_line(command("--model_dir", exported[0] / place, "--image_file", picture, *arguments), words)
 
 
 @pytest.mark.parametrize("data", UNREADABLE.values(), ids=UNREADABLE)
-def test_an_image_that_cannot_be_read_is_named(exported, tmp_path, data):
+def test_an_image_that_cannot_be_read_is_named(command, model, tmp_path, data):
     (tmp_path / "picture.png").write_bytes(data)
-    done = run("--model_dir", exported[0], "--image_file", "picture.png", cwd=tmp_path)
+    done = command("--model_dir", model, "--image_file", "picture.png")
+    assert is_one_line(done, "", "error: picture.png: not an image that can be decoded")
+
+
+@pytest.mark.parametrize("arguments", [["--batch_size", "0"], ["--cpu_threads", "-1"], ["--benchmark_seconds", "0"],
+                                       ["--benchmark_seconds", "nan"], ["--batch_size", "two"]])
+def test_numbers_that_make_no_sense_are_refused(command, picture, tmp_path, arguments):
+    done = command("--model_dir", tmp_path, "--image_file", picture, *arguments)
     assert done.returncode == 2
-    assert done.stderr.strip().splitlines()[-1].startswith("error: picture.png: not an image that can be decoded")
-    assert "Traceback" not in done.stderr
+    assert arguments[0] in done.stderr.splitlines()[-1]
+
+
+# --- Ctrl-C
+
+
+def ended(process):
+    """The errors of a command that Ctrl-C has ended."""
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert errors.splitlines()[-1] == "stopped by SIGINT"
+    assert "Traceback" not in errors
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
@@ -252,32 +516,42 @@ def test_ctrl_c_is_one_line(exported, picture, tmp_path):
     process = subprocess.Popen(list(map(str, command)), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                text=True)
     assert process.stdout.readline().startswith("running")
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
-    assert errors.splitlines()[-1] == "stopped by SIGINT"
-    assert "Traceback" not in errors
+    ended(process)
 
 
-@pytest.mark.parametrize("arguments", [["--batch_size", "0"], ["--cpu_threads", "-1"], ["--benchmark_seconds", "0"],
-                                       ["--batch_size", "two"]])
-def test_numbers_that_make_no_sense_are_refused(picture, tmp_path, arguments):
-    done = run("--model_dir", tmp_path, "--image_file", picture, *arguments, cwd=tmp_path)
-    assert done.returncode == 2
-    assert arguments[0] in done.stderr.splitlines()[-1]
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
+def test_ctrl_c_leaves_whole_pictures(exported, picture, tmp_path):
+    photos, output = tmp_path / "photos", tmp_path / "output"
+    photos.mkdir()
+    for i in range(5000):
+        os.link(picture, photos / f"{i}.jpg")
+    process = subprocess.Popen([sys.executable, RUNNER, "--model", exported[0] / "model.onnx", "--image_dir", photos],
+                               cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not list(output.glob("*.jpg")) and process.poll() is None:
+        time.sleep(0.01)
+    ended(process)
+    assert all(read(path) is not None for path in output.iterdir())
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the signal stack is Linux's")
-def test_a_runner_leaves_the_signal_stack_alone(exported, picture):
-    """OpenVINO inside Paddle sets one and frees it with the model: the next signal was a SIGSEGV."""
-    module, libc = load_runner(), ctypes.CDLL(None)
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
+def test_the_first_ctrl_c_waits_and_the_second_does_not(module):
+    with pytest.raises(KeyboardInterrupt), module.delayed_interrupt() as check:
+        check()
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            check()
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("the second did nothing")
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
 
-    def signal_stack():
-        stack = module.SignalStack()
-        libc.sigaltstack(None, ctypes.byref(stack))
-        return stack.address, stack.flags, stack.size
 
-    before = signal_stack()
-    runner = module.Runner(exported[0])
-    runner([read(picture)])
-    assert signal_stack() == before
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
+def test_ctrl_c_that_is_ignored_stays_ignored(module):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with module.delayed_interrupt() as check:
+            signal.raise_signal(signal.SIGINT)
+            check()
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -237,6 +237,18 @@ def test_several_images_and_a_threshold(service, photos):
         assert (result["height"], result["width"]) == image.shape[:2]
 
 
+def test_an_onnx_is_served_too(exported, photos):
+    process, address = start("--model_dir", exported[0] / "model.onnx")
+    try:
+        assert "model.onnx in ONNX Runtime" in httpx.get(f"{address}/health").json()["model"]
+        answer = httpx.post(f"{address}/predict", files=[("images", data) for data, _ in photos], data={"threshold": 0})
+        for result, (_, wanted) in zip(answer.json()["results"], photos):
+            match(rows(result), wanted, pixels=2e-2, score=1e-4)
+    finally:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) in (0, 130, -signal.SIGINT)
+
+
 def test_many_clients_at_once(service, photos):
     def ask(i):
         data, wanted = photos[i % len(photos)]

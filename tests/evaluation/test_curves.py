@@ -4,8 +4,8 @@ import pytest
 
 from ppgfl.data.dataset import COCODataSet
 from ppgfl.evaluation import curves
+from ppgfl.evaluation.coco import coco_evaluator
 from ppgfl.evaluation.curves import Ranking
-from ppgfl.evaluation.evaluate import coco_evaluator
 
 # Two images, classes cat (id 3) and dog (id 7), boxes x y w h.
 TRUTH = [(1, 3, [0, 0, 10, 10], 0), (1, 7, [50, 50, 20, 20], 0), (2, 3, [0, 0, 10, 10], 0), (2, 3, [30, 30, 10, 10], 0),

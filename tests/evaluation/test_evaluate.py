@@ -17,9 +17,14 @@ from ppgfl import (
     load_config,
     load_weights,
 )
-from ppgfl.data.loader import iterate
-from ppgfl.evaluation.evaluate import METRICS, coco_metrics
+from ppgfl.evaluation.coco import METRICS, coco_evaluator, summarize
+from ppgfl.evaluation.evaluate import evaluate_results
 from ppgfl.inference.detections import coco_records, split_batch
+from ppgfl.inference.detector import open_detector
+
+
+def coco_metrics(dataset, results, **options):
+    return summarize(coco_evaluator(dataset, results), dataset, **options)
 
 
 def small_eval(small_coco, *overrides):
@@ -68,7 +73,7 @@ def test_the_whole_path_writes_coco_results(small_coco, r18vd_weights, tmp_path)
     assert len(metrics["per_class"]) == 80
     assert {r["image_id"] for r in results} == {10, 11, 12, 13, 14}  # the image without a box too
     assert all(set(r) == {"image_id", "category_id", "bbox", "score"} for r in results)
-    again = evaluate(cfg, output_dir=tmp_path / "new folder", json_eval=True)
+    again = evaluate_results(cfg, output_dir=tmp_path / "new folder")
     assert again == {key: metrics[key] for key in METRICS}
     assert evaluate(cfg, weights=r18vd_weights, output_dir=tmp_path, save_prediction_only=True) == {}
 
@@ -94,7 +99,7 @@ def test_detections_on_real_photographs_are_those_of_paddledetection(r18vd_weigh
     load_weights(model, r18vd_weights)
     model.eval()
     with paddle.no_grad():
-        for i, batch in enumerate(iterate(build.build_loader(cfg, "EvalReader", dataset))):
+        for i, batch in enumerate(build.build_loader(cfg, "EvalReader", dataset.records).epoch()):
             rows, = split_batch(model(batch))
             want = expected[f"bbox{i}"]
             np.testing.assert_array_equal(batch["im_id"].numpy(), expected[f"im_id{i}"])
@@ -118,14 +123,14 @@ def test_a_class_count_that_disagrees_stops_before_anything_runs(small_coco, r18
 
 def test_json_eval_without_results(small_coco, tmp_path):
     with pytest.raises(DataError, match="--json_eval needs the results"):
-        evaluate(small_eval(small_coco), output_dir=tmp_path, json_eval=True)
+        evaluate_results(small_eval(small_coco), output_dir=tmp_path)
 
 
 def test_json_eval_of_other_images_is_refused(small_coco, tmp_path):
     (tmp_path / "bbox.json").write_text(json.dumps(
         [{"image_id": 99, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 0.5}]))
     with pytest.raises(DataError, match="results of image 99 and 0 more"):
-        evaluate(small_eval(small_coco), output_dir=tmp_path, json_eval=True)
+        evaluate_results(small_eval(small_coco), output_dir=tmp_path)
 
 
 def test_the_class_that_does_not_exist_is_left_out():
@@ -227,7 +232,7 @@ def test_a_truncated_photograph_is_one_line_and_exit_code_2(workers, run_here, s
 def test_an_exported_model_finds_the_same(small_coco, exported, r18vd_weights, tmp_path, name):
     cfg = small_eval(small_coco, "EvalReader.batch_size=1")
     evaluate(cfg, weights=r18vd_weights, output_dir=tmp_path / "weights")
-    evaluate(cfg, exported=exported[0] / name, output_dir=tmp_path / "exported")
+    evaluate(cfg, detector=open_detector(cfg, exported=exported[0] / name), output_dir=tmp_path / "exported")
     a, b = (json.loads((tmp_path / kind / "bbox.json").read_text()) for kind in ("weights", "exported"))
     assert len(a) == len(b)
     for image_id in {r["image_id"] for r in a}:
@@ -246,12 +251,12 @@ def test_a_run_mode_is_passed_on(run_here, small_coco, exported, tmp_path):
 def test_exported_models_that_do_not_fit(small_coco, exported, tmp_path):
     cfg = small_eval(small_coco)
     with pytest.raises(ExportError, match="its runner has no setting 'run_mode'; it has threads, providers"):
-        evaluate(cfg, exported=exported[0] / "model.onnx", runner={"run_mode": "bf16"}, output_dir=tmp_path)
+        open_detector(cfg, exported=exported[0] / "model.onnx", runner={"run_mode": "bf16"})
     with pytest.raises(ExportError, match="no such folder"):
-        evaluate(cfg, exported=tmp_path / "none", output_dir=tmp_path)
+        open_detector(cfg, exported=tmp_path / "none")
     folder = shutil.copytree(exported[0], tmp_path / "other")
     settings = folder / "infer_cfg.yml"
     settings.write_text(settings.read_text(encoding="utf-8").replace("- bicycle\n", ""), encoding="utf-8")
     with pytest.raises(ConfigError, match=r"has 79 classes \(person, car, motorcycle, ...\), .* lists 80"):
-        evaluate(cfg, exported=folder, output_dir=tmp_path)
+        evaluate(cfg, detector=open_detector(cfg, exported=folder), output_dir=tmp_path)
     assert not (tmp_path / "bbox.json").exists()

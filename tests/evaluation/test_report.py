@@ -9,9 +9,10 @@ import pytest
 from helpers import tiny_config
 
 from ppgfl import build
+from ppgfl.data.batch import Reader
 from ppgfl.data.transforms import NormalizeImage
 from ppgfl.evaluation import report
-from ppgfl.evaluation.evaluate import coco_evaluator, summarize
+from ppgfl.evaluation.coco import coco_evaluator, summarize
 
 
 @pytest.fixture
@@ -94,7 +95,7 @@ def test_a_batch_as_the_network_sees_it():
     boxes[0, 1] = 24, 12, 72, 36
     batch = {key: paddle.to_tensor(value) for key, value in
              {"image": image, "labels": labels, "bbox_targets": boxes}.items()}
-    picture = report.draw_batch(batch, [normalize], ["a", "b"])
+    picture = report.draw_batch(batch, Reader([normalize], []), ["a", "b"])
     assert picture.shape == (240, 480 + 6 + 480, 3)  # the longer side is 480
     white, gap, black = np.split(picture, [480, 486], axis=1)
     assert (gap == 255).all()

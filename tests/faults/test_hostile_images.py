@@ -12,11 +12,14 @@ import pytest
 from helpers import ROOT
 
 from ppgfl import DataError
+from ppgfl.data.batch import Reader
 from ppgfl.data.image import read_image
-from ppgfl.data.loader import Batches, Samples, iterate, make_loader, read_images
+from ppgfl.data.loader import Batches, BatchMaker, Loader, read_images
 from ppgfl.data.transforms import Decode
 
 FORMATS = (".jpg", ".png", ".webp", ".bmp", ".tiff", ".gif")
+
+DECODE = Reader([Decode()], [])
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +133,7 @@ def test_unusual_pixels_become_8_bit_colour(tmp_path):
         image.save(tmp_path / name)
         assert read_image(str(tmp_path / name)).shape == (4, 6, 3), name
         assert read_image(str(tmp_path / name)).dtype == np.uint8, name
-    assert abs(read_image(str(tmp_path / "alpha.png"))[0, 0].astype(int) - [200, 100, 50]).max() == 0
+    assert abs(read_image(str(tmp_path / "alpha.png"))[0, 0].astype(int) - [50, 100, 200]).max() == 0
     for name in ("animated.gif", "animated.webp"):
         color.save(tmp_path / name, save_all=True, append_images=[color.rotate(180)] * 2)
         if cv2.haveImageReader(str(tmp_path / name)):  # GIF since OpenCV 4.11
@@ -174,18 +177,18 @@ def folder(originals, tmp_path):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_error_stops_and_names_the_image(folder, workers):
     records, bad = folder
-    loader = make_loader(Samples(records, [Decode()]), Batches(12, 2), [], workers)
+    loader = Loader(BatchMaker(records, DECODE), Batches(12, 2), workers)
     with pytest.raises(DataError, match=bad[0]):
-        list(iterate(loader))
+        list(loader.epoch())
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("batch_size", [1, 2, 12])
 def test_skip_leaves_out_and_counts(folder, workers, batch_size, caplog):
     records, bad = folder
-    loader = make_loader(Samples(records, [Decode()], skip=True), Batches(12, batch_size), [], workers)
+    loader = Loader(BatchMaker(records, DECODE, skip=True), Batches(12, batch_size), workers)
     with caplog.at_level("WARNING"):
-        ids = [int(i) for batch in iterate(loader) for i in batch["im_id"].numpy().ravel()]
+        ids = [int(i) for batch in loader.epoch() for i in batch["im_id"].numpy().ravel()]
     assert ids == [i for i in range(12) if i % 3 != 1]
     assert all(sum(name in line for line in caplog.messages) == 1 for name in bad)
     assert caplog.messages[-1] == "4 images could not be read and were left out"
@@ -193,13 +196,13 @@ def test_skip_leaves_out_and_counts(folder, workers, batch_size, caplog):
 
 def test_skip_keeps_training_batches_full(folder, caplog):
     records, _ = folder
-    loader = make_loader(Samples(records, [Decode()], skip=True, replace=True), Batches(12, 4), [], 0)
-    assert [batch["im_id"].numpy().ravel().tolist() for batch in iterate(loader)] == [
+    loader = Loader(BatchMaker(records, DECODE, skip=True, replace=True), Batches(12, 4))
+    assert [batch["im_id"].numpy().ravel().tolist() for batch in loader.epoch()] == [
         [0, 2, 2, 3], [5, 5, 6, 8], [8, 9, 11, 11]]
     nothing = [record for record in records if record["im_id"] % 3 == 1]
-    loader = make_loader(Samples(nothing, [Decode()], skip=True, replace=True), Batches(4, 4), [], 0)
+    loader = Loader(BatchMaker(nothing, DECODE, skip=True, replace=True), Batches(4, 4))
     with pytest.raises(DataError, match="not one of the 4 images"):
-        list(iterate(loader))
+        list(loader.epoch())
 
 
 def test_skip_without_a_loader(folder, caplog):

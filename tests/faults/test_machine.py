@@ -88,12 +88,12 @@ def test_a_disk_that_cannot_be_written_is_one_line(shapes, weights, tmp_path, ki
 
 
 @pytest.mark.parametrize(("options", "words"), [("size=40k", "No space left"), ("ro", "Read-only file system")])
-@pytest.mark.parametrize("runner", ["python", "onnxruntime"])
-def test_the_runners_of_exports_stop_in_one_line_too(exported, shapes, tmp_path, runner, options, words):
+@pytest.mark.parametrize("model", [".", "model.onnx"])
+def test_the_runners_of_exports_stop_in_one_line_too(exported, shapes, tmp_path, model, options, words):
     disk = tmp_path / "disk"
     disk.mkdir()
-    model = {"python": ["--model_dir", exported[0]], "onnxruntime": ["--model", exported[0] / "model.onnx"]}[runner]
-    command = [ROOT / "deploy" / runner / "infer.py", *model, "--image_dir", shapes / "val2017", "--output_dir", disk]
+    command = [ROOT / "deploy/python/infer.py", "--model_dir", exported[0] / model, "--image_dir", shapes / "val2017",
+               "--output_dir", disk]
     done, left = mounted(options, disk, *map(str, command), cwd=tmp_path)
     assert done.returncode == 2, done.stdout + done.stderr
     assert done.stderr.splitlines()[-1].startswith(f"error: {disk}")
@@ -103,12 +103,11 @@ def test_the_runners_of_exports_stop_in_one_line_too(exported, shapes, tmp_path,
 
 
 def test_a_small_shared_memory_is_done_without(shapes, weights, tmp_path):
+    """As in a container; a batch is larger than it."""
     command = command_of("train", shapes, weights, tmp_path)
     command[-2] = "epoch=1"
-    done, left = mounted("size=64m", "/dev/shm", *command, cwd=tmp_path)
+    done, left = mounted("size=256k", "/dev/shm", *command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "/dev/shm has only" in done.stdout
-    assert "batches through pipes" in done.stdout
     assert left == {}
 
 

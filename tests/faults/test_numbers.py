@@ -9,6 +9,7 @@ from ppgfl.data.batch import collate
 from ppgfl.data.targets import Gt2GFLTarget
 from ppgfl.model.boxes import giou, iou
 from ppgfl.model.decode import Decoder, MultiClassNMS
+from ppgfl.model.gfl import Features
 from ppgfl.model.head import Integral
 from ppgfl.model.losses import DistributionFocalLoss, GFLCriterion, GIoULoss, QualityFocalLoss
 
@@ -48,7 +49,7 @@ def losses_and_gradients(maps, batch, use_sigmoid=True):
     criterion = GFLCriterion(strides=STRIDES, num_classes=CLASSES, reg_max=REG_MAX, loss_bbox=GIoULoss(2.0),
                              loss_class=QualityFocalLoss(use_sigmoid), loss_dfl=DistributionFocalLoss(0.25))
     cls = maps[0] if use_sigmoid else [paddle.nn.functional.sigmoid(x) for x in maps[0]]
-    losses = criterion((None, (cls, maps[1])), Integral(REG_MAX), batch)
+    losses = criterion(Features([], cls, maps[1]), Integral(REG_MAX), batch)
     losses["loss"].backward()
     return np.array([value.item() for value in losses.values()]), [x.grad.numpy() for kind in maps for x in kind]
 
@@ -84,7 +85,7 @@ def test_detections_are_finite(logits, joint):
     if joint:
         maps = [paddle.nn.functional.sigmoid(x) for x in maps[0]], maps[1]
     decoder = Decoder(strides=STRIDES, num_classes=CLASSES, joint_scores=joint, nms=MultiClassNMS())
-    rows = decoder(maps, Integral(REG_MAX), paddle.ones([1, 2]))["bbox"].numpy()
+    rows = decoder(Features([], *maps), Integral(REG_MAX), paddle.ones([1, 2]))["bbox"].numpy()
     assert np.isfinite(rows).all()
     assert ((rows[:, 1] >= 0) & (rows[:, 1] <= 1)).all()
     assert ((rows[:, 4:] - rows[:, 2:4]) >= 0).all()

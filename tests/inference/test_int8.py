@@ -37,8 +37,8 @@ def test_it_finds_nearly_the_same(exported, quantized, small_coco):
     """A seed's weights find hundreds of things that score alike, so scores are compared cell by cell."""
     runners = [make_runner(exported[0] / "model.onnx"), make_runner(quantized)]
     for path in sorted((small_coco / "val2017").iterdir()):
-        arrays = runners[0].prepare(read_image(str(path))[..., ::-1])
-        (boxes, scores), (rough_boxes, rough_scores) = (runner.session.run(None, arrays) for runner in runners)
+        arrays = runners[0].prepare([read_image(str(path))])
+        (boxes, scores), (rough_boxes, rough_scores) = (runner.run(arrays) for runner in runners)
         assert np.corrcoef(scores.ravel(), rough_scores.ravel())[0, 1] > 0.95
         size = np.maximum(boxes[..., 2:] - boxes[..., :2], 1).mean()
         assert np.abs(boxes - rough_boxes).mean() < 0.05 * size

@@ -8,7 +8,8 @@ import pytest
 from helpers import match, tiny_config
 
 from ppgfl import ConfigError, ExportError, build_model, export, load_config
-from ppgfl.inference.export import Graph, describe
+from ppgfl.inference.export import describe
+from ppgfl.inference.graph import Graph
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")

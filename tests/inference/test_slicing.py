@@ -103,7 +103,7 @@ def test_objects_are_found_where_they_are(batch_size):
     for value, (y1, x1, y2, x2) in spots.items():
         image[y1:y2 + 1, x1:x2 + 1] = value
     options = Slicing((128, 128), (0.5, 0.5), "nmm")
-    rows = slicing.detect(bright_spots, image, options, batch_size)
+    rows = slicing.detect_sliced(bright_spots, image, options, batch_size)
     assert len(rows) == len(spots)
     assert {int(row[0]): tuple(row[[3, 2, 5, 4]].astype(int)) for row in rows} == spots
 

@@ -3,15 +3,14 @@ import json
 import logging
 import shutil
 
-import numpy as np
 import pytest
 from helpers import match, tiny_config
 
 from ppgfl import ConfigError, Detector, ExportError, evaluate
 from ppgfl.data.image import read_image
 from ppgfl.inference import static_model
-from ppgfl.inference.infer import detection_function
-from ppgfl.inference.static_model import StaticModel, load_detector
+from ppgfl.inference.detector import open_detector
+from ppgfl.inference.static_model import StaticModel, load_detection_model
 from ppgfl.model.gfl import GFL
 from ppgfl.system import runtime
 
@@ -27,18 +26,19 @@ def made(tmp_path_factory):
 @pytest.fixture
 def home(made, tmp_path, monkeypatch):
     """An empty cache. A graph takes five seconds to make, so an equal one is copied."""
-    folder, known = made
+    kept, known = made
 
-    def export(cfg, *, output_dir, **options):
+    def write_graphs(cfg, weights, folder, formats):
         changing_nothing = ("engine", "worker_num", "EvalReader", "TrainReader")
-        key = repr([{name: value for name, value in cfg.items() if name not in changing_nothing}, options])
+        changing = {name: value for name, value in cfg.items() if name not in changing_nothing}
+        key = repr([changing, weights, list(formats)])
         if key not in known:
-            known[key] = folder / str(len(known))
-            really_export(cfg, output_dir=known[key], **options)
-        shutil.copytree(known[key], output_dir)
+            known[key] = kept / str(len(known))
+            really_write(cfg, weights, known[key], formats)
+        shutil.copytree(known[key], folder)
 
-    really_export = static_model.export
-    monkeypatch.setattr(static_model, "export", export)
+    really_write = static_model.write_graphs
+    monkeypatch.setattr(static_model, "write_graphs", write_graphs)
     monkeypatch.setenv("PPGFL_HOME", str(tmp_path / "home"))
     return tmp_path / "home" / "graphs"
 
@@ -53,13 +53,13 @@ def auto():
 
 def test_both_find_the_same_in_images_of_several_shapes(r18vd_weights, small_coco):
     files = sorted((small_coco / "val2017").iterdir())
-    images = [np.ascontiguousarray(read_image(str(path))[..., ::-1]) for path in files[:4]]
+    images = [read_image(str(path)) for path in files[:4]]
     found = {}
     for name in ("dygraph", "static"):
         cfg = tiny_config("gfl_r18vd_1x_coco", f"engine={name}", "TestReader.batch_size=4")
-        model = load_detector(cfg, r18vd_weights)
+        model = load_detection_model(cfg, r18vd_weights)
         assert isinstance(model, GFL if name == "dygraph" else StaticModel)
-        detect = detection_function(cfg, model, "TestReader")
+        detect = open_detector(cfg, model=model)
         found[name] = [*detect(images), *detect(images[:1])]
     for wanted, rows in zip(found["dygraph"], found["static"]):
         assert len(wanted) > 5
@@ -81,7 +81,7 @@ def test_a_graph_is_made_once_and_again_when_something_changes(r18vd_weights, ho
 
     def load(*overrides):
         caplog.clear()
-        load_detector(tiny_config("gfl_r18vd_1x_coco", "engine=static", *overrides), r18vd_weights)
+        load_detection_model(tiny_config("gfl_r18vd_1x_coco", "engine=static", *overrides), r18vd_weights)
         return "making a static graph" in caplog.text
 
     assert load()
@@ -92,28 +92,29 @@ def test_a_graph_is_made_once_and_again_when_something_changes(r18vd_weights, ho
 
 
 def test_only_the_graphs_used_last_are_kept(r18vd_weights, home, monkeypatch):
-    monkeypatch.setattr(static_model, "KEPT", 2)
+    monkeypatch.setattr(static_model, "MAX_CACHED_GRAPHS", 2)
     for threshold in (0.4, 0.5, 0.4, 0.6):
-        load_detector(tiny_config("gfl_r18vd_1x_coco", "engine=static", f"GFLHead.nms.nms_threshold={threshold}"),
-                      r18vd_weights)
+        cfg = tiny_config("gfl_r18vd_1x_coco", "engine=static", f"GFLHead.nms.nms_threshold={threshold}")
+        load_detection_model(cfg, r18vd_weights)
     kept = graphs(home)
     assert len(kept) == 2
-    load_detector(tiny_config("gfl_r18vd_1x_coco", "engine=static", "GFLHead.nms.nms_threshold=0.4"), r18vd_weights)
+    cfg = tiny_config("gfl_r18vd_1x_coco", "engine=static", "GFLHead.nms.nms_threshold=0.4")
+    load_detection_model(cfg, r18vd_weights)
     assert graphs(home) == kept  # 0.4 was used after 0.5
 
 
 def test_a_few_images_are_not_worth_a_graph_unless_it_is_there(r18vd_weights, home):
     cfg = auto()
-    assert isinstance(load_detector(cfg, r18vd_weights, images=static_model.WORTH_IT - 1), GFL)
-    assert isinstance(load_detector(cfg, r18vd_weights, images=static_model.WORTH_IT), StaticModel)
-    assert isinstance(load_detector(cfg, r18vd_weights, images=1), StaticModel)
+    assert isinstance(load_detection_model(cfg, r18vd_weights, images=static_model.MIN_IMAGES_FOR_GRAPH - 1), GFL)
+    assert isinstance(load_detection_model(cfg, r18vd_weights, images=static_model.MIN_IMAGES_FOR_GRAPH), StaticModel)
+    assert isinstance(load_detection_model(cfg, r18vd_weights, images=1), StaticModel)
 
 
 def test_settings_of_an_export_do_not_reach_it(r18vd_weights, home, picture):
     cfg = tiny_config("gfl_r18vd_1x_coco", "engine=static", "export.nms=false",
                       "TestReader.inputs_def.image_shape=[3, 64, 96]")
-    detect = detection_function(cfg, load_detector(cfg, r18vd_weights), "TestReader")
-    assert detect([np.ascontiguousarray(read_image(str(picture))[..., ::-1])])[0].shape[1] == 6
+    detect = open_detector(cfg, weights=r18vd_weights)
+    assert detect([read_image(str(picture))])[0].shape[1] == 6
 
 
 def test_when_no_graph_can_be_made(r18vd_weights, home, monkeypatch, caplog):
@@ -121,11 +122,11 @@ def test_when_no_graph_can_be_made(r18vd_weights, home, monkeypatch, caplog):
         raise ExportError("it differs")
 
     caplog.set_level(logging.INFO, "ppgfl")
-    monkeypatch.setattr(static_model, "export", fail)
-    assert isinstance(load_detector(auto(), r18vd_weights), GFL)
+    monkeypatch.setattr(static_model, "write_graphs", fail)
+    assert isinstance(load_detection_model(auto(), r18vd_weights), GFL)
     assert "running in dygraph, since there is no static graph: it differs" in caplog.text
     with pytest.raises(ExportError, match="engine=dygraph always works"):
-        load_detector(tiny_config("gfl_r18vd_1x_coco", "engine=static"), r18vd_weights)
+        load_detection_model(tiny_config("gfl_r18vd_1x_coco", "engine=static"), r18vd_weights)
     assert graphs(home) == []
 
 
@@ -134,7 +135,7 @@ def test_openvino_which_keeps_its_memory_gets_one_model(r18vd_weights, home, mon
 
     def load(threshold):
         cfg = tiny_config("gfl_r18vd_1x_coco", "engine=static", f"GFLHead.nms.nms_threshold={threshold}")
-        return load_detector(cfg, r18vd_weights)
+        return load_detection_model(cfg, r18vd_weights)
 
     first, second, again = load(0.4), load(0.5), load(0.4)
     has_openvino = "OpenVINO" in first.runner.description  # Paddle 2.6 has not
@@ -144,15 +145,15 @@ def test_openvino_which_keeps_its_memory_gets_one_model(r18vd_weights, home, mon
 
 def test_a_damaged_graph_is_no_reason_to_stop(r18vd_weights, home, monkeypatch):
     monkeypatch.setattr(static_model, "_on_openvino", {"another": None})
-    load_detector(auto(), r18vd_weights)
+    load_detection_model(auto(), r18vd_weights)
     (home / graphs(home)[0] / "model.pdiparams").write_bytes(b"")
-    assert isinstance(load_detector(auto(), r18vd_weights), GFL)
-    assert isinstance(load_detector(auto(), r18vd_weights), StaticModel)  # made anew
+    assert isinstance(load_detection_model(auto(), r18vd_weights), GFL)
+    assert isinstance(load_detection_model(auto(), r18vd_weights), StaticModel)  # made anew
 
 
 def test_a_gpu_runs_dygraph(r18vd_weights, monkeypatch):
     monkeypatch.setattr(runtime, "on_gpu", lambda: True)
-    assert isinstance(load_detector(auto(), r18vd_weights), GFL)
+    assert isinstance(load_detection_model(auto(), r18vd_weights), GFL)
 
 
 def test_an_unknown_engine(r18vd_weights):
@@ -163,4 +164,4 @@ def test_an_unknown_engine(r18vd_weights):
 def test_a_cache_that_cannot_be_written(r18vd_weights, tmp_path, monkeypatch):
     (tmp_path / "home").write_text("a file where the folder should be")
     monkeypatch.setenv("PPGFL_HOME", str(tmp_path / "home"))
-    assert isinstance(load_detector(auto(), r18vd_weights), GFL)
+    assert isinstance(load_detection_model(auto(), r18vd_weights), GFL)

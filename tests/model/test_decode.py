@@ -4,6 +4,7 @@ import pytest
 
 from ppgfl.model import decode
 from ppgfl.model.decode import Decoder, MultiClassNMS
+from ppgfl.model.gfl import Features
 from ppgfl.model.head import Integral
 
 
@@ -51,7 +52,7 @@ def one_cell(logit, **options):
     reg = np.full((1, 4 * 17, 1, 1), -50.0, np.float32)
     reg[0, [1, 17 + 2, 34 + 3, 51 + 4]] = 50.0
     decoder = Decoder(strides=(8,), num_classes=2, nms=MultiClassNMS(score_threshold=0.025), **options)
-    maps = [paddle.to_tensor(np.array(logit, np.float32).reshape(1, -1, 1, 1))], [paddle.to_tensor(reg)]
+    maps = Features([], [paddle.to_tensor(np.array(logit, np.float32).reshape(1, -1, 1, 1))], [paddle.to_tensor(reg)])
     return decoder(maps, Integral(16), paddle.to_tensor([[2.0, 4.0]]))["bbox"].numpy()
 
 
@@ -72,7 +73,8 @@ def test_gflv2_scores_are_the_joint_score_and_the_last_channel_is_no_class():
 def test_gflv2_reads_the_threshold_as_paddledetection_does(threshold, kept):
     # sigmoid(0.6) = 0.6457; sigmoid(0) = 0.5 is not above 0.5
     decoder = Decoder(strides=(8,), num_classes=2, joint_scores=True, nms=MultiClassNMS(score_threshold=threshold))
-    maps = [paddle.to_tensor(np.array([0.0, 0.6, 0.9], np.float32).reshape(1, 3, 1, 1))], [paddle.zeros([1, 68, 1, 1])]
+    maps = Features([], [paddle.to_tensor(np.array([0.0, 0.6, 0.9], np.float32).reshape(1, 3, 1, 1))],
+                    [paddle.zeros([1, 68, 1, 1])])
     assert len(decoder(maps, Integral(16), paddle.ones([1, 2]))["bbox"]) == kept
 
 
@@ -94,8 +96,8 @@ def test_nms_of_very_many_candidates_is_that_of_all(clusters, monkeypatch):
 
 def test_without_nms_every_cell_comes_out():
     decoder = Decoder(strides=(8, 16), num_classes=3, nms=MultiClassNMS())
-    maps = ([paddle.zeros([2, 3, 2, 4]), paddle.zeros([2, 3, 1, 2])],
-            [paddle.zeros([2, 68, 2, 4]), paddle.zeros([2, 68, 1, 2])])
+    maps = Features([], [paddle.zeros([2, 3, 2, 4]), paddle.zeros([2, 3, 1, 2])],
+                    [paddle.zeros([2, 68, 2, 4]), paddle.zeros([2, 68, 1, 2])])
     boxes, scores = decoder.decode(maps, Integral(16), paddle.ones([2, 2]))
     assert list(boxes.shape) == [2, 10, 4]
     assert list(scores.shape) == [2, 10, 3]

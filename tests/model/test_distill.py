@@ -13,6 +13,7 @@ from ppgfl import CheckpointError, ConfigError, build_model, load_config, load_w
 from ppgfl.data.batch import collate
 from ppgfl.data.targets import Gt2GFLTarget
 from ppgfl.model.distill import CWDFeatureLoss, KnowledgeDistillationKLDivLoss, LocalizationDistillation, Teacher
+from ppgfl.model.gfl import Features
 from ppgfl.weights.checkpoint import read
 
 
@@ -95,7 +96,7 @@ def test_ld_equals_the_naive_loop():
     cells = sum(h * w for h, w in sizes)
 
     def features():
-        return None, tuple([tensor(rng.normal(size=(2, k, *size))) for size in sizes] for k in (classes, 4 * bins))
+        return Features([], *([tensor(rng.normal(size=(2, k, *size))) for size in sizes] for k in (classes, 4 * bins)))
 
     student, teacher = features(), features()
     positive = (rng.uniform(size=(2, cells)) < 0.5).astype("float32")
@@ -114,7 +115,7 @@ def test_ld_equals_the_naive_loop():
         cell = 0
         for level, (h, w) in enumerate(sizes):
             for i, j in np.ndindex(h, w):
-                a, b = ([kind[level].numpy()[n, :, i, j] for kind in x[1]] for x in (student, teacher))
+                a, b = ([kind[level].numpy()[n, :, i, j] for kind in (x.cls, x.reg)] for x in (student, teacher))
                 for side in range(4):
                     part = slice(side * bins, (side + 1) * bins)
                     ld += weight[n, cell] * kl(a[1][part], b[1][part], 0.25, 10) / 4

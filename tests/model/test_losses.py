@@ -8,6 +8,7 @@ from helpers import recorded, sample
 from ppgfl import build, build_model, load_config
 from ppgfl.data.batch import collate
 from ppgfl.data.targets import Gt2GFLTarget
+from ppgfl.model.gfl import Features
 from ppgfl.model.head import Integral
 from ppgfl.model.losses import DistributionFocalLoss, GFLCriterion, GIoULoss, QualityFocalLoss
 
@@ -146,7 +147,7 @@ CLASSES = [[0, 2], [1]]
 @pytest.mark.parametrize("seed", range(3))
 def test_dense_losses_equal_the_naive_loop(seed):
     maps, batch = small_case(BOXES, CLASSES, seed=seed)
-    losses = criterion()((None, maps), Integral(16), batch)
+    losses = criterion()(Features([], *maps), Integral(16), batch)
     expected = naive(maps, batch)
     np.testing.assert_allclose([losses[k].item() for k in LOSSES[1:]], expected, rtol=1e-4)
     assert losses["loss"].item() == pytest.approx(sum(expected), rel=1e-4)
@@ -155,7 +156,7 @@ def test_dense_losses_equal_the_naive_loop(seed):
 def test_gflv2s_extra_channel_is_background_everywhere():
     maps, batch = small_case(BOXES, CLASSES, channels=4)
     maps = ([paddle.nn.functional.sigmoid(x) for x in maps[0]], maps[1])
-    losses = criterion(use_sigmoid=False)((None, maps), Integral(16), batch)
+    losses = criterion(use_sigmoid=False)(Features([], *maps), Integral(16), batch)
     np.testing.assert_allclose([losses[k].item() for k in LOSSES[1:]], naive(maps, batch, use_sigmoid=False), rtol=1e-4)
 
 
@@ -163,7 +164,7 @@ def test_images_without_boxes_teach_background_only():
     maps, batch = small_case([[], []], [[], []])
     for x in (*maps[0], *maps[1]):
         x.stop_gradient = False
-    losses = criterion()((None, maps), Integral(16), batch)
+    losses = criterion()(Features([], *maps), Integral(16), batch)
     assert losses["loss_bbox"].item() == losses["loss_dfl"].item() == 0
     assert losses["loss_qfl"].item() > 0
     losses["loss"].backward()
@@ -176,7 +177,7 @@ def test_extreme_maps_give_finite_losses_and_gradients(scale):
     maps, batch = small_case([[[0, 0, 48, 32], [10, 10, 10.5, 10.5]], [[0, 0, 4, 4]]], [[0, 1], [2]], scale=scale)
     for x in (*maps[0], *maps[1]):
         x.stop_gradient = False
-    losses = criterion()((None, maps), Integral(16), batch)
+    losses = criterion()(Features([], *maps), Integral(16), batch)
     losses["loss"].backward()
     assert all(np.isfinite(value.item()) for value in losses.values())
     assert all(np.isfinite(x.grad.numpy()).all() for x in (*maps[0], *maps[1]))
@@ -189,7 +190,7 @@ class Step(paddle.nn.Layer):
         self.criterion = criterion()
 
     def forward(self, cls, reg, batch):
-        return self.criterion((None, (cls, reg)), self.integral, batch)
+        return self.criterion(Features([], cls, reg), self.integral, batch)
 
 
 def test_the_loss_compiles_into_one_static_graph():

@@ -9,7 +9,6 @@ import pytest
 from ppgfl.cli.exit_code import exit_code
 from ppgfl.errors import DataError
 from ppgfl.system import atomic_write
-from ppgfl.system.progress import progress
 
 
 def test_a_file_is_written_with_its_folder_and_replaced_whole(tmp_path):
@@ -76,24 +75,6 @@ def test_a_command_that_is_asked_to_stop(number, code, capsys):
     assert exit_code(run, with_paddle=False) == code
     assert capsys.readouterr().err == f"stopped by {number.name}\n"
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_stop_whose_exception_gets_lost(capsys):
-    class Careless:
-        def __del__(self):  # Python prints what is raised here, and goes on
-            os.kill(os.getpid(), signal.SIGINT)
-
-    def run():
-        for batch in progress(range(3), total=3, size=lambda _: 1):
-            done.append(batch)
-            thing = Careless()
-            del thing
-
-    done = []
-    assert exit_code(run, with_paddle=False) == 130
-    assert done == [0]
-    assert capsys.readouterr().err == "stopped by SIGINT\n"
 
 
 def test_a_bug_is_not_hidden():

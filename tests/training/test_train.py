@@ -12,7 +12,7 @@ from helpers import COCO_MINI, LOSSES, config, options, recorded, rows, run_tool
 
 from ppgfl import CheckpointError, ConfigError, TrainingError, build_model, load_config, train
 from ppgfl.data.shapes import CLASSES, draw_scene
-from ppgfl.system.interrupt import requests
+from ppgfl.system.interrupt import stop_requests
 from ppgfl.training import onednn
 from ppgfl.training.run_folder import RunFolder
 from ppgfl.weights.checkpoint import load_pretrained, read
@@ -266,7 +266,7 @@ def test_convolutions_of_onednn_give_the_same_losses(shapes, tmp_path, monkeypat
 def test_batches_of_another_size_run_without_onednn(shapes, tmp_path, monkeypatch):
     model = build_model(config(shapes, tmp_path))
     model.train()
-    model.criterion = lambda features, integral, batch: sum(features[1], [])
+    model.criterion = lambda features, integral, batch: [*features.cls, *features.reg]
     fits, either = [], onednn._either
     monkeypatch.setattr(onednn, "_either", lambda layer, given: fits.append(given) or either(layer, given))
     sizes = [(2, 64, 96), (2, 32, 96), (1, 64, 96), (2, 64, 96)]
@@ -348,12 +348,11 @@ def test_images_without_boxes_can_be_trained_on(shapes, tmp_path):
 
 def test_every_trainable_parameter_of_every_demo_model_gets_a_gradient(shapes, tmp_path):
     from ppgfl import build
-    from ppgfl.data.loader import iterate
 
     for name in ("shapes_gfl", "shapes_gflv2"):
         cfg = config(shapes, tmp_path, name=name)
         model = build_model(cfg)
-        batch = next(iterate(build.build_loader(cfg, "TrainReader", build.build_dataset(cfg, "TrainDataset"))))
+        batch = next(build.build_loader(cfg, "TrainReader", build.build_dataset(cfg, "TrainDataset").records).epoch())
         model(batch)["loss"].backward()
         learning = {n for n, p in model.named_parameters() if not p.stop_gradient}
         assert learning == {n for n, p in model.named_parameters() if p.grad is not None}
@@ -417,7 +416,7 @@ def test_a_ctrl_c_that_was_ignored_stays_ignored():
     """As in what a shell script starts in the background."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with requests() as request:
+        with stop_requests() as request:
             os.kill(os.getpid(), signal.SIGINT)
             assert not request
             os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,155 @@
+"""The arguments of each command, in functions named like those of `commands`."""
+from __future__ import annotations
+
+import argparse
+from argparse import ArgumentParser
+
+
+def _config(parser: ArgumentParser) -> None:
+    parser.add_argument("-c", "--config", required=True, metavar="FILE",
+                        help="config file, or the name of a shipped one (gfl_r50_fpn_1x_coco)")
+    parser.add_argument("--slim_config", metavar="FILE",
+                        help="the config of a teacher and of how to learn from it; no effect where nothing is trained")
+    _overrides(parser)
+
+
+def _overrides(parser: ArgumentParser) -> None:
+    parser.add_argument("-o", "--opt", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
+                        help="overrides of the config, as in -o weights=W.pdparams TestReader.batch_size=4")
+
+
+def train(parser: ArgumentParser) -> None:
+    _config(parser)
+    parser.add_argument("--eval", action="store_true", help="evaluate after each snapshot_epoch, keep the best model")
+    parser.add_argument("-r", "--resume", nargs="?", const="", metavar="PATH",
+                        help="go on from this checkpoint; without PATH from the newest of this run")
+    parser.add_argument("--amp", nargs="?", const="O1", choices=("O1", "O2"), help="mixed precision on a GPU")
+    parser.add_argument("--accumulate", type=int, default=1, metavar="N", help="batches per optimizer step (1)")
+    parser.add_argument("--use_vdl", nargs="?", const=True, default=False, type=_boolean, metavar="BOOL",
+                        help="write a VisualDL log")
+    parser.add_argument("--vdl_log_dir", metavar="DIR", help="where to (default: the run's folder/vdl)")
+    parser.add_argument("--to_static", action="store_true", help="compile the model into a static graph")
+    parser.add_argument("--seed", type=int, default=0, help="of initialisation, order and augmentation (0)")
+    parser.add_argument("--patience", type=int, default=0, metavar="N",
+                        help="stop after N epochs without a better evaluation (0: never)")
+    parser.add_argument("--best_metric", default="AP", help="AP, AP50, AP75, APs, APm, APl, AR1, ... (AP)")
+
+
+def evaluate(parser: ArgumentParser) -> None:
+    _config(parser)
+    parser.add_argument("--output_eval", default=".", metavar="DIR", help="where bbox.json is written (default: here)")
+    parser.add_argument("--exported", metavar="PATH",
+                        help="evaluate an exported folder or a model.onnx with its runner, instead of weights")
+    parser.add_argument("--run_mode", metavar="MODE",
+                        help="how the runner of --exported computes: paddle (float32), bf16, int8, trt_fp32, trt_fp16")
+    _slicing(parser)
+    parser.add_argument("--json_eval", action="store_true", help="evaluate the bbox.json that is in DIR already")
+    parser.add_argument("--classwise", action="store_true", help="also print the AP of each class")
+    parser.add_argument("--no_report", action="store_true", help="do not write DIR/report/report.html")
+    parser.add_argument("--save_prediction_only", action="store_true", help="write bbox.json and stop")
+
+
+def infer(parser: ArgumentParser) -> None:
+    _config(parser)
+    parser.add_argument("--infer_img", metavar="FILE", help="one image")
+    parser.add_argument("--infer_dir", metavar="DIR", help="a folder of images, searched recursively")
+    parser.add_argument("--infer_list", metavar="FILE",
+                        help="a text file with one image per line, relative to --infer_dir or to the current folder")
+    parser.add_argument("--output_dir", default="output", metavar="DIR", help="where pictures go (default: output)")
+    parser.add_argument("--draw_threshold", type=float, default=0.5, metavar="S",
+                        help="smallest score that is drawn (0.5)")
+    parser.add_argument("--save_results", nargs="?", const="json", type=_saved_kind, metavar="json|csv|coco|jsonl",
+                        help="also write results.json, results.csv, COCO's bbox.json, or JSON lines in shards, whose "
+                             "memory does not grow with the number of images")
+    parser.add_argument("--resume", action="store_true", help="with jsonl: leave out what an earlier run has done")
+    parser.add_argument("--no_pictures", action="store_true", help="draw none")
+    parser.add_argument("--save_threshold", type=float, default=0.0, metavar="S",
+                        help="smallest score that is saved (0)")
+    _slicing(parser)
+
+
+def _slicing(parser: ArgumentParser) -> None:
+    parser.add_argument("--slice_infer", action="store_true", help="look at images slice by slice, for small objects")
+    parser.add_argument("--slice_size", nargs="+", type=int, default=[640, 640], metavar="N",
+                        help="height width (640 640)")
+    parser.add_argument("--overlap_ratio", nargs="+", type=float, default=[0.25, 0.25], metavar="R",
+                        help="share of a slice that the next one repeats, down and across (0.25 0.25)")
+    parser.add_argument("--combine_method", default="nms", choices=("nms", "nmm", "concat"),
+                        help="of findings that overlap: nms keeps the best, nmm merges them, concat keeps all (nms)")
+    parser.add_argument("--match_threshold", type=float, default=0.6, metavar="T",
+                        help="findings that overlap at least so much are one object (0.6)")
+    parser.add_argument("--match_metric", default="ios", choices=("iou", "ios"),
+                        help="overlap: intersection over union (iou), or over the smaller box (ios)")
+
+
+def export(parser: ArgumentParser) -> None:
+    _config(parser)
+    parser.add_argument("--output_dir", default="output_inference", metavar="DIR",
+                        help="the export goes to a folder of the config's name below it (output_inference)")
+    parser.add_argument("--format", choices=("json", "pdmodel", "both"),
+                        help="file format (default: all that this Paddle can write)")
+    parser.add_argument("--onnx", action="store_true", help="also write model.onnx: decoded boxes and scores")
+    parser.add_argument("--with_nms", action="store_true", help="write model.onnx with the NMS inside")
+    parser.add_argument("--int8", metavar="DIR",
+                        help="also write model_int8.onnx, quantised with the photographs of this folder")
+    parser.add_argument("--verify_images", nargs="+", metavar="FILE",
+                        help="compare on these images instead of drawn ones")
+    parser.add_argument("--no_verify", action="store_true", help="do not compare the exported graphs with the model")
+
+
+def model_zoo(parser: ArgumentParser) -> None:
+    parser.add_argument("names", nargs="*", metavar="NAME", help="of the models (default: all five)")
+    parser.add_argument("--dataset_dir", metavar="DIR", help="COCO 2017: annotations/ and val2017/")
+    parser.add_argument("--output_dir", default="output/model_zoo", metavar="DIR", help="(output/model_zoo)")
+    parser.add_argument("--mirror", metavar="ADDRESS", help="where the same weights are, instead of PaddleDetection's")
+    parser.add_argument("--fps_images", type=int, default=20, metavar="N", help="images that speed is measured on (20)")
+    _overrides(parser)
+
+
+def data(parser: ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True)
+    check = actions.add_parser("check", help="look through the data sets of a config")
+    check.add_argument("config", help="config file, or the name of a shipped one")
+    _overrides(check)
+    check.add_argument("--output_dir", default="output/data_check", metavar="DIR", help="(output/data_check)")
+    check.add_argument("--no_decode", action="store_true", help="do not decode the images: seconds instead of minutes")
+    convert = actions.add_parser("convert", help="make a COCO annotation file")
+    convert.add_argument("--from", dest="kind", required=True, choices=("voc", "yolo", "labelme"))
+    convert.add_argument("source", help="the data set's folder; it is the image_dir of what is made")
+    convert.add_argument("output", help="the JSON file to write")
+    convert.add_argument("--classes", metavar="FILE", help="one class name per line, in the order of the categories")
+
+
+def demo(parser: ArgumentParser) -> None:
+    parser.add_argument("--distill", action="store_true",
+                        help="instead: train a teacher, and a small student with and without it; about 20 minutes")
+
+
+def benchmark(parser: ArgumentParser) -> None:
+    parser.add_argument("--model_dir", required=True, metavar="DIR",
+                        help="an exported folder; with a model.onnx in it, ONNX Runtime and OpenVINO take part")
+    parser.add_argument("--against", metavar="DIR", help="another one, as PaddleDetection's export of the same model")
+    parser.add_argument("--size", type=int, nargs=2, default=(800, 1088), metavar="N", help="height width (800 1088)")
+    parser.add_argument("--batch_size", type=int, default=1, metavar="N", help="(1)")
+    parser.add_argument("--threads", type=int, metavar="N", help="(the physical cores)")
+    parser.add_argument("--rounds", type=int, default=10, metavar="N", help="of all subjects, taking turns (10)")
+
+
+def doctor(parser: ArgumentParser) -> None:
+    pass
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() in ("true", "1", "yes"):
+        return True
+    if text.lower() in ("false", "0", "no"):
+        return False
+    raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+
+
+def _saved_kind(text: str) -> str | None:
+    """PaddleDetection's `--save_results=True` writes COCO's bbox.json."""
+    kinds = {**{kind: kind for kind in ("json", "csv", "coco", "jsonl")}, "true": "coco", "false": None}
+    if text.lower() not in kinds:
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed: {', '.join(kinds)}")
+    return kinds[text.lower()]

@@ -1,0 +1,184 @@
+"""The one way from images to detections, whatever runs the model: dygraph, a static graph, an exported folder, an ONNX
+file, all of them also slice by slice."""
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Union, overload
+
+import cv2
+import numpy as np
+import paddle
+
+from ..build import build_dataset, build_loader, build_reader, check, skips_corrupt_images
+from ..config import load_config
+from ..config.keys import section, setting
+from ..data.batch import Sample
+from ..data.image import read_image
+from ..data.loader import read_images
+from ..errors import DataError
+from ..system import runtime
+from ..system.log import logger
+from .detections import Detections, split_batch
+from .runner import is_exported, make_runner
+from .slicing import Slicing, detect_sliced
+from .static_model import load_detection_model
+
+Image = Union[str, os.PathLike[str], np.ndarray]  # a file, or [H, W, 3] uint8 BGR
+Images = Sequence[np.ndarray]
+Rows = np.ndarray
+
+
+@dataclass(frozen=True)
+class RowDetector:
+    """A detector of whatever kind; see `open_detector`.
+
+    Attributes:
+        detect: images [H, W, 3] uint8 BGR -> of each its detections [M, 6]: class index, score, x1, y1, x2, y2 in
+            pixels of the image.
+        detect_records: records with `im_id` and `im_file` (see `ppgfl.data`) -> yields (im_id, detections [M, 6]);
+            batches are read and prepared ahead where `detect` takes time for it.
+        batch_size: images that `detect` should be called with at a time.
+        class_names: by class index; None: those of the config's data set.
+    """
+
+    detect: Callable[[Images], list[Rows]]
+    detect_records: Callable[[Sequence[Sample]], Iterator[tuple[Any, Rows]]]
+    batch_size: int = 1
+    class_names: list[str] | None = None
+
+    def __call__(self, images: Images) -> list[Rows]:
+        return self.detect(images)
+
+
+def open_detector(cfg: dict[str, Any], *, weights: str | os.PathLike[str] | None = None, model: Any = None,
+                  exported: str | os.PathLike[str] | None = None, runner: dict[str, Any] | None = None,
+                  slicing: Slicing | None = None, reader: str = "TestReader", images: int | None = None) -> RowDetector:
+    """The detector of a config with weights, or of an exported model.
+
+    Args:
+        cfg: the dict of `load_config`, checked; of an exported model only `corrupt_images` counts.
+        weights: a .pdparams file; without it the config's `weights`.
+        model: a model that has its weights already, instead; it is put into evaluation mode.
+        exported: an exported folder, a model file in it or a model.onnx, instead: what is deployed, prepared as it does
+            there.
+        runner: with `exported`: arguments of its runner in deploy/python/infer.py, as {"run_mode": "bf16"}.
+        slicing: look at images slice by slice.
+        reader: "TestReader" or "EvalReader": what prepares images for the model.
+        images: how many will be looked at; None: unknown. Few are not worth the making of a static graph.
+
+    Raises: ConfigError, CheckpointError, ExportError.
+    """
+    skip = skips_corrupt_images(cfg)
+    if exported is not None:
+        run = make_runner(exported, **(runner or {}))
+        logger.info("running %s", run.description)
+        detector = RowDetector(run, _one_by_one(run, skip), class_names=run.class_names)
+    else:
+        detector = _of_model(cfg, model or load_detection_model(cfg, weights, images=images), reader)
+    if slicing is None:
+        return detector
+    whole, batch_size = detector.detect, detector.batch_size
+
+    def detect(images: Images) -> list[Rows]:
+        return [detect_sliced(whole, image, slicing, batch_size) for image in images]
+
+    return replace(detector, detect=detect, detect_records=_one_by_one(detect, skip))
+
+
+def _of_model(cfg: dict[str, Any], model: Any, reader_name: str) -> RowDetector:
+    reader = build_reader(cfg, reader_name)
+    model.eval()
+
+    @paddle.no_grad()
+    def detect(images: Images) -> list[Rows]:
+        batch = {key: paddle.to_tensor(value) for key, value in reader(images).items()}
+        return split_batch(model(batch))
+
+    def detect_records(records: Sequence[Sample]) -> Iterator[tuple[Any, Rows]]:
+        for batch in build_loader(cfg, reader_name, records).epoch():
+            with paddle.no_grad():
+                found = split_batch(model(batch))
+            yield from zip(batch["im_id"].numpy().tolist(), found)
+
+    return RowDetector(detect, detect_records, section(cfg, reader_name)["batch_size"])
+
+
+def _one_by_one(detect: Callable[[Images], list[Rows]],
+                skip: bool) -> Callable[[Sequence[Sample]], Iterator[tuple[Any, Rows]]]:
+    """The `detect_records` of a function that prepares images itself."""
+    def detect_records(records: Sequence[Sample]) -> Iterator[tuple[Any, Rows]]:
+        for record, image in read_images(records, skip=skip):
+            yield record["im_id"], detect([image])[0]
+
+    return detect_records
+
+
+class Detector:
+    """A detector to call.
+
+        found = Detector("gfl_r50_fpn_1x_coco", weights="gfl_r50_fpn_1x_coco.pdparams")("photo.jpg")
+        found.boxes, found.scores, found.labels, found.names
+
+    Args:
+        config: a config file, the name of one shipped with ppgfl, or an exported model: its folder, or a model.onnx.
+        weights: a .pdparams file; without it the config's `weights`.
+        overrides: as in `load_config`.
+        runner: of an exported model: arguments of its runner in deploy/python/infer.py, as {"run_mode": "bf16"}.
+        slicing: a `slicing.Slicing`, to look at images slice by slice.
+
+    Raises: ConfigError, CheckpointError, ExportError.
+    """
+
+    def __init__(self, config: str | os.PathLike[str], weights: str | os.PathLike[str] | None = None,
+                 overrides: Sequence[str] = (), runner: dict[str, Any] | None = None,
+                 slicing: Slicing | None = None) -> None:
+        if is_exported(config):
+            self.detect = open_detector({}, exported=config, runner=runner, slicing=slicing)
+            self.class_names = self.detect.class_names or []
+            return
+        cfg = load_config(config, overrides)
+        check(cfg)
+        runtime.select_device(setting(cfg, "use_gpu"))
+        self.detect = open_detector(cfg, weights=weights, slicing=slicing)
+        self.class_names = build_dataset(cfg, "TestDataset").class_names
+
+    @overload
+    def __call__(self, images: Image) -> Detections: ...
+
+    @overload
+    def __call__(self, images: list[Any] | tuple[Any, ...]) -> list[Detections]: ...
+
+    def __call__(self, images: Image | list[Any] | tuple[Any, ...]) -> Detections | list[Detections]:
+        """An image, or a list of them -> `Detections`, or a list of them.
+
+        An image is a path, or an array [H, W, 3] uint8 BGR (as cv2 reads it; [H, W] for grey).
+        Raises: DataError: a file that cannot be read, an array of another kind.
+        """
+        if not isinstance(images, (list, tuple)):
+            return self([images])[0]
+        found = []
+        for start in range(0, len(images), self.detect.batch_size):
+            some = images[start:start + self.detect.batch_size]
+            rows_of = self.detect([_as_array(image) for image in some])
+            found += [self._detections(image, rows) for image, rows in zip(some, rows_of)]
+        return found
+
+    def _detections(self, image: Image, rows: Rows) -> Detections:
+        given: dict[str, Any] = {"image": image} if isinstance(image, np.ndarray) else {"path": str(image)}
+        return Detections.from_rows(rows, self.class_names, **given)
+
+
+def _as_array(image: Image) -> np.ndarray:
+    """[H, W, 3] uint8 BGR of what `Detector` is called with. Raises DataError."""
+    if isinstance(image, (str, os.PathLike)):
+        return read_image(image)
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim not in (2, 3) or not image.size:
+        kind = f"{image.dtype} array of shape {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise DataError(f"cannot detect on a {kind}; give a path or a uint8 array [H, W, 3], BGR")
+    if image.ndim == 2:
+        return cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
+    if image.shape[2] != 3:
+        raise DataError(f"cannot detect on an array of shape {image.shape}; give [H, W, 3] uint8, BGR")
+    return image

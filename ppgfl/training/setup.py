@@ -1,0 +1,142 @@
+"""What a training run consists of, put together before the first step: data, state, step, folder, dashboard."""
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import paddle
+
+from ..build import build_dataset, build_loader, build_teacher
+from ..config.check import check_classes
+from ..config.keys import section, setting
+from ..data.dataset import COCODataSet
+from ..data.loader import Loader
+from ..errors import ConfigError
+from ..evaluation.coco import METRICS
+from ..system import dist
+from ..system.log import logger
+from ..weights.checkpoint import load_pretrained
+from . import checkpoints
+from .run_folder import RunFolder
+from .state import TrainingState, new_state
+from .step import Step, make_step
+from .visualdl_log import Dashboard
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a command line adds to a config; see `train.train`."""
+
+    run_name: str
+    evaluate: bool
+    resume: str | None
+    amp: str | None
+    accumulate: int
+    use_vdl: bool
+    vdl_log_dir: str | None
+    to_static: bool
+    seed: int
+    patience: int
+    best_metric: str
+    scale_lr: bool
+    command: str
+
+    def __post_init__(self) -> None:
+        if self.best_metric not in METRICS:
+            raise ConfigError(f"--best_metric: {self.best_metric!r}; allowed: {', '.join(METRICS)}")
+        if self.accumulate < 1:
+            raise ConfigError(f"--accumulate: {self.accumulate}; it must be 1 or more")
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that the loop uses.
+
+    Attributes:
+        cfg: with the number of classes that the data has.
+        epochs: of the whole run.
+        steps: optimizer steps of an epoch.
+        images_per_step: over all processes.
+    """
+
+    cfg: dict[str, Any]
+    options: Options
+    folder: RunFolder
+    board: Dashboard
+    train_set: COCODataSet
+    eval_set: COCODataSet | None
+    loader: Loader
+    state: TrainingState
+    step: Step
+    epochs: int
+    steps: int
+    images_per_step: int
+
+
+def set_up(cfg: dict[str, Any], options: Options, folder: RunFolder) -> Run:
+    """Put a run together, resume it if asked, and write into its folder what it is.
+
+    Raises: ConfigError, DataError, CheckpointError, OSError.
+    """
+    paddle.seed(options.seed)
+    train_set, eval_set, cfg = _data_sets(cfg, options)
+    loader = build_loader(cfg, "TrainReader", train_set.records, seed=options.seed, rank=dist.rank(),
+                          world_size=dist.world_size())
+    steps = len(loader) // options.accumulate
+    if not steps:
+        raise ConfigError(f"--accumulate: {options.accumulate}, but an epoch has only {len(loader)} batches")
+    images_per_step = section(cfg, "TrainReader")["batch_size"] * dist.world_size() * options.accumulate
+
+    state = new_state(cfg, steps_per_epoch=steps, total_batch_size=images_per_step if options.scale_lr else None,
+                      seed=options.seed)
+    teacher = build_teacher(cfg, state.model)
+    _resume_or_start(cfg, options, folder, state)
+    epochs = setting(cfg, "epoch")
+    if state.progress.epoch >= epochs:
+        raise ConfigError(f"epoch: {epochs}, and the run that is resumed has finished {state.progress.epoch}; "
+                          "set -o epoch= higher to go on")
+    folder.describe(cfg, asdict(options), state.progress, images=len(train_set.records),
+                    images_per_step=images_per_step)
+    board = Dashboard(_dashboard_folder(cfg, options, folder), resume_step=state.progress.step)
+    step = make_step(cfg, state, teacher, amp=options.amp or (setting(cfg, "amp_level") if cfg.get("amp") else None),
+                     accumulate=options.accumulate, to_static=options.to_static)
+    return Run(cfg, options, folder, board, train_set, eval_set, loader, state, step, epochs, steps, images_per_step)
+
+
+def _data_sets(cfg: dict[str, Any], options: Options) -> tuple[COCODataSet, COCODataSet | None, dict[str, Any]]:
+    """The two data sets and the config with the number of classes that they have. Raises a ConfigError that lists the
+    classes when config, training set and validation set disagree."""
+    if section(cfg, "GFL")["head"] == "LDGFLHead" and not cfg.get("teacher"):
+        raise ConfigError("GFL.head: LDGFLHead learns from a teacher; add --slim_config configs/slim/distill/"
+                          "gfl_ld_distill.yml, or set GFL.head=GFLHead")
+    train_set = build_dataset(cfg, "TrainDataset")
+    if setting(cfg, "num_classes") is None:
+        cfg = {**cfg, "num_classes": len(train_set.class_names)}
+        logger.info("num_classes: %d, from %s", cfg["num_classes"], train_set.anno_path)
+    eval_set = build_dataset(cfg, "EvalDataset") if options.evaluate else None
+    if eval_set and eval_set.class_names != train_set.class_names:
+        raise ConfigError(f"classes disagree: num_classes {setting(cfg, 'num_classes')}; training set "
+                          f"{train_set.anno_path} {train_set.class_names}; validation set {eval_set.anno_path} "
+                          f"{eval_set.class_names}; both annotation files must list the same categories in the same "
+                          "order")
+    check_classes(cfg, train_set.class_names, train_set.anno_path)
+    return train_set, eval_set, cfg
+
+
+def _resume_or_start(cfg: dict[str, Any], options: Options, folder: RunFolder, state: TrainingState) -> None:
+    """Load the checkpoint to resume from, or else the weights to start from."""
+    if options.resume is not None:
+        stem = checkpoints.find_training(options.resume, folder.path)
+        if stem is not None:
+            state.load(stem)
+            return
+        logger.info("%s: no checkpoint to resume from, so this starts at the first epoch", folder.path)
+    if cfg.get("pretrain_weights"):
+        load_pretrained(state.model, cfg["pretrain_weights"])
+
+
+def _dashboard_folder(cfg: dict[str, Any], options: Options, folder: RunFolder) -> Path | None:
+    if not (options.use_vdl or setting(cfg, "use_vdl")) or not dist.is_main():
+        return None
+    return Path(options.vdl_log_dir or setting(cfg, "vdl_log_dir") or folder.path / "vdl")

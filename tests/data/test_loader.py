@@ -1,0 +1,132 @@
+"""Batches made ahead: whatever goes wrong reaches the caller with its cause, and a stop works at any moment."""
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from helpers import ROOT
+
+from ppgfl import DataError
+from ppgfl.data import loader as ppgfl_loader
+from ppgfl.data.batch import Reader
+from ppgfl.data.loader import Batches, BatchMaker, Loader
+from ppgfl.system.interrupt import StopRequest
+
+RECORDS = [{"im_id": i, "image": np.full((4, 4, 3), i, np.uint8)} for i in range(12)]
+
+
+def broken(sample, rng=None):
+    if sample["im_id"] == 5:
+        raise KeyError("a transform's mistake")
+
+
+def endless(sample, rng=None):
+    if sample["im_id"] == 5:
+        time.sleep(600)
+
+
+def killed(sample, rng=None):
+    if sample["im_id"] == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def loader(transform, workers, batch_size=2):
+    return Loader(BatchMaker(RECORDS, Reader([transform], [])), Batches(len(RECORDS), batch_size), workers)
+
+
+def workers_left():
+    for _ in range(50):
+        if not multiprocessing.active_children():
+            return False
+        time.sleep(0.1)
+    return True
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_any_exception_reaches_the_caller_with_its_cause(workers):
+    seen = []
+    with pytest.raises(KeyError, match="a transform's mistake"):
+        for batch in loader(broken, workers).epoch():
+            seen += batch["im_id"].numpy().tolist()
+    assert seen == [0, 1, 2, 3]
+    assert not workers_left()
+
+
+def test_a_worker_that_is_killed_is_one_line():
+    with pytest.raises(DataError, match="ended from outside.*memory ran out"):
+        list(loader(killed, 2).epoch())
+    assert not workers_left()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stop_works_while_a_batch_is_waited_for(workers):
+    code = f"""
+import sys, time, threading; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests" / "data")!r}, {str(ROOT / "tests")!r}]
+import test_loader
+from ppgfl.system.interrupt import StopRequest
+import signal, os
+stop = StopRequest()
+threading.Timer(2, lambda: setattr(stop, "signal", signal.SIGTERM)).start()
+batches = test_loader.loader(test_loader.endless, {workers}).epoch(stop=stop)
+print([batch["im_id"].numpy().tolist() for batch in batches], flush=True)
+os._exit(0)  # a thread cannot be ended: that of this test sleeps
+"""
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=True)
+    assert done.stdout.strip() == "[[0, 1], [2, 3]]"
+    assert time.monotonic() - start < 90
+
+
+def test_a_round_that_is_left_early_leaves_no_worker():
+    batches = loader(lambda sample, rng: None, 2).epoch()
+    next(batches)
+    assert multiprocessing.active_children()
+    batches.close()
+    assert not workers_left()
+
+
+def test_a_round_starts_where_it_is_told_to():
+    rounds = [[batch["im_id"].numpy().tolist() for batch in loader(lambda sample, rng: None, 0).epoch(first=first)]
+              for first in (0, 4, 6)]
+    assert rounds[0][4:] == rounds[1]
+    assert rounds[2] == []
+
+
+def test_a_stop_before_the_first_batch():
+    stop = StopRequest()
+    stop.signal = signal.SIGINT
+    assert list(loader(endless, 0).epoch(stop=stop)) == []
+    assert threading.active_count() < 50
+
+
+def test_batches_go_through_pipes_where_there_is_no_shared_memory(monkeypatch, tmp_path):
+    def images(folder):
+        monkeypatch.setattr(ppgfl_loader, "SHARED_MEMORY", folder)
+        return [batch["image"].numpy() for batch in loader(lambda sample, rng: None, 2).epoch()]
+
+    (tmp_path / "full").mkdir()
+    plain, shared = images(tmp_path / "none"), images(tmp_path / "full")
+    assert len(plain) == 6
+    for a, b in zip(plain, shared):
+        np.testing.assert_array_equal(a, b)
+    assert not list((tmp_path / "full").iterdir())
+
+
+def test_a_full_shared_memory_leaves_nothing_behind(monkeypatch, tmp_path):
+    monkeypatch.setattr(ppgfl_loader, "SHARED_MEMORY", tmp_path)
+    batch = {"image": np.zeros((2, 3), np.float32), "im_id": np.arange(2)}
+    shared = ppgfl_loader.SharedBatch.put(batch)
+    taken = shared.take()
+    assert [taken[key].tolist() for key in batch] == [batch[key].tolist() for key in batch]
+
+    def full(value):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ppgfl_loader.np, "ascontiguousarray", full)
+    assert ppgfl_loader.SharedBatch.put(batch) is batch
+    assert not list(tmp_path.iterdir())

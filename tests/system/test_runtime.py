@@ -1,0 +1,48 @@
+"""What happens before and while Paddle is imported."""
+import os
+import subprocess
+import sys
+
+import pytest
+from helpers import ROOT
+
+from ppgfl.system import runtime
+
+
+def test_an_import_of_paddle_that_fails_shows_what_it_wrote(tmp_path):
+    (tmp_path / "paddle.py").write_text("import sys\nsys.stderr.write('libcudnn.so: cannot open\\n')\n"
+                                        "sys.stderr.write('PLEASE USE OMP_NUM_THREADS WISELY.\\n')\n"
+                                        "raise ImportError('no libcudnn')\n")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    done = subprocess.run([sys.executable, "-c", "import ppgfl; ppgfl.build_model"], capture_output=True, text=True,
+                          env=environment, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "libcudnn.so: cannot open" in done.stderr
+    assert "ImportError: no libcudnn" in done.stderr
+    assert "WISELY" not in done.stderr  # advice that does not apply
+
+
+CPUINFO = """processor\t: 0
+vendor_id\t: {vendor}
+model name\t: A fast one
+flags\t\t: fpu avx2
+
+processor\t: 1
+vendor_id\t: {vendor}
+model name\t: Another
+"""
+
+
+@pytest.mark.parametrize(("vendor", "amd"), [("AuthenticAMD", True), ("GenuineIntel", False)])
+def test_the_processor_is_read_once_and_the_first_counts(monkeypatch, vendor, amd):
+    reads = []
+    text = CPUINFO.format(vendor=vendor)
+    monkeypatch.setattr(runtime.Path, "read_text", lambda self, **_: reads.append(self) or text)
+    runtime.processor.cache_clear()
+    try:
+        assert runtime.processor_name() == "A fast one"
+        assert runtime.processor()["flags"].split() == ["fpu", "avx2"]
+        assert runtime.is_amd() is amd
+        assert len(reads) == 1
+    finally:
+        runtime.processor.cache_clear()
