@@ -65,11 +65,12 @@ define pytest
 @echo "$@: $$(tail -n 1 $(LOGS)/$@.log)"; test ! -e $(LOGS)/$@.failed
 endef
 
-# The targets $(1), JOBS at a time, and in the end the names of those that failed.
+# The targets $(1), JOBS at a time, and in the end how many tests passed or which targets failed.
 define run
 @rm -rf $(LOGS)
 @$(MAKE) --no-print-directory --keep-going --jobs=$(JOBS) $(1) || \
 	{ echo "failed: $$(cd $(LOGS) 2>/dev/null && ls | sed -n 's/[.]failed$$//p' | xargs)"; exit 1; }
+@grep -ho '[0-9]* passed' $(LOGS)/*.log | awk '{ n += $$1 } END { print n " passed, 0 failed" }'
 endef
 
 demo: $(VENV)/ready  ## draw a data set, train, evaluate, detect: about four minutes on two cores
