@@ -2,6 +2,7 @@
 proof of an export."""
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Optional
@@ -47,9 +48,9 @@ class Reader:
             samples = transform(samples)
         return collate(samples)
 
-    def __call__(self, images: Iterable[np.ndarray | str]) -> Batch:
+    def __call__(self, images: Iterable[np.ndarray | str | os.PathLike[str]]) -> Batch:
         """Images, each [H, W, 3] uint8 BGR or the path of a file -> a batch. Raises DataError."""
-        return self.batch([self.sample({"im_id": 0, "im_file" if isinstance(image, str) else "image": image})
+        return self.batch([self.sample({"im_id": 0, "image" if isinstance(image, np.ndarray) else "im_file": image})
                            for image in images])
 
 

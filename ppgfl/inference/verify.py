@@ -114,7 +114,7 @@ def _samples(cfg: dict[str, Any], images: Sequence[str] | None, image_shape: Seq
         wanted = [n if n is not None else m for n, m in zip(image_shape, batch["image"].shape)]
         if list(batch["image"].shape) != wanted:
             raise DataError(f"the graph takes images of {wanted}, but TestReader makes {list(batch['image'].shape)} of "
-                            f"{image if isinstance(image, str) else 'a drawn image'}; let Resize make that "
+                            f"{'a drawn image' if isinstance(image, np.ndarray) else image}; let Resize make that "
                             "size (keep_ratio: false), or set TestReader.inputs_def.image_shape to [3, -1, -1]")
         batches.append(batch)
     return batches
