@@ -35,7 +35,7 @@ MODEL_FILES = ("model.json", "model.pdmodel", "model.pdiparams", "model.pdiparam
 def export(cfg: dict[str, Any], *, weights: str | os.PathLike[str] | None = None,
            output_dir: str | os.PathLike[str] = "output_inference/model", format: str | None = None, onnx: bool = False,
            with_nms: bool = False, int8: str | Sequence[str] | None = None,
-           verify: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
+           verify: Sequence[str | os.PathLike[str]] | None = None) -> dict[str, dict[str, float]]:
     """Write `model.pdmodel`, `model.json`, `model.pdiparams` and `infer_cfg.yml`, PaddleDetection's layout.
 
     The graph takes `image` [N, 3, H, W] and, unless only the bare network is exported, `scale_factor` [N, 2]; what
@@ -68,7 +68,7 @@ def export(cfg: dict[str, Any], *, weights: str | os.PathLike[str] | None = None
 def write_graphs(cfg: dict[str, Any], weights: str | os.PathLike[str] | None, folder: Path,
                  formats: Mapping[str, Context], *, write_onnx: Callable[..., None] | None = None,
                  with_nms: bool = False, int8: str | Sequence[str] | None = None,
-                 verify: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
+                 verify: Sequence[str | os.PathLike[str]] | None = None) -> dict[str, dict[str, float]]:
     """What `export` does once its arguments are known to be right; `formats` are of `formats_for`."""
     image_shape = _image_shape(cfg)
     model = load_model(cfg, weights)

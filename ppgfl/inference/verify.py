@@ -2,9 +2,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
 
 import numpy as np
 import paddle
@@ -17,13 +18,14 @@ from .graph import Graph
 from .runner import make_runner
 
 Arrays = Sequence[np.ndarray]
+Paths = Sequence[Union[str, "os.PathLike[str]"]]
 Run = Callable[[Mapping[str, np.ndarray]], list[np.ndarray]]
 
 BOX_TOLERANCE = 1e-2  # pixels; float32 alone makes 1e-3 in images of a thousand pixels
 SCORE_TOLERANCE = 1e-4
 
 
-def compare(cfg: dict[str, Any], folder: Path, graphs: Mapping[str, Graph], images: Sequence[str] | None,
+def compare(cfg: dict[str, Any], folder: Path, graphs: Mapping[str, Graph], images: Paths | None,
             image_shape: Sequence[int | None]) -> dict[str, dict[str, float]]:
     """Compare exported files with the layers they were made from.
 
@@ -105,7 +107,7 @@ def _difference(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.abs(a - b).max()) if a.size else 0.0
 
 
-def _samples(cfg: dict[str, Any], images: Sequence[str] | None, image_shape: Sequence[int | None]) -> list[Batch]:
+def _samples(cfg: dict[str, Any], images: Paths | None, image_shape: Sequence[int | None]) -> list[Batch]:
     """Batches of one image, prepared as TestReader says; drawn ones where none are given."""
     reader = build_reader(cfg, "TestReader")
     batches = []
