@@ -9,7 +9,7 @@ import numpy as np
 from ..errors import DataError
 from ..system.log import logger
 from .coco_classes import COCO_CLASSES, NUM_CLASSES
-from .image import SUFFIXES
+from .image import SUFFIXES, files_below, is_image
 
 
 class COCODataSet:
@@ -200,7 +200,7 @@ def _images_at(path):
         return [path]
     if not path.is_dir():
         raise DataError(f"{path.absolute()}: no such image or folder")
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    files = [file for file in files_below(path) if is_image(file) and file.is_file()]
     if not files:
         raise DataError(f"{path.absolute()}: the folder holds no image; looked for {', '.join(SUFFIXES)}")
     return files
