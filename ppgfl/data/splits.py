@@ -69,7 +69,7 @@ def listed(paths: Sequence[Path], samples: Sequence[Labelled], source: Path, rep
             chosen.update(place_of(image) for image in files_below(path) if is_image(image))
             continue
         for line in filter(None, map(str.strip, read_text(path).splitlines())):
-            place = _find_listed(line.replace("\\", "/"), path, source, places, names)
+            place = _find_listed(line.replace("\\", "/").replace("\0", "?"), path, source, places, names)
             if place is None:
                 report.rejected["line of a list that names no image that could be used"].append(f"{path}: {line}")
             else:

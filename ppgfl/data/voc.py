@@ -65,7 +65,7 @@ def _read(path: Path, images: Names) -> Labelled | None:
         if (item.findtext("difficult") or "").strip() == "1":
             notes.append("object marked difficult, which is kept like any other")
     given = tuple((root.findtext(f"size/{key}") or "").strip() for key in ("height", "width"))
-    if all(text.isdecimal() and int(text) for text in given) and given != tuple(map(str, size)):
+    if all(text.isdecimal() and text.strip("0") for text in given) and given != tuple(map(str, size)):
         notes.append("file that gives another size than its image has: its boxes may be wrong")
     return Labelled(image, path, size, objects, notes)
 

@@ -130,7 +130,7 @@ def _object(words: Sequence[str], size: tuple[int, int], rules: Rules) -> Object
         return Object(None, None, NOT_FIVE)
     name = rules.names.get(int(index))
     if name is None:
-        return Object(None, None, f"object of a class that is not listed ({int(index)})")
+        return Object(None, None, f"object of a class that is not listed ({index:g})")
     try:
         x1, y1, x2, y2 = _box(values, rules)
     except Rejected as error:
@@ -168,7 +168,7 @@ def _layout(yaml_file: Path | None, content: Mapping[str, Any], labels: Sequence
     if task in ("detect", "segment", "obb"):
         return "box" if task == "detect" else "points", None
     if shape:
-        numbers = [int(n) for n in shape if str(n).isdecimal()] if isinstance(shape, list) else []
+        numbers = [int(n) for n in shape if _is_index(n)] if isinstance(shape, list) else []
         if len(numbers) != 2 or numbers[1] not in (2, 3):
             raise DataError(f"{yaml_file}: key kpt_shape is {shape!r}; it is [NUMBER OF KEY POINTS, 2 or 3]")
         return "keypoints", 5 + numbers[0] * numbers[1]
@@ -261,7 +261,7 @@ def _resolve(yaml_file: Path, content: Mapping[str, Any], text: str) -> Path | N
     for folder in (yaml_file.parent / str(content.get("path") or ""), yaml_file.parent):
         for name in (text, text[3:] if text.startswith("../") else text):
             path = Path(os.path.normpath(folder / name))
-            if name and os.path.exists(path):
+            if name and os.path.exists(path) and path not in yaml_file.parent.parents:
                 return path
     return None
 
@@ -281,13 +281,17 @@ def _names(source: Path, texts: Sequence[Path], yaml_file: Path | None, content:
     return dict(enumerate(names))
 
 
+def _is_index(text: Any) -> bool:
+    return isinstance(text, str) and text.isdecimal() and len(text) < 6
+
+
 def _names_of(path: Path, names: Any) -> dict[int, str]:
     if isinstance(names, list):
         names = {str(i): name for i, name in enumerate(names)}
     if not isinstance(names, dict):
         raise DataError(f"{path}: key names is {names!r}; write a list of the classes, or `0: NAME` for each")
     for key, name in names.items():
-        if not str(key).isdecimal():
+        if not _is_index(key):
             raise DataError(f"{path}: key {key!r} of names is no number of a class; write `0: NAME`, `1: NAME`, ...")
         if not isinstance(name, str) or not name:
             raise DataError(f"{path}: class {key} of names is {name!r}; give it a name")
