@@ -130,8 +130,10 @@ def _read(found: Found, kind: str, folder: Path, report: Report) -> tuple[list[L
     def work(item: Path) -> Labelled | str | None:
         try:
             return found.read(item)
-        except (Rejected, DataError, OSError) as error:
-            return str(error)
+        except OSError as error:
+            return f"{item}: {error.filename}: {error.strerror}"
+        except (Rejected, DataError) as error:
+            return str(error) if str(error).startswith(str(item)) else f"{item}: {error}"
 
     samples: dict[tuple[str, str], Labelled] = {}
     with ThreadPoolExecutor(runtime.physical_cores()) as pool:
@@ -140,7 +142,7 @@ def _read(found: Found, kind: str, folder: Path, report: Report) -> tuple[list[L
             if sample is None:
                 report.notes[f"file that is not {kind}'s and was not read"].append(str(item))
             elif isinstance(sample, str):
-                report.rejected["file that cannot be used"].append(f"{item}: {sample}")
+                report.rejected["file that cannot be used"].append(sample)
             elif not is_text(str(sample.image)):
                 report.rejected["image whose name is not UTF-8"].append(str(sample.image))
             else:
