@@ -26,6 +26,7 @@ from .labelled import (
     is_text,
     place_of,
     read_class_list,
+    read_objects,
 )
 from .labelme import find_labelme
 from .splits import divide, folder_splits, listed, parse_split, report_on_splits
@@ -156,8 +157,7 @@ def _read(found: Found, kind: str, folder: Path, report: Report) -> tuple[list[L
             report.rejected["image without an annotation file"].append(str(image))
     names = found.names
     if names is None:
-        names = sorted({one.name for sample in samples.values() for one in sample.objects if one.name is not None
-                        and is_text(one.name)})
+        names = sorted({one.name for sample in samples.values() for one in sample.objects if is_text(one.name)})
     checked = [_checked(sample, set(names), report) for sample in samples.values()]
     return sorted(checked, key=lambda sample: sample.image), list(names)
 
@@ -166,23 +166,23 @@ def _join(first: Labelled, second: Labelled, report: Report) -> Labelled:
     """Two annotation files about one image: the objects of both, those that are the same once."""
     report.notes["file about an image that has another one: their objects are put together"].append(str(second.file))
     new = [one for one in second.objects if one not in first.objects]
-    return first._replace(objects=first.objects + new, notes=first.notes + second.notes)
+    return first._replace(objects=first.objects + new, rejected=first.rejected + second.rejected,
+                          notes=first.notes + second.notes)
 
 
 def _checked(sample: Labelled, names: set[str], report: Report) -> Labelled:
-    """The same with x y width height of the boxes inside the image; the other objects go to the report."""
-    objects = []
-    for one in sample.objects:
-        reason = one.reason
-        if one.box is not None and one.name not in names:
-            reason = f"object of a class that is not listed ({one.name})"
-        box = _clip(one.box, *sample.size) if one.box else None
-        if not reason and (box is None or min(box[2:]) < LEAST_SIDE):
-            reason = "box without a size, or outside of its image"
-        if reason:
-            report.rejected[reason].append(str(sample.file))
-        else:
-            objects.append(Object(one.name, box))
+    """The same with boxes x y width height inside the image; the other objects go to the report."""
+    def check(one: Object) -> Object:
+        box = _clip(one.box, *sample.size)
+        if one.name not in names:
+            raise Rejected(f"object of a class that is not listed ({one.name})")
+        if min(box[2:]) < LEAST_SIDE:
+            raise Rejected("box without a size, or outside of its image")
+        return Object(one.name, box)
+
+    objects, rejected = read_objects(check, sample.objects)
+    for reason in sample.rejected + rejected:
+        report.rejected[reason].append(str(sample.file))
     for note in sample.notes:
         report.notes[note].append(str(sample.file))
     return sample._replace(objects=objects)
@@ -240,7 +240,7 @@ def _coco(samples: Sequence[Labelled], root: Path, names: Sequence[str]) -> Cont
         height, width = sample.size
         images.append({"id": image_id, "file_name": sample.image.relative_to(root).as_posix(), "height": height,
                        "width": width})
-        for name, box, _ in sample.objects:
+        for name, box in sample.objects:
             annotations.append({"id": len(annotations) + 1, "image_id": image_id, "category_id": category_of[name],
                                 "bbox": [round(n, 3) for n in box], "area": round(box[2] * box[3], 3), "iscrowd": 0})
     return {"images": images, "annotations": annotations,

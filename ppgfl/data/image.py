@@ -26,8 +26,10 @@ def files_below(folder: str | os.PathLike[str], hidden: list[Path] | None = None
     Names with a dot at the front, which notebooks (.ipynb_checkpoints) and macOS (._1.png) leave behind, are left out;
     they are appended to `hidden`.
     """
-    folders, links, entered = [os.fspath(folder)], [], set()
-    files = []
+    folders = [os.fspath(folder)]
+    links: list[str] = []
+    files: list[Path] = []
+    entered: set[str] = set()
     while folders or links:
         place = folders.pop() if folders else links.pop(0)
         real = os.path.realpath(place)

@@ -8,11 +8,12 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from ..errors import DataError
 from .image import files_below, read_image
 
+T = TypeVar("T")
 Box = tuple[float, float, float, float]  # x1 y1 x2 y2 in pixels of the image
 IMAGE_FOLDERS, LABEL_FOLDERS = ("JPEGImages", "images", "Images"), ("Annotations", "annotations", "labels")
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test", "trainval": "trainval"}
@@ -30,18 +31,23 @@ class Report:
 
 
 class Object(NamedTuple):
-    """One object of an annotation file: its class, and its box or the reason why it has none."""
-    name: str | None
-    box: Box | None
-    reason: str = ""
+    """One object of an annotation file."""
+    name: str
+    box: Box
 
 
 class Labelled(NamedTuple):
-    """What one annotation file says about its image. `notes` are what a user should know about it."""
+    """What one annotation file says about its image.
+
+    size: height and width of the image itself.
+    rejected: why some of its objects cannot be used, a reason for each.
+    notes: what a user should know about the others.
+    """
     image: Path
     file: Path
-    size: tuple[int, int]  # height, width
+    size: tuple[int, int]
     objects: list[Object]
+    rejected: list[str]
     notes: list[str]
 
 
@@ -169,6 +175,17 @@ def image_size(image: Path) -> tuple[int, int]:
     """Height and width of an image that was decoded. Raises DataError."""
     height, width = read_image(image).shape[:2]
     return height, width
+
+
+def read_objects(read: Callable[[T], Object], items: Iterable[T]) -> tuple[list[Object], list[str]]:
+    """The objects that `read` makes of some items, and why it made none of the others."""
+    objects, rejected = [], []
+    for item in items:
+        try:
+            objects.append(read(item))
+        except Rejected as error:
+            rejected.append(str(error))
+    return objects, rejected
 
 
 def number(text: Any, what: str) -> float:

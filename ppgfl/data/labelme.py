@@ -10,7 +10,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from .image import is_image
-from .labelled import Found, Labelled, Names, Object, Rejected, box_around, image_size, number, read_text
+from .labelled import Found, Labelled, Names, Object, Rejected, box_around, image_size, number, read_objects, read_text
 
 OUTLINES = ("rectangle", "polygon", "mask", "rotation", "oriented_rectangle")
 
@@ -37,7 +37,7 @@ def _read(path: Path, images: Names) -> Labelled | None:
     given = content.get("imageHeight"), content.get("imageWidth")
     if all(isinstance(side, int) and side > 0 for side in given) and given != size:
         notes.append("file that gives another size than its image has: its boxes may be wrong")
-    return Labelled(image, path, size, [_object(shape) for shape in content["shapes"]], notes)
+    return Labelled(image, path, size, *read_objects(_object, content["shapes"]), notes)
 
 
 def _find_image(path: Path, name: Any, images: Names) -> Path:
@@ -48,9 +48,9 @@ def _find_image(path: Path, name: Any, images: Names) -> Path:
         if image.is_file():
             return image
     for wanted in (PureWindowsPath(name).name, path.stem):
-        image = images.find(wanted, near=path) if wanted else None
-        if image is not None:
-            return image
+        found = images.find(wanted, near=path) if wanted else None
+        if found is not None:
+            return found
     raise Rejected(f"its image was not found ({name or path.stem})")
 
 
@@ -62,13 +62,13 @@ def _object(shape: Any) -> Object:
     except (Rejected, TypeError, ValueError):
         points = []
     if not points:
-        return Object(name or None, None, "shape without points")
+        raise Rejected("shape without points")
     if not name.strip():
-        return Object(None, None, "shape without a label")
+        raise Rejected("shape without a label")
     if kind == "circle" and len(points) == 2:  # its centre, and a point on it
         (x, y), edge = points
         radius = math.dist((x, y), edge)
         return Object(name, (x - radius, y - radius, x + radius, y + radius))
     if kind in OUTLINES and len(points) >= 2:
         return Object(name, box_around(points))
-    return Object(name, None, f"shape that has no box ({kind})")
+    raise Rejected(f"shape that has no box ({kind})")

@@ -51,7 +51,7 @@ def divide(samples: Sequence[Labelled], share: float, source: Path) -> dict[str,
     counts = Counter(name for sample in samples for name in {one.name for one in sample.objects})
     order = list(range(len(samples)))
     random.Random(0).shuffle(order)
-    order.sort(key=lambda i: min(((counts[one.name], str(one.name)) for one in samples[i].objects), default=(0, "")))
+    order.sort(key=lambda i: min(((counts[one.name], one.name) for one in samples[i].objects), default=(0, "")))
     held = min(max(round(len(samples) * (1 - share)), 1), len(samples) - 1)
     val = {i for n, i in enumerate(order) if (n + 1) * held // len(order) > n * held // len(order)}
     return {"train": [one for i, one in enumerate(samples) if i not in val],
@@ -63,7 +63,7 @@ def listed(paths: Sequence[Path], samples: Sequence[Labelled], source: Path, rep
     places = {place_of(sample.image) for sample in samples}
     names = Names((name, sample.image) for sample in samples for name in
                   (sample.image.name, sample.image.stem, sample.file.name, sample.file.stem))
-    chosen = set()
+    chosen: set[tuple[str, str]] = set()
     for path in paths:
         if path.is_dir():
             chosen.update(place_of(image) for image in files_below(path) if is_image(image))

@@ -20,6 +20,7 @@ from .labelled import (
     image_size,
     number,
     other_half,
+    read_objects,
     split_named,
 )
 
@@ -59,15 +60,12 @@ def _read(path: Path, images: Names) -> Labelled | None:
     name = PureWindowsPath((root.findtext("filename") or "").strip()).name
     image = _find_image(path, name, images)
     size = image_size(image)
-    objects, notes = [], []
-    for item in root.iter("object"):
-        objects.append(_object(item))
-        if (item.findtext("difficult") or "").strip() == "1":
-            notes.append("object marked difficult, which is kept like any other")
+    notes = ["object marked difficult, which is kept like any other" for item in root.iter("object")
+             if (item.findtext("difficult") or "").strip() == "1"]
     given = tuple((root.findtext(f"size/{key}") or "").strip() for key in ("height", "width"))
     if all(text.isdecimal() and text.strip("0") for text in given) and given != tuple(map(str, size)):
         notes.append("file that gives another size than its image has: its boxes may be wrong")
-    return Labelled(image, path, size, objects, notes)
+    return Labelled(image, path, size, *read_objects(_object, root.iter("object")), notes)
 
 
 def _find_image(path: Path, name: str, images: Names) -> Path:
@@ -110,9 +108,9 @@ def _decode(data: bytes) -> str:
 def _object(item: ElementTree.Element) -> Object:
     name = (item.findtext("name") or "").strip()
     if not name:
-        return Object(None, None, "object without a name")
+        raise Rejected("object without a name")
     try:
         x1, y1, x2, y2 = (number(item.findtext(f"bndbox/{key}"), key) for key in ("xmin", "ymin", "xmax", "ymax"))
     except Rejected as error:
-        return Object(name, None, f"object without a box ({error})")
+        raise Rejected(f"object without a box ({error})") from error
     return Object(name, (x1 - 1, y1 - 1, x2, y2))  # VOC counts pixels from 1, and the last one is inside

@@ -23,6 +23,7 @@ from .labelled import (
     number,
     other_half,
     read_class_list,
+    read_objects,
     read_text,
     swap_folder,
 )
@@ -111,32 +112,32 @@ def _lines(path: Path) -> Iterator[list[str]]:
 
 
 def _read(image: Path, label: Path | None, rules: Rules) -> Labelled:
-    size, objects, notes = image_size(image), [], []
-    for line in read_text(label).splitlines() if label else ():  # an image without a text has no objects
-        words = line.split()
-        if words:
-            objects.append(_object(words, size, rules))
-            if rules.layout == "points" and len(words) > 5 and objects[-1].box:
-                notes.append("outline or oriented box, of which the upright box around it is kept")
-    return Labelled(image, label or image, size, objects, notes)
+    size, notes = image_size(image), []
+
+    def read(words: Sequence[str]) -> Object:
+        found = _object(words, size, rules)
+        if rules.layout == "points" and len(words) > 5:
+            notes.append("outline or oriented box, of which the upright box around it is kept")
+        return found
+
+    lines = read_text(label).splitlines() if label else []  # an image without a text has no objects
+    objects, rejected = read_objects(read, filter(None, map(str.split, lines)))
+    return Labelled(image, label or image, size, objects, rejected, notes)
 
 
 def _object(words: Sequence[str], size: tuple[int, int], rules: Rules) -> Object:
     try:
         index, *values = (number(word, "") for word in words)
-    except Rejected:
-        return Object(None, None, NOT_FIVE)
+    except Rejected as error:
+        raise Rejected(NOT_FIVE) from error
     if not index.is_integer():  # 0.0, as numpy writes it, is 0
-        return Object(None, None, NOT_FIVE)
+        raise Rejected(NOT_FIVE)
     name = rules.names.get(int(index))
     if name is None:
-        return Object(None, None, f"object of a class that is not listed ({index:g})")
-    try:
-        x1, y1, x2, y2 = _box(values, rules)
-    except Rejected as error:
-        return Object(name, None, str(error))
+        raise Rejected(f"object of a class that is not listed ({index:g})")
+    x1, y1, x2, y2 = _box(values, rules)
     if max(x1, y1, x2, y2) > 2:
-        return Object(name, None, "line whose numbers are not shares of the image's width and height (0 to 1)")
+        raise Rejected("line whose numbers are not shares of the image's width and height (0 to 1)")
     height, width = size
     return Object(name, (x1 * width, y1 * height, x2 * width, y2 * height))
 
