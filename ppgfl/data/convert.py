@@ -23,6 +23,7 @@ from .labelled import (
     Object,
     Rejected,
     Report,
+    absolute,
     is_text,
     place_of,
     read_class_list,
@@ -56,7 +57,7 @@ def convert(kind: str, source: str | PathLike[str], output: str | PathLike[str],
     Returns: (the content, {reason: [example, ...]} of what was left out). It is not written when it has no image.
     Raises: DataError: no such folder, nothing in it, an output that exists.
     """
-    output = Path(output).expanduser().absolute()
+    output = absolute(output)
     _refuse_to_overwrite([output])
     report = Report()
     folder, found = _find(kind, source, classes, report)
@@ -82,7 +83,7 @@ def convert_splits(kind: str, source: str | PathLike[str], folder: str | PathLik
     Returns: ({"train": content, ...}, {reason: [example, ...]} of what was left out).
     Raises: DataError: as `convert`; also when nothing says how to divide the images.
     """
-    outputs = Path(folder).expanduser().absolute()
+    outputs = absolute(folder)
     if outputs.exists() and not outputs.is_dir():
         raise DataError(f"{outputs}: is a file; give the name of a folder, or of a .json file for all images together")
     share, lists = parse_split(split)
@@ -109,12 +110,12 @@ def convert_splits(kind: str, source: str | PathLike[str], folder: str | PathLik
 def _find(kind: str, source: str | PathLike[str], classes: str | PathLike[str] | None,
           report: Report) -> tuple[Path, Found]:
     """The data set's folder, and its files."""
-    folder, yaml_file = Path(os.path.abspath(Path(source).expanduser())), None
+    folder, yaml_file = absolute(source), None
     if kind == "yolo" and folder.is_file() and folder.suffix.lower() in (".yaml", ".yml"):
         folder, yaml_file = folder.parent, folder
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
-    names = read_class_list(Path(classes).expanduser().absolute()) if classes else None
+    names = read_class_list(absolute(classes)) if classes else None
     hidden: list[Path] = []
     files = files_below(folder, hidden)
     if kind == "yolo":
@@ -123,7 +124,14 @@ def _find(kind: str, source: str | PathLike[str], classes: str | PathLike[str] |
         found = {"voc": find_voc, "labelme": find_labelme}[kind](folder, files)._replace(names=names)
     for text, path in [*found.notes, *(("name with a dot at the front, which was not read", path) for path in hidden)]:
         report.notes[text].append(str(path))
+    if not found.items:
+        raise _nothing(folder, kind, report)
     return folder, found
+
+
+def _nothing(folder: Path, kind: str, report: Report) -> DataError:
+    besides = "".join(f"; {note}" for note in report.notes)
+    return DataError(f"{folder}: holds nothing that looks like {kind}{besides}; see ppgfl data convert --help")
 
 
 def _read(found: Found, kind: str, folder: Path, report: Report) -> tuple[list[Labelled], list[str]]:
@@ -150,7 +158,7 @@ def _read(found: Found, kind: str, folder: Path, report: Report) -> tuple[list[L
                 place = place_of(sample.image)
                 samples[place] = _join(samples[place], sample, report) if place in samples else sample
     if not samples and not report.rejected:
-        raise DataError(f"{folder}: holds nothing that looks like {kind}; see ppgfl data convert --help")
+        raise _nothing(folder, kind, report)
     stems = {item.stem for item in found.items}
     for image in found.images:
         if place_of(image) not in samples and image.stem not in stems:

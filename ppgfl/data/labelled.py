@@ -128,7 +128,7 @@ def swap_folder(path: Path, names: Sequence[str], other: str) -> Path | None:
 def other_half(source: Path, own: Sequence[str], others: Sequence[str]) -> list[Path]:
     """The files of the folder that belongs to this one: of images/train for labels/train. [] when there is none."""
     halves = (swap_folder(source, own, other) for other in others)
-    return [file for half in halves if half is not None and half.is_dir() for file in files_below(half)]
+    return next((files_below(half) for half in halves if half is not None and half.is_dir()), [])
 
 
 def read_text(path: Path) -> str:
@@ -164,6 +164,11 @@ def check_names(names: Sequence[str], where: str) -> None:
 def is_text(name: str) -> bool:
     """Whether it can be written as UTF-8: halves of characters, as in "\\ud800", cannot."""
     return not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
+def absolute(path: str | os.PathLike[str]) -> Path:
+    """A path that the user gave, as one from the root; ~ is the home folder."""
+    return Path(os.path.abspath(os.path.expanduser(path)))
 
 
 def place_of(path: Path) -> tuple[str, str]:

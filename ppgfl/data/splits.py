@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import DataError
 from .image import files_below, is_image
-from .labelled import Labelled, Names, Rejected, Report, place_of, read_text, split_named
+from .labelled import Labelled, Names, Rejected, Report, absolute, place_of, read_text, split_named
 
 
 def parse_split(split: Sequence[str]) -> tuple[float | None, dict[str, list[Path]]]:
@@ -19,7 +19,7 @@ def parse_split(split: Sequence[str]) -> tuple[float | None, dict[str, list[Path
         try:
             share = float(text)
         except ValueError:
-            path = Path(text).expanduser().absolute()
+            path = absolute(text)
             lists[split_named(path.stem) or path.stem].append(path)
             if path.is_file():
                 continue

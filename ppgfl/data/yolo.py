@@ -63,13 +63,12 @@ def find_yolo(source: Path, files: Sequence[Path], yaml_file: Path | None, class
     known = {label for label in label_of.values() if label}
     others = [path for path in texts if path not in known and path.name != "classes.txt"]
     orphans = [path for path in others if _looks_like_labels(path)]
-    lists = {*orphans, *(path for paths in splits.values() for path in paths)}
-    notes += [("text that belongs to no image and was not read", path) for path in others
-              if path not in lists]
+    listing = {*orphans, *(path for paths in splits.values() for path in paths)}
+    notes += [("text that belongs to no image and was not read", path) for path in others if path not in listing]
     if yaml_file and yaml_file.parent != source:
-        notes.append(("file from above, whose classes count", yaml_file))
+        notes.append(("file above the folder, which was read for its classes and keys", yaml_file))
     if not known and not orphans:
-        return Found([], lambda path: None, [])
+        return Found([], lambda path: None, [], notes=notes)
     names = dict(enumerate(classes)) if classes else _names(source, texts, yaml_file, content)
     rules = Rules(names, *_layout(yaml_file, content, [*known, *orphans]))
 

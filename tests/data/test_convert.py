@@ -229,7 +229,8 @@ def test_a_result_without_images_or_boxes_is_exit_code_1(root, tmp_path, command
     (["o.json", "--split", "0.5"], "give a folder as OUTPUT"), (["o", "--split", "1.5"], "between 0 and 1"),
     (["o", "--split", "nan"], "between 0 and 1"), (["o", "--split", "0.5", "--split", "0.2"], "between 0 and 1"),
     (["o", "--split", "none.txt"], "no such file"), (["o"], "nothing says which images are for training"),
-    (["o", "--split", "0.5"], "cannot be divided"), (["a file"], "is a file")])
+    (["o", "--split", "0.5"], "cannot be divided"), (["a file"], "is a file"),
+    (["o", "--split", "~nobody/a.txt"], "no such file")])
 def test_a_wrong_output_or_split_is_one_line(root, tmp_path, command, monkeypatch, words, wanted):
     monkeypatch.chdir(tmp_path)
     text(tmp_path / "a file", "")
@@ -440,6 +441,14 @@ def test_yolo_as_roboflow_exports_it(root, tmp_path):
     assert {split: files(content) for split, content in contents.items()} == {
         "train": ["train/images/a.png"], "val": ["valid/images/b.png"], "test": ["test/images/c.png"]}
     assert not rejected
+
+
+def test_a_yolo_set_that_is_not_there_is_one_line(root, command, tmp_path):
+    text(root / "data.yaml", ULTRALYTICS.format("../gone"))
+    code, said = command("yolo", root, tmp_path / "out")
+    assert code == 2
+    assert "holds nothing that looks like yolo; key `train`: images/train is not there; key `val`" in said
+    assert said.count("\n") == 1
 
 
 def test_yolo_data_elsewhere_and_the_yaml_itself_as_source(root, tmp_path):
