@@ -113,11 +113,15 @@ def data(parser: ArgumentParser) -> None:
     _overrides(check)
     check.add_argument("--output_dir", default="output/data_check", metavar="DIR", help="(output/data_check)")
     check.add_argument("--no_decode", action="store_true", help="do not decode the images: seconds instead of minutes")
-    convert = actions.add_parser("convert", help="make a COCO annotation file")
+    convert = actions.add_parser("convert", help="make COCO annotation files")
     convert.add_argument("--from", dest="kind", required=True, choices=("voc", "yolo", "labelme"))
-    convert.add_argument("source", help="the data set's folder; it is the image_dir of what is made")
-    convert.add_argument("output", help="the JSON file to write")
+    convert.add_argument("source", metavar="SOURCE", help="the data set's folder, or the data.yaml of a YOLO set")
+    convert.add_argument("output", metavar="OUTPUT",
+                         help="the .json file to write; or a folder, for instances_train.json and instances_val.json")
     convert.add_argument("--classes", metavar="FILE", help="one class name per line, in the order of the categories")
+    convert.add_argument("--split", action="append", default=[], metavar="SHARE|FILE",
+                         help="with a folder: the share of the images for training, as 0.8; or text files that list "
+                              "images: --split train.txt --split val.txt (default: as the data set says)")
 
 
 def demo(parser: ArgumentParser) -> None:

@@ -201,15 +201,15 @@ def data(args: Namespace) -> int:
 
     ppgfl data check my_config.yml -o TrainDataset.dataset_dir=/data/mine
     ppgfl data convert --from voc /data/VOC2007 annotations.json
+    ppgfl data convert --from yolo /data/mine /data/mine/annotations
 
     check: counts, images without a box, bad boxes, files that are missing or cannot be decoded, classes that differ
     between training and validation, and a picture of classes and box sizes. Its exit code is 1 when something is wrong.
+    convert: all images into one .json file, or those for training and for validation into a folder. Its exit code is 1
+    when a file has no image or no box.
     """
     if args.action == "convert":
-        from ..data.convert import convert
-
-        convert(args.kind, args.source, args.output, classes=args.classes)
-        return 0
+        return 0 if _convert(args) else 1
     from .. import build
     from ..config import load_config
     from ..data.check import check
@@ -217,6 +217,19 @@ def data(args: Namespace) -> int:
     cfg = load_config(args.config, args.opt)
     build.check(cfg)
     return 0 if check(cfg, output_dir=args.output_dir, decode=not args.no_decode) else 1
+
+
+def _convert(args: Namespace) -> bool:
+    """Whether each file that was asked for has images and boxes."""
+    from ..data.convert import convert, convert_splits
+
+    if Path(args.output).suffix.lower() != ".json":
+        contents, _ = convert_splits(args.kind, args.source, args.output, classes=args.classes, split=args.split)
+    elif args.split:
+        raise DataError(f"--split makes several files; give a folder as OUTPUT instead of {args.output}")
+    else:
+        contents = {"": convert(args.kind, args.source, args.output, classes=args.classes)[0]}
+    return all(content["images"] and content["annotations"] for content in contents.values())
 
 
 Command = tuple[Callable[[Namespace], Any], Callable[[ArgumentParser], None]]

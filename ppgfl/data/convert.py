@@ -1,284 +1,270 @@
-"""Pascal VOC, YOLO and labelme annotations -> one COCO JSON, with a count of what could not be used."""
+"""Pascal VOC, YOLO and labelme annotations -> COCO JSON, with a count of what could not be used."""
 from __future__ import annotations
 
 import json
-import math
+import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from os import PathLike
 from pathlib import Path
-from typing import Any, Optional
-from xml.etree import ElementTree
-
-import yaml
+from typing import Any
 
 from ..errors import DataError
 from ..system import runtime
 from ..system.atomic_write import write_json
 from ..system.log import logger
 from ..system.progress import progress
-from .image import SUFFIXES, read_image
+from .image import files_below
+from .labelled import (
+    Box,
+    Found,
+    Labelled,
+    Object,
+    Rejected,
+    Report,
+    absolute,
+    is_text,
+    place_of,
+    read_class_list,
+    read_objects,
+)
+from .labelme import find_labelme
+from .splits import divide, folder_splits, listed, parse_split, report_on_splits
+from .voc import find_voc
+from .yolo import find_yolo
 
+KINDS = ("voc", "yolo", "labelme")
 LEAST_SIDE = 0.5  # pixels of a box
+SECTIONS = {"val": "EvalDataset", "test": "TestDataset"}  # of a config; else TrainDataset
 
-Pair = tuple[Optional[Path], Path]  # an image, and the file of its labels
-Object = tuple[Optional[str], Any]  # the name of a class; a box x1 y1 x2 y2, or the reason why there is none
-Labelled = tuple[Path, Path, tuple[int, int], list[Object]]  # image, file of labels, height and width, objects
-Rejections = dict[str, list[str]]  # {reason: examples}
-
-
-class Rejected(Exception):
-    """A file or an object that cannot be used, and why."""
+Content = dict[str, Any]  # of a COCO file
 
 
 def convert(kind: str, source: str | PathLike[str], output: str | PathLike[str], *,
-            classes: str | PathLike[str] | None = None) -> tuple[dict[str, Any], Rejections]:
-    """Write a COCO annotation file.
+            classes: str | PathLike[str] | None = None) -> tuple[Content, dict[str, list[str]]]:
+    """Write one COCO annotation file of a whole data set.
 
     Args:
-        kind: of `READERS`: "voc", "yolo", "labelme".
-        source: the folder of the data set:
-            voc: *.xml anywhere below, images beside them or in JPEGImages;
-            yolo: labels/**/*.txt and images/**, or texts beside images; names in data.yaml or classes.txt;
-            labelme: *.json, images beside them.
-        output: the JSON file; `file_name` in it is relative to `source`, which is the `image_dir` of the data set.
+        kind: one of `KINDS`.
+        source: the folder of the data set, or for "yolo" its data.yaml: see `find_voc`, `find_yolo`, `find_labelme`.
+            Links to folders are followed; names with a dot at the front are left out.
+        output: the JSON file. `file_name` in it is relative to `source`, or to the folder of the images where these lie
+            outside of it; a line says which.
         classes: a text file with one name per line; their order is that of the categories. None: the data set's own
             (yolo), or the names that occur, sorted.
 
-    Returns: (the content, {reason: [example, ...]} of what was left out).
+    Returns: (the content, {reason: [example, ...]} of what was left out). It is not written when it has no image.
     Raises: DataError: no such folder, nothing in it, an output that exists.
     """
-    source, output = Path(source).expanduser(), Path(output).expanduser()
-    if not source.is_dir():
-        raise DataError(f"{source.absolute()}: no such folder")
-    if output.exists():
-        raise DataError(f"{output.absolute()}: is there already and is not written over; give another name")
-    find, read, names_of = READERS[kind]
-    pairs = find(source)
-    if not pairs:
-        raise DataError(f"{source.absolute()}: holds nothing that looks like {kind}; see ppgfl data convert --help")
-    names = _lines(Path(classes).expanduser()) if classes else names_of(source)
+    output = absolute(output)
+    _refuse_to_overwrite([output])
+    report = Report()
+    folder, found = _find(kind, source, classes, report)
+    own = sorted(found.splits or folder_splits(found.images, folder))
+    if own:
+        report.notes[f"data set that divides its images into {', '.join(own)}: a folder as OUTPUT gets a file of each"
+                     ].append(str(folder))
+    samples, names = _read(found, kind, folder, report)
+    contents = _write({"": samples}, {"": output}, folder, names, report)
+    return contents[""], dict(report.rejected)
 
-    def work(pair: Pair) -> tuple[Any, Any, list[Object] | None]:
+
+def convert_splits(kind: str, source: str | PathLike[str], folder: str | PathLike[str], *,
+                   classes: str | PathLike[str] | None = None,
+                   split: Sequence[str] = ()) -> tuple[dict[str, Content], dict[str, list[str]]]:
+    """Write instances_train.json, instances_val.json, ... into a folder; see `convert`.
+
+    Args:
+        split: one number: that share of the images for training and the others for validation, every class divided
+            alike, the same ones each time. Or text files, train.txt and val.txt, that list images. Empty: as the data
+            set says: by data.yaml, by lists (ImageSets/Main/train.txt), or by folders called train and val.
+
+    Returns: ({"train": content, ...}, {reason: [example, ...]} of what was left out).
+    Raises: DataError: as `convert`; also when nothing says how to divide the images.
+    """
+    outputs = absolute(folder)
+    if outputs.exists() and not outputs.is_dir():
+        raise DataError(f"{outputs}: is a file; give the name of a folder, or of a .json file for all images together")
+    share, lists = parse_split(split)
+    report = Report()
+    source, found = _find(kind, source, classes, report)
+    splits = lists or found.splits or folder_splits(found.images, source)
+    if not splits and share is None:
+        raise DataError(f"{source}: nothing says which images are for training; give --split 0.8, or lists as --split "
+                        f"train.txt --split val.txt, or a .json file as OUTPUT for all images together")
+    files = {name: outputs / f"instances_{name}.json" for name in sorted(splits if share is None else ("train", "val"))}
+    _refuse_to_overwrite(files.values())
+    samples, names = _read(found, kind, source, report)
+    if share is None:
+        parts = {name: listed(splits[name], samples, source, report) for name in files}
+    else:
+        parts = divide(samples, share, source)
+    report_on_splits(parts, samples, report)
+    return _write(parts, files, source, names, report), dict(report.rejected)
+
+
+# --- reading
+
+
+def _find(kind: str, source: str | PathLike[str], classes: str | PathLike[str] | None,
+          report: Report) -> tuple[Path, Found]:
+    """The data set's folder, and its files."""
+    folder, yaml_file = absolute(source), None
+    if kind == "yolo" and folder.is_file() and folder.suffix.lower() in (".yaml", ".yml"):
+        folder, yaml_file = folder.parent, folder
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder")
+    names = read_class_list(absolute(classes)) if classes else None
+    hidden: list[Path] = []
+    files = files_below(folder, hidden)
+    if kind == "yolo":
+        found = find_yolo(folder, files, yaml_file, names)
+    else:
+        found = {"voc": find_voc, "labelme": find_labelme}[kind](folder, files)._replace(names=names)
+    for text, path in [*found.notes, *(("name with a dot at the front, which was not read", path) for path in hidden)]:
+        report.notes[text].append(str(path))
+    if not found.items:
+        raise _nothing(folder, kind, report)
+    return folder, found
+
+
+def _nothing(folder: Path, kind: str, report: Report) -> DataError:
+    besides = "".join(f"; {note}" for note in report.notes)
+    return DataError(f"{folder}: holds nothing that looks like {kind}{besides}; see ppgfl data convert --help")
+
+
+def _read(found: Found, kind: str, folder: Path, report: Report) -> tuple[list[Labelled], list[str]]:
+    """All images with their objects, whose boxes lie inside, and the class names."""
+    def work(item: Path) -> Labelled | str | None:
         try:
-            return pair, *_read_pair(pair, read, names)
+            return found.read(item)
+        except OSError as error:
+            return f"{item}: {error.filename}: {error.strerror}"
         except (Rejected, DataError) as error:
-            return pair, str(error), None
+            return str(error) if str(error).startswith(str(item)) else f"{item}: {error}"
 
-    samples: list[Labelled] = []
-    rejected: Rejections = {}
+    samples: dict[tuple[str, str], Labelled] = {}
     with ThreadPoolExecutor(runtime.physical_cores()) as pool:
-        for (image, label), size, objects in progress(pool.map(work, pairs), total=len(pairs), what="convert"):
-            if objects is None:
-                rejected.setdefault("file that cannot be used", []).append(f"{label}: {size}")
+        for item, sample in zip(found.items, progress(pool.map(work, found.items), total=len(found.items),
+                                                      what="convert")):
+            if sample is None:
+                report.notes[f"file that is not {kind}'s and was not read"].append(str(item))
+            elif isinstance(sample, str):
+                report.rejected["file that cannot be used"].append(sample)
+            elif not is_text(str(sample.image)):
+                report.rejected["image whose name is not UTF-8"].append(str(sample.image))
             else:
-                samples.append((image, label, size, objects))
-    content = _coco(source, samples, names, rejected)
-    write_json(output, content)
-    _summarize(content, rejected, output)
-    return content, rejected
-
-
-def _read_pair(pair: Pair, read: Callable[..., Iterator[Object]],
-               names: Sequence[str] | None) -> tuple[tuple[int, int], list[Object]]:
-    """((height, width), [(name, box or the reason why there is none)])."""
-    image, label = pair
-    if image is None:
-        raise Rejected("its image was not found")
-    height, width = read_image(str(image)).shape[:2]
-    return (height, width), list(read(label, height, width, names))
-
-
-def _coco(source: Path, samples: Sequence[Labelled], names: Sequence[str] | None,
-          rejected: Rejections) -> dict[str, Any]:
+                place = place_of(sample.image)
+                samples[place] = _join(samples[place], sample, report) if place in samples else sample
+    if not samples and not report.rejected:
+        raise _nothing(folder, kind, report)
+    stems = {item.stem for item in found.items}
+    for image in found.images:
+        if place_of(image) not in samples and image.stem not in stems:
+            report.rejected["image without an annotation file"].append(str(image))
+    names = found.names
     if names is None:
-        names = sorted({name for _, _, _, objects in samples for name, _ in objects if name is not None})
-    category_of: dict[str | None, int] = {name: i + 1 for i, name in enumerate(names)}
+        names = sorted({one.name for sample in samples.values() for one in sample.objects if is_text(one.name)})
+    checked = [_checked(sample, set(names), report) for sample in samples.values()]
+    return sorted(checked, key=lambda sample: sample.image), list(names)
+
+
+def _join(first: Labelled, second: Labelled, report: Report) -> Labelled:
+    """Two annotation files about one image: the objects of both, those that are the same once."""
+    report.notes["file about an image that has another one: their objects are put together"].append(str(second.file))
+    new = [one for one in second.objects if one not in first.objects]
+    return first._replace(objects=first.objects + new, rejected=first.rejected + second.rejected,
+                          notes=first.notes + second.notes)
+
+
+def _checked(sample: Labelled, names: set[str], report: Report) -> Labelled:
+    """The same with boxes x y width height inside the image; the other objects go to the report."""
+    def check(one: Object) -> Object:
+        box = _clip(one.box, *sample.size)
+        if one.name not in names:
+            raise Rejected(f"object of a class that is not listed ({one.name})")
+        if min(box[2:]) < LEAST_SIDE:
+            raise Rejected("box without a size, or outside of its image")
+        return Object(one.name, box)
+
+    objects, rejected = read_objects(check, sample.objects)
+    for reason in sample.rejected + rejected:
+        report.rejected[reason].append(str(sample.file))
+    for note in sample.notes:
+        report.notes[note].append(str(sample.file))
+    return sample._replace(objects=objects)
+
+
+def _clip(box: Box, height: int, width: int) -> Box:
+    """x1 y1 x2 y2 -> x y width height inside the image."""
+    x1, y1, x2, y2 = box
+    x1, x2 = (min(max(x, 0.0), width) for x in (min(x1, x2), max(x1, x2)))
+    y1, y2 = (min(max(y, 0.0), height) for y in (min(y1, y2), max(y1, y2)))
+    return x1, y1, x2 - x1, y2 - y1
+
+
+# --- writing
+
+
+def _refuse_to_overwrite(paths: Iterable[Path]) -> None:
+    for path in paths:
+        if os.path.lexists(path):
+            raise DataError(f"{path}: is there already and is not written over; remove it, or give another name")
+
+
+def _write(parts: Mapping[str, Sequence[Labelled]], files: Mapping[str, Path], source: Path, names: Sequence[str],
+           report: Report) -> dict[str, Content]:
+    """Write the files, and say what is in them and what is not."""
+    images = [sample.image for part in parts.values() for sample in part]
+    inside = all(source in image.parents for image in images)
+    root = source if inside else Path(os.path.commonpath([image.parent for image in images]))
+    contents = {name: _coco(part, root, names) for name, part in parts.items()}
+    for name, content in contents.items():
+        if content["images"]:
+            write_json(files[name], content)
+            _summarize(content, files[name])
+            keys = {"dataset_dir": str(root), "image_dir": ".", "anno_path": str(files[name])}
+            listed = ", ".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in keys.items())
+            logger.info("in a config: %s: {%s}", SECTIONS.get(name, "TrainDataset"), listed)
+    logger.info("in a config: num_classes: %d", len(names))
+    for note, examples in report.notes.items():
+        logger.info("note: %d x %s: %s", len(examples), note, _some(examples))
+    for reason, examples in report.rejected.items():
+        logger.warning("left out: %d x %s: %s", len(examples), reason, _some(examples))
+    for name, content in contents.items():
+        if not content["images"]:
+            logger.warning("%s: not written, since there is no image for it", files[name])
+        elif not content["annotations"]:
+            logger.warning("%s: none of its images has a box", files[name])
+    return contents
+
+
+def _coco(samples: Sequence[Labelled], root: Path, names: Sequence[str]) -> Content:
+    category_of = {name: i for i, name in enumerate(names, start=1)}
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for image_id, (image, label, (height, width), objects) in enumerate(samples, start=1):
-        images.append({"id": image_id, "file_name": image.relative_to(source).as_posix(), "height": height,
+    for image_id, sample in enumerate(samples, start=1):
+        height, width = sample.size
+        images.append({"id": image_id, "file_name": sample.image.relative_to(root).as_posix(), "height": height,
                        "width": width})
-        for name, box in objects:
-            reason = box if isinstance(box, str) else None
-            if reason is None and name not in category_of:
-                reason = f"object of a class that is not listed ({name})"
-            if reason is None:
-                box = _clip(box, height, width)
-                reason = None if min(box[2:]) >= LEAST_SIDE else "box without a size, or outside of its image"
-            if reason is not None:
-                rejected.setdefault(reason, []).append(str(label))
-                continue
+        for name, box in sample.objects:
             annotations.append({"id": len(annotations) + 1, "image_id": image_id, "category_id": category_of[name],
                                 "bbox": [round(n, 3) for n in box], "area": round(box[2] * box[3], 3), "iscrowd": 0})
     return {"images": images, "annotations": annotations,
             "categories": [{"id": i, "name": name} for name, i in category_of.items()]}
 
 
-def _clip(box: Sequence[float], height: int, width: int) -> list[float]:
-    """x1 y1 x2 y2 -> x y width height inside the image."""
-    x1, y1, x2, y2 = box
-    x1, x2 = (min(max(x, 0.0), width) for x in (min(x1, x2), max(x1, x2)))
-    y1, y2 = (min(max(y, 0.0), height) for y in (min(y1, y2), max(y1, y2)))
-    return [x1, y1, x2 - x1, y2 - y1]
-
-
-def _summarize(content: Mapping[str, Any], rejected: Rejections, output: Path) -> None:
+def _summarize(content: Content, output: Path) -> None:
     counts = Counter(a["category_id"] for a in content["annotations"])
     with_boxes = len({a["image_id"] for a in content["annotations"]})
-    logger.info("%s: %d images, %d of them without a box, %d boxes", output.resolve(), len(content["images"]),
+    logger.info("%s: %d images, %d of them without a box, %d boxes", output, len(content["images"]),
                 len(content["images"]) - with_boxes, len(content["annotations"]))
     for category in content["categories"]:
         logger.info("  %6d  %s", counts[category["id"]], category["name"])
-    for reason, examples in rejected.items():
-        logger.warning("left out: %d x %s: %s", len(examples), reason,
-                       ", ".join(examples[:3]) + (", ..." if len(examples) > 3 else ""))
 
 
-def _lines(path: Path) -> list[str]:
-    if not path.is_file():
-        raise DataError(f"{path.absolute()}: no such file; it lists one class name per line")
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-
-
-def _number(text: Any, what: str) -> float:
-    """A finite number of a file's, or Rejected."""
-    try:
-        value = float(text)
-    except (TypeError, ValueError):
-        value = math.nan
-    if not math.isfinite(value):
-        raise Rejected(f"{what} is {text!r}, not a number")
-    return value
-
-
-def _image_named(folders: Sequence[Path], stem: str, names: Sequence[str] = ()) -> Path | None:
-    """The image of a label file: by the name that it gives, else by its own stem; None when there is none."""
-    candidates = [folder / name for folder in folders for name in names if name]
-    candidates += [folder / f"{stem}{suffix}" for folder in folders for s in SUFFIXES for suffix in (s, s.upper())]
-    return next((path for path in candidates if path.is_file()), None)
-
-
-# --- Pascal VOC
-
-
-def _find_voc(source: Path) -> list[Pair]:
-    images = [source, *(folder for folder in source.rglob("JPEGImages") if folder.is_dir())]
-    return [(_image_named([path.parent, *images], path.stem), path) for path in sorted(source.rglob("*.xml"))]
-
-
-def _read_voc(path: Path, height: int, width: int, names: Sequence[str] | None) -> Iterator[Object]:
-    text = path.read_text(encoding="utf-8", errors="replace")
-    if "<!DOCTYPE" in text or "<!ENTITY" in text:
-        raise Rejected("declares entities, which annotations never need")
-    try:
-        root = ElementTree.fromstring(text)
-    except ElementTree.ParseError as error:
-        raise Rejected(f"is not XML ({error})") from error
-    for item in root.iter("object"):
-        name = (item.findtext("name") or "").strip()
-        try:
-            x1, y1, x2, y2 = (_number(item.findtext(f"bndbox/{key}"), key) for key in ("xmin", "ymin", "xmax", "ymax"))
-        except Rejected as error:
-            yield name, f"object without a box ({error})"
-            continue
-        yield name, (x1 - 1, y1 - 1, x2, y2)  # VOC counts pixels from 1, and the last one is inside
-
-
-# --- YOLO
-
-
-def _find_yolo(source: Path) -> list[Pair]:
-    labels = [path for path in sorted(source.rglob("*.txt")) if path.name != "classes.txt"]
-    pairs: list[Pair] = []
-    for path in labels:
-        folder = Path(*("images" if part == "labels" else part for part in path.parent.parts))
-        pairs.append((_image_named([folder, path.parent], path.stem), path))
-    listed = {image for image, _ in pairs}
-    empty = [path for path in sorted(source.rglob("*")) if path.suffix.lower() in SUFFIXES and path not in listed]
-    return pairs + [(path, path) for path in empty] if pairs else []  # an image without a text has no objects
-
-
-def _read_yolo(path: Path, height: int, width: int, names: Sequence[str] | None) -> Iterator[Object]:
-    if path.suffix != ".txt":
-        return
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
-        words = line.split()
-        if not words:
-            continue
-        try:
-            index, values = int(words[0]), [_number(word, f"line {number}") for word in words[1:]]
-        except (ValueError, Rejected):
-            yield None, "line that is not five numbers"
-            continue
-        if names is None or not 0 <= index < len(names):
-            yield None, f"object of a class that is not listed ({index})"
-        elif len(values) == 4:
-            x, y, w, h = values
-            yield names[index], ((x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height)
-        elif len(values) >= 6 and len(values) % 2 == 0:  # a polygon
-            yield names[index], (min(values[::2]) * width, min(values[1::2]) * height, max(values[::2]) * width,
-                                 max(values[1::2]) * height)
-        else:
-            yield None, "line that is not five numbers"
-
-
-def _yolo_names(source: Path) -> list[str]:
-    for path in [*sorted(source.glob("*.yaml")), *sorted(source.glob("*.yml"))]:
-        try:
-            names = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("names")
-        except (yaml.YAMLError, UnicodeDecodeError, AttributeError):
-            continue
-        if isinstance(names, dict):
-            names = [names[key] for key in sorted(names)]
-        if isinstance(names, list):
-            return [str(name) for name in names]
-    for path in sorted(source.rglob("classes.txt")):
-        return _lines(path)
-    raise DataError(f"{source}: has neither a data.yaml with `names` nor a classes.txt; give --classes FILE")
-
-
-# --- labelme
-
-
-def _find_labelme(source: Path) -> list[Pair]:
-    pairs: list[Pair] = []
-    for path in sorted(source.rglob("*.json")):
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError):
-            pairs.append((None, path))
-            continue
-        if isinstance(content, dict) and "shapes" in content:
-            name = str(content.get("imagePath") or "").replace("\\", "/").rsplit("/", 1)[-1]
-            pairs.append((_image_named([path.parent], path.stem, [name]), path))
-    return pairs
-
-
-def _read_labelme(path: Path, height: int, width: int, names: Sequence[str] | None) -> Iterator[Object]:
-    shapes = json.loads(path.read_text(encoding="utf-8"))["shapes"]
-    if not isinstance(shapes, list):
-        raise Rejected("'shapes' is not a list")
-    for shape in shapes:
-        fields: Any = shape if isinstance(shape, dict) else {}
-        name, kind, points = str(fields.get("label")), fields.get("shape_type", "polygon"), fields.get("points")
-        try:
-            xs, ys = zip(*((_number(x, "x"), _number(y, "y")) for x, y in points))
-        except (Rejected, TypeError, ValueError):
-            yield name, "shape without points"
-            continue
-        if kind == "circle" and len(xs) == 2:  # its centre, and a point on it
-            radius = math.hypot(xs[1] - xs[0], ys[1] - ys[0])
-            yield name, (xs[0] - radius, ys[0] - radius, xs[0] + radius, ys[0] + radius)
-        elif kind in ("rectangle", "polygon", "mask") and len(xs) >= 2:
-            yield name, (min(xs), min(ys), max(xs), max(ys))
-        else:
-            yield name, f"shape that has no box ({kind})"
-
-
-# Kind -> what finds the pairs in a folder, what reads one, and what names the classes (None: the names that occur).
-Reading = tuple[Callable[[Path], list[Pair]], Callable[..., Iterator[Object]], Callable[[Path], Optional[list[str]]]]
-READERS: dict[str, Reading] = {
-    "voc": (_find_voc, _read_voc, lambda source: None), "yolo": (_find_yolo, _read_yolo, _yolo_names),
-    "labelme": (_find_labelme, _read_labelme, lambda source: None)}
+def _some(examples: Sequence[str]) -> str:
+    """The first of them; what is no text in a file's name is escaped."""
+    text = ", ".join(examples[:3]) + (", ..." if len(examples) > 3 else "")
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -14,7 +14,7 @@ from ..errors import DataError
 from ..system.log import logger
 from .batch import Sample
 from .coco_classes import COCO_CLASSES, NUM_CLASSES
-from .image import SUFFIXES
+from .image import SUFFIXES, files_below, is_image
 
 
 class COCODataSet:
@@ -210,7 +210,7 @@ def _images_at(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise DataError(f"{path.absolute()}: no such image or folder")
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    files = [file for file in files_below(path) if is_image(file) and file.is_file()]
     if not files:
         raise DataError(f"{path.absolute()}: the folder holds no image; looked for {', '.join(SUFFIXES)}")
     return files

@@ -3,6 +3,7 @@ network's input is RGB, which `transforms.Decode` makes of it."""
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -11,6 +12,40 @@ from ..errors import DataError
 from ..system.atomic_write import write_bytes
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file's name is that of an image."""
+    return path.suffix.lower() in SUFFIXES
+
+
+def files_below(folder: str | os.PathLike[str], hidden: list[Path] | None = None) -> list[Path]:
+    """Every file below a folder, sorted. Links to folders are followed, but each folder is entered once, and by its own
+    name rather than by a link to it. Links that lead nowhere are listed, so that whoever reads them can say so.
+
+    Names with a dot at the front, which notebooks (.ipynb_checkpoints) and macOS (._1.png) leave behind, are left out;
+    they are appended to `hidden`.
+    """
+    folders = [os.fspath(folder)]
+    links: list[str] = []
+    files: list[Path] = []
+    entered: set[str] = set()
+    while folders or links:
+        place = folders.pop() if folders else links.pop(0)
+        real = os.path.realpath(place)
+        if real in entered:
+            continue
+        entered.add(real)
+        for name in sorted(os.listdir(place)):
+            path = os.path.join(place, name)
+            if name.startswith("."):
+                if hidden is not None:
+                    hidden.append(Path(path))
+            elif os.path.isdir(path):
+                (links if os.path.islink(path) else folders).append(path)
+            elif os.path.isfile(path) or os.path.islink(path):
+                files.append(Path(path))
+    return sorted(files)
 
 
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:
