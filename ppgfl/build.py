@@ -221,7 +221,39 @@ def build_reader(cfg: Config, name: str) -> Reader:
             built.append(_make(cfg, table, {"name": kind, **(args or {})}, f"{name}.{key}[{i}]", shared=shared))
         return built
 
-    return Reader(build(SAMPLE_TRANSFORMS, "sample_transforms"), build(BATCH_TRANSFORMS, "batch_transforms"))
+    reader = Reader(build(SAMPLE_TRANSFORMS, "sample_transforms"), build(BATCH_TRANSFORMS, "batch_transforms"))
+    _check_order(name, reader)
+    return reader
+
+
+def _check_order(name: str, reader: Reader) -> None:
+    """Raise a ConfigError unless the transforms of a reader are complete and stand in an order that works."""
+    sample, batch = ([type(each).__name__ for each in kind] for kind in (reader.sample_transforms,
+                                                                         reader.batch_transforms))
+    for key, kinds, needed in (("sample_transforms", sample, ["Decode", "NormalizeImage", "Permute"]),
+                               ("batch_transforms", batch, ["Gt2GFLTarget"] if name == "TrainReader" else [])):
+        for kind in needed:
+            if kinds.count(kind) != 1:
+                raise ConfigError(f"{name}.{key}: {kind} stands there {kinds.count(kind)} times; it must stand there "
+                                  f"once (found: {', '.join(kinds) or 'nothing'})")
+    if sample[0] != "Decode" or sample[-1] != "Permute":
+        raise ConfigError(f"{name}.sample_transforms: {', '.join(sample)}; Decode must be the first and Permute the "
+                          "last of them")
+    if "PadBatch" in batch and "Gt2GFLTarget" in batch[:batch.index("PadBatch")]:
+        raise ConfigError(f"{name}.batch_transforms: {', '.join(batch)}; PadBatch must come before Gt2GFLTarget, whose "
+                          "cells are those of the padded image")
+
+
+def check_targets(reader: Reader, model: GFL) -> None:
+    """Raise a ConfigError unless the targets of a training reader are those of the model's cells and classes."""
+    target = next(each for each in reader.batch_transforms if isinstance(each, Gt2GFLTarget))
+    criterion = model.criterion
+    for key, found, wanted in (("downsample_ratios", target.strides, list(model.head.fpn_stride)),
+                               ("cell_offset", target.cell_offset, criterion.cell_offset),
+                               ("num_classes", target.num_classes, model.head.num_classes)):
+        if found != wanted:
+            raise ConfigError(f"TrainReader.batch_transforms.Gt2GFLTarget.{key}: {found}, but the head has {wanted}; "
+                              "both must be the same")
 
 
 def build_loader(cfg: Config, name: str, records: Sequence[Sample], *, seed: int = 0, rank: int = 0,

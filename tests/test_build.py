@@ -98,3 +98,35 @@ def test_a_key_that_nobody_takes_is_refused_where_an_object_is_made():
         build.build_optimizer(cfg, None, steps_per_epoch=1)
     with pytest.raises(ConfigError, match="ResNet: unknown key 'depht'"):
         build.make_model(load_config("gfl_r18vd_1x_coco", ["ResNet.depht=50"]))
+
+
+COMPLETE = "[{Decode: {}}, {Resize: {target_size: [64, 96], keep_ratio: true}}, {NormalizeImage: {}}, {Permute: {}}]"
+
+
+@pytest.mark.parametrize(("reader", "transforms", "found"), [
+    ("EvalReader.sample_transforms", COMPLETE.replace("{Decode: {}}, ", ""), "Decode stands there 0 times"),
+    ("EvalReader.sample_transforms", COMPLETE.replace(", {Permute: {}}", ""), "Permute stands there 0 times"),
+    ("EvalReader.sample_transforms", COMPLETE.replace("{NormalizeImage: {}}, ", ""), "NormalizeImage stands there 0"),
+    ("EvalReader.sample_transforms", COMPLETE[:-1] + ", {NormalizeImage: {}}]", "NormalizeImage stands there 2 times"),
+    ("EvalReader.sample_transforms", "[{Decode: {}}, {Permute: {}}, {NormalizeImage: {}}]", "Permute the last"),
+    ("EvalReader.sample_transforms", "[{NormalizeImage: {}}, {Decode: {}}, {Permute: {}}]", "Decode must be the first"),
+    ("EvalReader.sample_transforms", "[]", "found: nothing"),
+    ("TrainReader.batch_transforms", "[{PadBatch: {pad_to_stride: 32}}]", "Gt2GFLTarget stands there 0 times"),
+    ("TrainReader.batch_transforms", "[{Gt2GFLTarget: {}}, {PadBatch: {pad_to_stride: 32}}]", "PadBatch must come"),
+])
+def test_transforms_must_be_complete_and_in_order(reader, transforms, found):
+    cfg = load_config("gfl_r18vd_1x_coco", [f"{reader}={transforms}"])
+    with pytest.raises(ConfigError, match=f"{reader}: .*{found}"):
+        build.build_reader(cfg, reader.partition(".")[0])
+
+
+@pytest.mark.parametrize(("key", "value", "found"), [
+    ("downsample_ratios", "[8, 16, 32]", r"\[8, 16, 32\], but the head has \[8, 16, 32, 64, 128\]"),
+    ("cell_offset", "0.5", "0.5, but the head has 0"), ("num_classes", "7", "7, but the head has 80"),
+])
+def test_targets_must_be_those_of_the_head(key, value, found):
+    cfg = load_config("gfl_r18vd_1x_coco", [f"TrainReader.batch_transforms.1.Gt2GFLTarget.{key}={value}"])
+    model = build_model(cfg)
+    with pytest.raises(ConfigError, match=f"Gt2GFLTarget.{key}: {found}"):
+        build.check_targets(build.build_reader(cfg, "TrainReader"), model)
+    build.check_targets(build.build_reader(load_config("gfl_r18vd_1x_coco"), "TrainReader"), model)

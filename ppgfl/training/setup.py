@@ -7,7 +7,7 @@ from typing import Any
 
 import paddle
 
-from ..build import build_dataset, build_loader, build_teacher
+from ..build import build_dataset, build_loader, build_teacher, check_targets
 from ..config.check import check_classes
 from ..config.keys import section, setting
 from ..data.dataset import COCODataSet
@@ -90,6 +90,7 @@ def set_up(cfg: dict[str, Any], options: Options, folder: RunFolder) -> Run:
 
     state = new_state(cfg, steps_per_epoch=steps, total_batch_size=images_per_step if options.scale_lr else None,
                       seed=options.seed)
+    check_targets(loader.maker.reader, state.model)
     teacher = build_teacher(cfg, state.model)
     _resume_or_start(cfg, options, folder, state)
     epochs = setting(cfg, "epoch")
@@ -111,6 +112,10 @@ def _data_sets(cfg: dict[str, Any], options: Options) -> tuple[COCODataSet, COCO
         raise ConfigError("GFL.head: LDGFLHead learns from a teacher; add --slim_config configs/slim/distill/"
                           "gfl_ld_distill.yml, or set GFL.head=GFLHead")
     train_set = build_dataset(cfg, "TrainDataset")
+    missing = [key for key in ("gt_bbox", "gt_class") if key not in train_set.records[0]]
+    if missing:
+        raise ConfigError(f"TrainDataset.data_fields: {', '.join(missing)} is not among them, and without boxes there "
+                          "is nothing to learn; set it to [image, gt_bbox, gt_class, is_crowd]")
     if setting(cfg, "num_classes") is None:
         cfg = {**cfg, "num_classes": len(train_set.class_names)}
         logger.info("num_classes: %d, from %s", cfg["num_classes"], train_set.anno_path)
