@@ -16,7 +16,7 @@ from typing import Any
 
 from paddle.optimizer import Optimizer
 
-from .config.check import check_config
+from .config.check import check_config, check_order
 from .config.keys import OTHER_KEYS, TOP_LEVEL, known_only, section, setting
 from .data.batch import PadBatch, Reader, Sample
 from .data.dataset import COCODataSet, ImageFolder
@@ -222,26 +222,9 @@ def build_reader(cfg: Config, name: str) -> Reader:
         return built
 
     reader = Reader(build(SAMPLE_TRANSFORMS, "sample_transforms"), build(BATCH_TRANSFORMS, "batch_transforms"))
-    _check_order(name, reader)
+    check_order(name, *([type(each).__name__ for each in kind] for kind in (reader.sample_transforms,
+                                                                            reader.batch_transforms)))
     return reader
-
-
-def _check_order(name: str, reader: Reader) -> None:
-    """Raise a ConfigError unless the transforms of a reader are complete and stand in an order that works."""
-    sample, batch = ([type(each).__name__ for each in kind] for kind in (reader.sample_transforms,
-                                                                         reader.batch_transforms))
-    for key, kinds, needed in (("sample_transforms", sample, ["Decode", "NormalizeImage", "Permute"]),
-                               ("batch_transforms", batch, ["Gt2GFLTarget"] if name == "TrainReader" else [])):
-        for kind in needed:
-            if kinds.count(kind) != 1:
-                raise ConfigError(f"{name}.{key}: {kind} stands there {kinds.count(kind)} times; it must stand there "
-                                  f"once (found: {', '.join(kinds) or 'nothing'})")
-    if sample[0] != "Decode" or sample[-1] != "Permute":
-        raise ConfigError(f"{name}.sample_transforms: {', '.join(sample)}; Decode must be the first and Permute the "
-                          "last of them")
-    if "PadBatch" in batch and "Gt2GFLTarget" in batch[:batch.index("PadBatch")]:
-        raise ConfigError(f"{name}.batch_transforms: {', '.join(batch)}; PadBatch must come before Gt2GFLTarget, whose "
-                          "cells are those of the padded image")
 
 
 def check_targets(reader: Reader, model: GFL) -> None:

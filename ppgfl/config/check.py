@@ -47,6 +47,22 @@ def check_classes(cfg: Mapping[str, Any], class_names: list[str], source: object
                           f"set num_classes to {len(class_names)}, or take the annotations that belong to the model")
 
 
+def check_order(name: str, sample: list[str], batch: list[str]) -> None:
+    """Raise a ConfigError unless the transforms of a reader, by name, are complete and stand in an order that works."""
+    for key, kinds, needed in (("sample_transforms", sample, ["Decode", "NormalizeImage", "Permute"]),
+                               ("batch_transforms", batch, ["Gt2GFLTarget"] if name == "TrainReader" else [])):
+        for kind in needed:
+            if kinds.count(kind) != 1:
+                raise ConfigError(f"{name}.{key}: {kind} stands there {kinds.count(kind)} times; it must stand there "
+                                  f"once (found: {', '.join(kinds) or 'nothing'})")
+    if sample[0] != "Decode" or sample[-1] != "Permute":
+        raise ConfigError(f"{name}.sample_transforms: {', '.join(sample)}; Decode must be the first and Permute the "
+                          "last of them")
+    if "PadBatch" in batch and "Gt2GFLTarget" in batch[:batch.index("PadBatch")]:
+        raise ConfigError(f"{name}.batch_transforms: {', '.join(batch)}; PadBatch must come before Gt2GFLTarget, whose "
+                          "cells are those of the padded image")
+
+
 def keys_of(name: str | None, classes: Mapping[str, type]) -> list[str] | None:
     """The keys of a class's section; None for a name nobody knows, which whoever makes the object refuses."""
     if name is None or name not in classes:
