@@ -59,19 +59,22 @@ $(DRILLS26): drills26-%: $(VENV26)/ready
 # pytest of the environment $(1) with the arguments $(2) on the folder $*; "project" is what tests/ itself holds. It ends
 # with 5 where a folder has no such tests.
 define pytest
-@mkdir -p $(LOGS); rm -f $(LOGS)/$@.failed
+@mkdir -p $(LOGS)
 @$(1)/bin/python -m pytest $(2) $(if $(filter project,$*),tests/test_*.py,tests/$*) > $(LOGS)/$@.log 2>&1 || [ $$? = 5 ] || \
-	{ touch $(LOGS)/$@.failed; cat $(LOGS)/$@.log; }
-@echo "$@: $$(tail -n 1 $(LOGS)/$@.log)"; test ! -e $(LOGS)/$@.failed
+	{ cat $(LOGS)/$@.log; exit 1; }
+@echo "$@: $$(tail -n 1 $(LOGS)/$@.log)"
 endef
 
 # The targets $(1), JOBS at a time, and in the end how many tests passed or which targets failed.
 define run
 @rm -rf $(LOGS)
-@$(MAKE) --no-print-directory --keep-going --jobs=$(JOBS) $(1) || \
-	{ echo "failed: $$(cd $(LOGS) 2>/dev/null && ls | sed -n 's/[.]failed$$//p' | xargs)"; exit 1; }
+@$(MAKE) --no-print-directory --keep-going --jobs=$(JOBS) $(1:%=passed-%) || { cd $(LOGS) && \
+	for target in $(1); do [ -e $$target.passed ] || failed="$$failed $$target"; done; echo "failed:$$failed"; exit 1; }
 @grep -ho '[0-9]* passed' $(LOGS)/*.log | awk '{ n += $$1 } END { print n " passed, 0 failed" }'
 endef
+
+passed-%: %
+	@mkdir -p $(LOGS); touch $(LOGS)/$*.passed
 
 demo: $(VENV)/ready  ## draw a data set, train, evaluate, detect: about four minutes on two cores
 	$(VENV)/bin/python tools/demo.py

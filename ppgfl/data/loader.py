@@ -171,7 +171,7 @@ class Loader:
             pool.shutdown(wait=False, cancel_futures=True)
             for worker in set(multiprocessing.active_children()) - others if waiting else ():
                 worker.terminate()  # it works on what nobody wants any more
-                worker.join()
+                worker.join(5)
                 _remove_shared(worker.pid)
 
     def _pool(self) -> Executor:

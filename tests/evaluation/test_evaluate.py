@@ -250,7 +250,9 @@ def test_a_run_mode_is_passed_on(run_here, small_coco, exported, tmp_path):
 
 def test_exported_models_that_do_not_fit(small_coco, exported, tmp_path):
     cfg = small_eval(small_coco)
-    with pytest.raises(ExportError, match="its runner has no setting 'run_mode'; it has threads, providers"):
+    with pytest.raises(ExportError, match="its runner has no setting 'runmode'; it has device, run_mode, cpu_threads"):
+        open_detector(cfg, exported=exported[0] / "model.onnx", runner={"runmode": "bf16"})
+    with pytest.raises(ExportError, match=r"run_mode: 'bf16'; allowed for .*model.onnx: paddle"):
         open_detector(cfg, exported=exported[0] / "model.onnx", runner={"run_mode": "bf16"})
     with pytest.raises(ExportError, match="no such folder"):
         open_detector(cfg, exported=tmp_path / "none")
