@@ -165,4 +165,3 @@ def self_test() -> Iterator[Finding]:
     if not np.isfinite(result["bbox"].numpy()).all():
         yield BAD, "detection", "gives numbers that are not finite: install another version of Paddle"
     yield OK, "detection", f"R18vd, 320x320, first call: {time.perf_counter() - start:.2f} s"
-

@@ -329,4 +329,3 @@ def test_a_broken_image_reaches_the_caller_as_one_error(small_coco, tmp_path, wo
     with pytest.raises(DataError, match=r"bild_2é.jpg.*truncated"):
         loaded(cfg, "EvalReader", "EvalDataset")
     assert "Traceback" not in capfd.readouterr().err
-
