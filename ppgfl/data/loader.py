@@ -143,7 +143,8 @@ class Loader:
         """
         places = islice(self.batches.indices(epoch), first, None)
         others = set(multiprocessing.active_children())
-        pool = self._pool()
+        prefix = f"ppgfl_{os.getpid()}_{next(_numbers)}_"
+        pool = self._pool(prefix)
         make = _make_in_worker if self.workers else self.maker
         waiting: deque[Future[Made]] = deque()
         skipped = 0
@@ -172,15 +173,15 @@ class Loader:
             for worker in set(multiprocessing.active_children()) - others if waiting else ():
                 worker.terminate()  # it works on what nobody wants any more
                 worker.join(5)
-                _remove_shared(worker.pid)
+            _remove_shared(prefix)
 
-    def _pool(self) -> Executor:
+    def _pool(self, prefix: str) -> Executor:
         if not self.workers:
             return ThreadPoolExecutor(1)
         methods = multiprocessing.get_all_start_methods()
         return ProcessPoolExecutor(
             self.workers, mp_context=multiprocessing.get_context("fork" if "fork" in methods else None),
-            initializer=_start_worker, initargs=(self.maker, os.getpid()))
+            initializer=_start_worker, initargs=(self.maker, prefix, os.getpid()))
 
 
 def _result(future: Future[Made], stop: interrupt.StopRequest | None) -> Made | None:
@@ -194,11 +195,12 @@ def _result(future: Future[Made], stop: interrupt.StopRequest | None) -> Made | 
 # --- in a worker process
 
 _maker: BatchMaker | None = None
+_prefix = ""  # of the names of its files in shared memory
 
 
-def _start_worker(maker: BatchMaker, main_process: int) -> None:
-    global _maker  # noqa: PLW0603  it reaches the worker once, not with each batch
-    _maker = maker
+def _start_worker(maker: BatchMaker, prefix: str, main_process: int) -> None:
+    global _maker, _prefix  # noqa: PLW0603  they reach the worker once, not with each batch
+    _maker, _prefix = maker, prefix
     cv2.setNumThreads(0)  # the workers share the cores already
     interrupt.reset_in_worker()
     threading.Thread(target=_exit_with, args=(main_process,), daemon=True).start()
@@ -207,14 +209,14 @@ def _start_worker(maker: BatchMaker, main_process: int) -> None:
 def _make_in_worker(epoch: int, places: list[int]) -> Made:
     assert _maker is not None
     batch, skipped = _maker(epoch, places)
-    return SharedBatch.put(batch), skipped
+    return SharedBatch.put(batch, f"{_prefix}{os.getpid()}_"), skipped
 
 
 def _exit_with(main_process: int) -> None:
     """End when the main process was killed: a worker would wait for it for ever."""
     while os.getppid() == main_process:
         time.sleep(1)
-    _remove_shared(os.getpid())
+    _remove_shared(_prefix)
     os._exit(1)
 
 
@@ -234,11 +236,11 @@ class SharedBatch:
     layout: list[tuple[str, np.dtype, tuple[int, ...], int]]
 
     @classmethod
-    def put(cls, batch: Batch) -> SharedBatch | Batch:
+    def put(cls, batch: Batch, prefix: str) -> SharedBatch | Batch:
         """Write the file, or return the batch itself where there is no room for it."""
         if not batch or not SHARED_MEMORY.is_dir():
             return batch
-        path = SHARED_MEMORY / f"ppgfl_{os.getpid()}_{next(_numbers)}"
+        path = SHARED_MEMORY / f"{prefix}{next(_numbers)}"
         layout = []
         try:
             with open(path, "wb") as file:
@@ -262,9 +264,9 @@ Made = tuple[Union[Batch, SharedBatch], list[str]]  # a batch and messages about
 _numbers = itertools.count()
 
 
-def _remove_shared(worker: int | None) -> None:
-    """Remove what a worker that has ended had put there and nobody took."""
-    for path in SHARED_MEMORY.glob(f"ppgfl_{worker}_*"):
+def _remove_shared(prefix: str) -> None:
+    """Remove what workers had put there and nobody took."""
+    for path in SHARED_MEMORY.glob(f"{prefix}*"):
         path.unlink(missing_ok=True)
 
 

@@ -121,7 +121,7 @@ def test_batches_go_through_pipes_where_there_is_no_shared_memory(monkeypatch, t
 def test_a_full_shared_memory_leaves_nothing_behind(monkeypatch, tmp_path):
     monkeypatch.setattr(ppgfl_loader, "SHARED_MEMORY", tmp_path)
     batch = {"image": np.zeros((2, 3), np.float32), "im_id": np.arange(2)}
-    shared = ppgfl_loader.SharedBatch.put(batch)
+    shared = ppgfl_loader.SharedBatch.put(batch, "some_")
     taken = shared.take()
     assert [taken[key].tolist() for key in batch] == [batch[key].tolist() for key in batch]
 
@@ -129,5 +129,5 @@ def test_a_full_shared_memory_leaves_nothing_behind(monkeypatch, tmp_path):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(ppgfl_loader.np, "ascontiguousarray", full)
-    assert ppgfl_loader.SharedBatch.put(batch) is batch
+    assert ppgfl_loader.SharedBatch.put(batch, "some_") is batch
     assert not list(tmp_path.iterdir())
