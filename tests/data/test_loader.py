@@ -66,14 +66,15 @@ def test_a_worker_that_is_killed_is_one_line():
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_stop_works_while_a_batch_is_waited_for(workers):
     code = f"""
-import sys, time, threading; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests" / "data")!r}, {str(ROOT / "tests")!r}]
+import sys, threading; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests" / "data")!r}, {str(ROOT / "tests")!r}]
 import test_loader
 from ppgfl.system.interrupt import StopRequest
 import signal, os
 stop = StopRequest()
-threading.Timer(2, lambda: setattr(stop, "signal", signal.SIGTERM)).start()
 batches = test_loader.loader(test_loader.endless, {workers}).epoch(stop=stop)
-print([batch["im_id"].numpy().tolist() for batch in batches], flush=True)
+first = [next(batches), next(batches)]
+threading.Timer(0.5, lambda: setattr(stop, "signal", signal.SIGTERM)).start()
+print([batch["im_id"].numpy().tolist() for batch in [*first, *batches]], flush=True)
 os._exit(0)  # a thread cannot be ended: that of this test sleeps
 """
     start = time.monotonic()

@@ -122,12 +122,16 @@ def cardboard(**limits):
     return server, server.Service(runner, **limits), gate
 
 
-def post(service, *contents, **options):
-    """Requests side by side -> their status codes and bodies."""
+def post(service, *contents, answered=0, then=lambda: None):
+    """Requests side by side -> their status codes and bodies; `then` is called once so many are `answered`."""
     async def send():
         transport = httpx.ASGITransport(service.app())
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            return await asyncio.gather(*[client.post("/predict", content=content, **options) for content in contents])
+            requests = [asyncio.ensure_future(client.post("/predict", content=content)) for content in contents]
+            while sum(request.done() for request in requests) < answered:
+                await asyncio.sleep(0.01)
+            then()
+            return await asyncio.gather(*requests)
 
     return [(answer.status_code, answer.json()) for answer in asyncio.run(send())]
 
@@ -137,8 +141,7 @@ PNG = cv2.imencode(".png", np.zeros((8, 9, 3), np.uint8))[1].tobytes()
 
 def test_more_than_the_queue_holds_is_told_to_come_back():
     _, service, gate = cardboard(max_queue=3)
-    threading.Timer(1.5, gate.set).start()
-    codes = sorted(code for code, _ in post(service, *[PNG] * 8))
+    codes = sorted(code for code, _ in post(service, *[PNG] * 8, answered=5, then=gate.set))
     assert codes == [200] * 3 + [503] * 5
     assert service.in_flight == 0
     (code, body), = post(service, PNG)

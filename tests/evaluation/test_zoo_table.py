@@ -16,19 +16,16 @@ SMALL = ["EvalReader.sample_transforms.1.Resize.target_size=[64, 96]", "worker_n
 TWO = ["gfl_r18vd_1x_coco", "gfl_r34vd_1x_coco"]
 
 
-@pytest.fixture(params=["in dygraph", pytest.param("as it is", marks=pytest.mark.drill)])
-def extra(request, exported, monkeypatch):
-    """Overrides. Half a minute a row: only with all other long tests. Else no graph is made, and the export is there
-    already."""
-    if request.param == "as it is":
-        return []
+@pytest.fixture
+def shortened(exported, monkeypatch):
+    """Overrides for a row that takes a few seconds: no graph is made, and the export is there already."""
     monkeypatch.setattr(zoo_table, "export", lambda *args, output_dir, **kw: shutil.copytree(
         exported[0], output_dir, dirs_exist_ok=True))
     return ["engine=dygraph"]
 
 
 @pytest.fixture
-def reproduce(server, small_coco, r18vd_weights, tmp_path, monkeypatch, extra):
+def reproduce(server, small_coco, r18vd_weights, tmp_path, monkeypatch):
     """A call over the small data set; the server has the weights of R18vd alone."""
     gflops = zoo_table.gflops
     monkeypatch.setattr(zoo_table, "gflops", lambda model: gflops(model, 128, 128))  # for the time it takes
@@ -36,7 +33,7 @@ def reproduce(server, small_coco, r18vd_weights, tmp_path, monkeypatch, extra):
     server.behave = lambda path, count: ((200, len(content), content, 0) if "r18vd" in path else (404, 0, b"", 0))
 
     def call(names=("gfl_r18vd_1x_coco",), more=()):
-        return zoo_table.reproduce(names, overrides=[f"EvalDataset.dataset_dir={small_coco}", *SMALL, *extra, *more],
+        return zoo_table.reproduce(names, overrides=[f"EvalDataset.dataset_dir={small_coco}", *SMALL, *more],
                                    output_dir=tmp_path / "zoo", mirror=f"{server.url}/", fps_images=3)
 
     call.server, call.folder = server, tmp_path / "zoo"
@@ -58,8 +55,17 @@ def test_the_models_are_the_released_ones():
     assert zoo.address("yolov3") is None
 
 
+@pytest.mark.drill
 def test_a_row_is_measured_and_kept(reproduce):
-    row, = reproduce()
+    check_a_row(reproduce, [])
+
+
+def test_a_row_is_measured_and_kept_in_dygraph(reproduce, shortened):
+    check_a_row(reproduce, shortened)
+
+
+def check_a_row(reproduce, overrides):
+    row, = reproduce(more=overrides)
     assert row["released AP"] == 36.6
     assert row["difference"] == pytest.approx(row["measured AP"] - 36.6, abs=2e-3)
     assert row["remark"] == "differs"
@@ -74,19 +80,28 @@ def test_a_row_is_measured_and_kept(reproduce):
     assert f"Paddle {paddle.__version__} on cpu" in table
     assert "| gfl_r18vd_1x_coco | 1x | 36.6 |" in table
 
-    assert reproduce() == [row]  # nothing is measured again, so the speeds are the same
+    assert reproduce(more=overrides) == [row]  # nothing is measured again, so the speeds are the same
     assert sum(reproduce.server.requests.values()) == 1
-    again, = reproduce(more=["EvalDataset.sample_num=3"])
+    again, = reproduce(more=[*overrides, "EvalDataset.sample_num=3"])
     assert again["made from"] != row["made from"]
 
 
-def test_a_model_that_fails_does_not_stop_the_others(reproduce):
-    rows = reproduce(TWO[::-1])
+def test_a_model_that_fails_does_not_stop_the_others(reproduce, shortened):
+    rows = reproduce(TWO[::-1], shortened)
     assert [row["model"] for row in rows] == TWO[::-1]
     assert "404" in rows[0]["remark"]
     assert "measured AP" in rows[1]
     assert zoo_table.failed(rows)[0] is rows[0]
     assert "404" in (reproduce.folder / "model_zoo.md").read_text(encoding="utf-8")
+
+
+def test_the_command(run_here, reproduce, small_coco, tmp_path):
+    """The server has no such weights, so that nothing takes time."""
+    done = run_here("ppgfl", "zoo", "gfl_r34vd_1x_coco", "--dataset_dir", small_coco, "--output_dir", "zoo", "--mirror",
+                    reproduce.server.url, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "| gfl_r34vd_1x_coco |" in done.stdout
+    assert "404" in (tmp_path / "zoo" / "model_zoo.md").read_text(encoding="utf-8")
 
 
 def test_a_name_that_does_not_exist():

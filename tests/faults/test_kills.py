@@ -55,16 +55,28 @@ def test_kills_leave_whole_files_and_every_resume_works(shapes, tmp_path, rounds
     assert "resumed from" in done.stdout
 
 
+def two_epochs(shapes, folder):
+    """Of sixteen steps, so that no signal comes too late for the first."""
+    return ["-c", "shapes_gfl", "-o", *options(shapes, folder, "worker_num=2", "log_iter=1", "TrainDataset.repeat=4")]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(shapes, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    done = run_tool("train", *two_epochs(shapes, folder), cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "shapes_gfl"
+
+
 @pytest.mark.parametrize(("number", "group"), [(signal.SIGINT, True), (signal.SIGTERM, False), (signal.SIGTERM, True)])
-def test_asked_to_stop_a_run_saves_and_resumes_as_if_nothing_had_happened(shapes, tmp_path, number, group):
-    arguments = ["-c", "shapes_gfl", "-o", *options(shapes, tmp_path, "worker_num=2", "log_iter=1")]
-    whole = run_tool("train", *arguments, f"save_dir={tmp_path}/whole", cwd=tmp_path)
-    assert whole.returncode == 0, whole.stderr
+def test_asked_to_stop_a_run_saves_and_resumes_as_if_nothing_had_happened(
+        shapes, uninterrupted, tmp_path, number, group):
+    arguments = two_epochs(shapes, tmp_path)
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "tools" / "train.py"), *arguments], cwd=tmp_path, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True, start_new_session=True)
     for line in process.stdout:
-        if "[1/4]" in line:
+        if "[1/16]" in line:
             break
     (os.killpg if group else os.kill)(process.pid, number)
     rest, errors = process.communicate(timeout=120)
@@ -77,9 +89,9 @@ def test_asked_to_stop_a_run_saves_and_resumes_as_if_nothing_had_happened(shapes
     assert done.returncode == 0, done.stderr
     assert not list((tmp_path / "shapes_gfl").glob("interrupted*"))
     assert not (tmp_path / "shapes_gfl" / "run.lock").exists()
-    a, b = (read(tmp_path / folder / "shapes_gfl" / "model_final.pdparams") for folder in ("whole", "."))
+    a, b = (read(folder / "model_final.pdparams") for folder in (uninterrupted, tmp_path / "shapes_gfl"))
     assert all(np.array_equal(a[name], b[name]) for name in a)
-    for row, other in zip(rows_of(tmp_path / "whole" / "shapes_gfl"), rows_of(tmp_path / "shapes_gfl")):
+    for row, other in zip(rows_of(uninterrupted), rows_of(tmp_path / "shapes_gfl")):
         np.testing.assert_allclose([float(row[k]) for k in LOSSES], [float(other[k]) for k in LOSSES], rtol=1e-6)
 
 

@@ -78,7 +78,10 @@ def test_a_process_in_trouble_ends_the_others_and_shows_why(shapes, tmp_path, fa
     start = time.monotonic()
     done = launch(script, "-c", "shapes_gfl", "-o", *options(shapes, tmp_path, "log_iter=1"), cwd=tmp_path)
     assert done.returncode != 0
-    assert time.monotonic() - start < 60
+    assert time.monotonic() - start < 120
     for words in found:
         assert words in done.stdout + done.stderr
-    assert subprocess.run(["pgrep", "-f", str(script)], check=False).returncode == 1  # nobody is left
+    deadline = time.monotonic() + 30
+    while subprocess.run(["pgrep", "-f", str(script)], check=False, stdout=subprocess.DEVNULL).returncode == 0:
+        assert time.monotonic() < deadline, "a process is left"
+        time.sleep(0.1)
