@@ -173,6 +173,8 @@ class Loader:
             for worker in set(multiprocessing.active_children()) - others if waiting else ():
                 worker.terminate()  # it works on what nobody wants any more
                 worker.join(5)
+            if self.workers:
+                pool.shutdown()  # what the pool has of this process is closed before it may end
             _remove_shared(prefix)
 
     def _pool(self, prefix: str) -> Executor:
