@@ -304,6 +304,11 @@ def test_voc_images_of_one_name(root, tmp_path):
         voc(root / year / "Annotations" / "1.xml", year, filename="1.png")
     content, _ = convert("voc", root, tmp_path / "a.json")
     assert [box[:2] for box in boxes(content)] == [(f"{year}/JPEGImages/1.png", year) for year in years]
+    for camera in ("cam1", "cam2"):
+        image(tmp_path / "cameras" / "images" / camera / "1.png")
+        voc(tmp_path / "cameras" / "xml" / camera / "1.xml", camera)
+    content, _ = convert("voc", tmp_path / "cameras", tmp_path / "cameras.json")
+    assert [box[:2] for box in boxes(content)] == [("images/cam1/1.png", "cam1"), ("images/cam2/1.png", "cam2")]
     image(tmp_path / "other" / "images" / "val" / "1.png")
     voc(tmp_path / "other" / "annotations" / "train" / "1.xml", "dog")
     content, rejected = convert("voc", tmp_path / "other", tmp_path / "b.json")
@@ -372,6 +377,9 @@ def test_voc_encodings(root, tmp_path):
     for i, encoding in enumerate(["gb2312", "GBK", "utf-16", "shift_jis", "iso-8859-1"]):
         image(root / f"{i}.png")
         voc(root / f"{i}.xml", "café" if encoding.startswith("iso") else "猫", encoding=encoding)
+    image(root / "more.png")
+    (root / "more.xml").write_bytes(b'<?xml version="1.0" encoding="gb2312"?><annotation>'  # which has no such letter
+                                     + voc_object("镕", 11, 11, 30, 30).encode("gbk") + b"</annotation>")
     for name, head, encoding in (("net", "utf-16", "utf-8"), ("bom", "gbk", "utf-8-sig"), ("wrong", "utf-8", "gbk"),
                                  ("unknown", "klingon", "utf-8")):
         image(root / f"{name}.png")
@@ -380,7 +388,7 @@ def test_voc_encodings(root, tmp_path):
     content, rejected = convert("voc", root, tmp_path / "a.json")
     assert [(file, name) for file, name, *_ in boxes(content)] == [
         ("0.png", "猫"), ("1.png", "猫"), ("2.png", "猫"), ("3.png", "猫"), ("4.png", "café"), ("bom.png", "鸟"),
-        ("net.png", "鸟")]
+        ("more.png", "镕"), ("net.png", "鸟")]
     wrong = sorted(rejected.pop("file that cannot be used"))
     assert not rejected
     assert "unknown.xml: declares the encoding klingon" in wrong[0]
