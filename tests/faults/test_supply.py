@@ -7,7 +7,8 @@ from helpers import ROOT
 FORBIDDEN = {"eval", "exec", "os.system", "os.popen", "pickle.load", "pickle.loads", "pickle.Unpickler",
              "marshal.loads", "shelve.open", "joblib.load", "torch.load", "paddle.load", "yaml.load",
              "yaml.unsafe_load", "yaml.full_load", "tempfile.mktemp", "xml.etree.ElementTree.parse"}
-ALLOWED = {("ppgfl/config/load.py", "yaml.load")}  # with a SafeLoader of our own: see test_yaml_runs_nothing
+ALLOWED = {("ppgfl/config/load.py", "yaml.load"),  # with a SafeLoader of our own: see test_yaml_runs_nothing
+           ("ppgfl/data/yolo.py", "yaml.load")}  # with BaseLoader, which makes text, lists and mappings only
 
 
 def shipped():
