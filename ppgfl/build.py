@@ -18,6 +18,7 @@ from paddle.optimizer import Optimizer
 
 from .config.check import check_config, check_order
 from .config.keys import OTHER_KEYS, TOP_LEVEL, known_only, section, setting
+from .data.annotations import fits_int64
 from .data.batch import PadBatch, Reader, Sample
 from .data.dataset import COCODataSet, ImageFolder
 from .data.loader import POLICIES, Batches, BatchMaker, Loader
@@ -107,7 +108,7 @@ def load_model(cfg: Config, weights: str | os.PathLike[str] | None = None) -> GF
     Raises: ConfigError, CheckpointError.
     """
     model = make_model(cfg)
-    load_weights(model, weights or setting(cfg, "weights"))
+    model.class_names = load_weights(model, weights or setting(cfg, "weights")).class_names
     model.eval()
     return model
 
@@ -188,9 +189,12 @@ def build_teacher(cfg: Config, student: GFL) -> Teacher | None:
         raise ConfigError("teacher.pretrain_weights: missing; they are the trained weights of the teacher: "
                           "set -o teacher.pretrain_weights=PATH")
     try:
-        load_weights(teacher, teacher_cfg["pretrain_weights"])
+        taught = load_weights(teacher, teacher_cfg["pretrain_weights"]).class_names
     except CheckpointError as error:
         raise CheckpointError(f"the teacher (teacher.pretrain_weights): {error}") from error
+    if None not in (taught, student.class_names) and taught != student.class_names:
+        raise ConfigError(f"teacher.pretrain_weights: was trained with the classes {taught}, the student learns "
+                          f"{student.class_names}; both need the same in the same order")
     return Teacher(teacher)
 
 
@@ -241,7 +245,10 @@ def check_targets(reader: Reader, model: GFL) -> None:
 
 def build_loader(cfg: Config, name: str, records: Sequence[Sample], *, seed: int = 0, rank: int = 0,
                  world_size: int = 1) -> Loader:
-    """The `Loader` of the records of a data set; batch size and order from the reader's section `name`."""
+    """The `Loader` of the records of a data set; batch size and order from the reader's section `name`.
+
+    `place` of its batches is that among the records. It stands for an `im_id` that no tensor can hold, too.
+    """
     reader, keys = build_reader(cfg, name), section(cfg, name)
     batch_size, workers = keys["batch_size"], setting(cfg, "worker_num")
     for key, value, low in ((f"{name}.batch_size", batch_size, 1), ("worker_num", workers, 0)):
@@ -252,7 +259,9 @@ def build_loader(cfg: Config, name: str, records: Sequence[Sample], *, seed: int
     if records and not len(batches):
         raise ConfigError(f"{name}.batch_size: {batch_size} on {world_size} processes, but the data set has only "
                           f"{len(records)} images; set it lower")
-    maker = BatchMaker(records, reader, seed, skip=skips_corrupt_images(cfg), replace=name == "TrainReader")
+    numbered = [{**record, "place": place, "im_id": record["im_id"] if fits_int64(record["im_id"]) else place}
+                for place, record in enumerate(records)]
+    maker = BatchMaker(numbered, reader, seed, skip=skips_corrupt_images(cfg), replace=name == "TrainReader")
     return Loader(maker, batches, workers)
 
 

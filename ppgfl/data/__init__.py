@@ -2,7 +2,7 @@
 
 A *sample* is one image, a dict:
 
-    im_id         int                     image id of the annotation file, or the place in the list
+    im_id         int or str              image id of the annotation file, or the place in the list
     im_file       str                     path; absent for an image given as an array
     image         [H, W, 3] uint8         BGR before Decode, as everywhere in ppgfl; RGB after Decode and Resize; RGB
                                           [3, H, W] float32 after NormalizeImage and Permute
@@ -18,7 +18,8 @@ A *batch* is many, arrays with PaddleDetection's keys:
     image         [N, 3, H, W] float32    padded with zeros at the right and the bottom
     im_shape      [N, 2] float32          as above
     scale_factor  [N, 2] float32
-    im_id         [N] int64
+    im_id         [N] int64               the place instead, where the id is text or larger than that
+    place         [N] int64               place in the list of records that the loader was made of
     labels        [N, A] int64            training: class of each cell, C for background
     label_weights [N, A] float32          1 for a cell that counts, else 0
     bbox_targets  [N, A, 4] float32       x1 y1 x2 y2 in pixels of the padded input, 0 for background

@@ -16,8 +16,8 @@ Batch = dict[str, np.ndarray]
 SampleTransform = Callable[[Sample, Optional[np.random.Generator]], None]
 BatchTransform = Callable[[list[Sample]], list[Sample]]
 
-BATCH_KEYS = ("image", "im_shape", "scale_factor", "im_id", "labels", "label_weights", "bbox_targets", "pos_num",
-              "vlr_regions")
+BATCH_KEYS = ("image", "im_shape", "scale_factor", "im_id", "place", "labels", "label_weights", "bbox_targets",
+              "pos_num", "vlr_regions")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """What is in a data set, and what is wrong with it, before hours are spent on it."""
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,12 +16,18 @@ from ..errors import ConfigError, DataError
 from ..system import runtime
 from ..system.log import logger
 from ..system.progress import progress
-from .dataset import read_annotations, reason_to_reject
+from .annotations import SAME_NAME, Annotations, Entry, read_annotations, some, twice
+from .dataset import COCODataSet, annotation_files, locate
 from .image import read_image
 
 SECTIONS = ("TrainDataset", "EvalDataset")
-LISTED = 5  # examples of a fault
 SLACK = 2.0  # pixels that a box may stand out of its image
+MOST_LOST = 0.1  # share of the boxes, from which on a data set is bad
+NO_IMAGE, NO_CATEGORY = "box of an image that is not listed", "box of a category that is not listed"
+ON_PURPOSE = ("box left out: crowd", "box left out: marked ignore")  # someone wanted it so
+SWAPPED = "image whose width and height are swapped, which does no harm here"
+
+Size = tuple[float, float]
 
 
 @dataclass
@@ -37,8 +44,8 @@ class Report:
     section: str
     path: Path
     class_names: list[str]
-    files: set[str]
     images: int = 0
+    files: set[str] = field(default_factory=set)
     empty: int = 0
     faults: dict[str, list[Any]] = field(default_factory=dict)
     remarks: dict[str, list[Any]] = field(default_factory=dict)
@@ -76,20 +83,30 @@ def check(cfg: Mapping[str, Any], *, output_dir: str | PathLike[str] = "output/d
 
 
 def look_through(cfg: Mapping[str, Any], section: str, decode: bool = True) -> Report:
-    """The `Report` of a section."""
-    entry = cfg[section]
-    folder = Path(entry.get("dataset_dir") or "", entry.get("image_dir") or "").expanduser()
-    path = Path(entry.get("dataset_dir") or "", entry.get("anno_path") or "").expanduser()
-    content = read_annotations(path, section)
-    images = {image["id"]: image for image in content["images"]}
-    report = Report(section, path, [str(c["name"]) for c in content["categories"]],
-                    {str((folder / image["file_name"]).resolve()) for image in images.values()}, len(images))
-    _twice(report, "image id listed twice", [image["id"] for image in content["images"]])
-    _twice(report, "file listed twice", [image["file_name"] for image in content["images"]])
-    _twice(report, "category id listed twice", [category["id"] for category in content["categories"]])
-    _twice(report, "class name listed twice", report.class_names)
-    _look_at_boxes(report, content, images)
-    _look_at_files(report, folder, images, decode)
+    """The `Report` of a section. Raises: DataError: an annotation file that cannot be read at all."""
+    keys = {key: value for key, value in cfg[section].items() if key in inspect.signature(COCODataSet).parameters}
+    dataset_dir, image_dir = keys.get("dataset_dir") or "", keys.get("image_dir") or ""
+    found = read_annotations(annotation_files(dataset_dir, keys.get("anno_path") or ""), section)
+    report = Report(section, found.path, [category["name"] for category in found.categories], len(found.images))
+    _twice(report, "image id listed twice", [image["id"] for image in found.images])
+    _twice(report, "file listed twice", [image["file_name"] for image in found.images])
+    _twice(report, "category id listed twice", [category["id"] for category in found.categories])
+    try:
+        paths = locate(found, dataset_dir, image_dir, section, allow_outside=bool(keys.get("allow_outside")))
+    except DataError as error:
+        report.faults["file outside of the data set"] = [str(error)]
+        paths = []
+    report.files = {str(Path(path).resolve()) for path in paths}
+    sizes = _look_at_files(report, found.images, paths, decode)
+    _look_at_boxes(report, found, sizes, load_crowd=bool(keys.get("load_crowd")))
+    for what, count in found.mended.items():
+        if count:
+            (report.faults if what == SAME_NAME else report.remarks)[what] = [f"{count} times"]
+    if not report.faults:
+        try:
+            COCODataSet(**keys, section=section)
+        except DataError as error:
+            report.faults["reason to stop"] = [str(error)]
     return report
 
 
@@ -102,74 +119,77 @@ def compare(reports: Sequence[Report], num_classes: int) -> Iterator[str]:
     for a, b in zip(reports, reports[1:]):
         if a.class_names != b.class_names:
             only_a, only_b = set(a.class_names) - set(b.class_names), set(b.class_names) - set(a.class_names)
-            what = (f"only the first has {_some(only_a)}, only the second {_some(only_b)}" if only_a or only_b
-                    else "they stand in another order, so that a class has another number")
-            yield f"{a.path} and {b.path} do not list the same classes: {what}"
+            if only_a or only_b:
+                yield (f"{a.path} and {b.path} do not list the same classes: only the first has {some(only_a)}, only "
+                       f"the second {some(only_b)}")
+            else:
+                logger.info("note  %s and %s list the classes in different orders; they are matched by name", a.path,
+                            b.path)
         both = a.files & b.files
         if both:
             yield (f"{len(both)} images are in {a.section} and in {b.section}, so the AP comes out too high: "
-                   f"{_some(both)}")
-
-
-def _some(values: Iterable[Any]) -> str:
-    words = sorted(map(str, values))
-    return ", ".join(words[:LISTED]) + (", ..." if len(words) > LISTED else "") if words else "nothing more"
+                   f"{some(sorted(both))}")
 
 
 def _twice(report: Report, what: str, values: Iterable[Any]) -> None:
-    repeated = [value for value, count in Counter(values).items() if count > 1]
+    repeated = twice(values)
     if repeated:
         report.faults[what] = repeated
 
 
-def _look_at_boxes(report: Report, content: Mapping[str, Any], images: Mapping[Any, Mapping[str, Any]]) -> None:
-    names = {category["id"]: str(category["name"]) for category in content["categories"]}
+def _look_at_boxes(report: Report, found: Annotations, sizes: Sequence[Size], *, load_crowd: bool) -> None:
+    left_out: dict[str, list[Any]] = {NO_IMAGE: found.strays, NO_CATEGORY: found.unlisted}
     with_boxes = set()
-    for annotation in content.get("annotations", []):
-        label = f"annotation {annotation.get('id')}"
-        image = images.get(annotation.get("image_id"))
-        reason = reason_to_reject(annotation)
-        if image is None:
-            report.remarks.setdefault("box of an image that is not listed", []).append(label)
-        elif annotation.get("category_id") not in names:
-            report.faults.setdefault("box of a category that is not listed", []).append(label)
-        elif reason:
-            report.remarks.setdefault(f"box left out: {reason}", []).append(label)
-        else:
-            with_boxes.add(image["id"])
-            report.boxes_of[names[annotation["category_id"]]] += 1
-            x, y, width, height = annotation["bbox"]
-            report.sides.append(float(np.sqrt(width * height)))
-            if image.get("width") and (min(x, y) < -SLACK or x + width > image["width"] + SLACK
-                                       or y + height > image.get("height", np.inf) + SLACK):
-                report.faults.setdefault("box that stands out of its image", []).append(label)
+    for one in found.objects:
+        label, reason = f"annotation {one['id']}", one["reason"]
+        if reason and not (load_crowd and reason == "crowd"):
+            left_out.setdefault(f"box left out: {reason}", []).append(label)
+            continue
+        with_boxes.add(one["image"])
+        report.boxes_of[report.class_names[one["category"]]] += 1
+        x, y, width, height = one["bbox"]
+        report.sides.append(float(np.sqrt(width * height)))
+        image_width, image_height = sizes[one["image"]]
+        if min(x, y) < -SLACK or x + width > image_width + SLACK or y + height > image_height + SLACK:
+            report.faults.setdefault("box that stands out of its image", []).append(label)
     report.empty = report.images - len(with_boxes)
+    damaged = sum(len(examples) for what, examples in left_out.items() if what not in ON_PURPOSE)
+    bad = not report.sides or damaged > MOST_LOST * (damaged + len(report.sides))
+    for what, examples in left_out.items():
+        if examples:
+            (report.faults if bad or what == NO_CATEGORY else report.remarks)[what] = examples
+    if not report.sides:
+        report.faults["reason to stop"] = ["there is no box to learn from or to find"]
     without = [name for name in report.class_names if not report.boxes_of[name]]
     if without:
         report.remarks["class without a box"] = without
 
 
-def _look_at_files(report: Report, folder: Path, images: Mapping[Any, Mapping[str, Any]], decode: bool) -> None:
-    def look(image: Mapping[str, Any]) -> tuple[str, str] | None:
-        path = folder / image["file_name"]
-        if not path.is_file():
-            return "missing file", str(path)
+def _look_at_files(report: Report, images: Sequence[Entry], paths: Sequence[str], decode: bool) -> list[Size]:
+    """Width and height of each image: its own, else what the file lists, else endless."""
+    listed = [(image["width"] or np.inf, image["height"] or np.inf) for image in images]
+
+    def look(path: str, listed: Size) -> tuple[Size, str, str]:
+        if not Path(path).is_file():
+            return listed, "missing file", path
         if not decode:
-            return None
+            return listed, "", ""
         try:
-            height, width = read_image(str(path)).shape[:2]
+            height, width = read_image(path).shape[:2]
         except DataError as error:
-            return "image that cannot be decoded", str(error)
-        listed = image.get("height"), image.get("width")
-        if None not in listed and listed != (height, width):
-            return "image of another size than listed", f"{path}: {width}x{height}, listed {listed[1]}x{listed[0]}"
-        return None
+            return listed, "image that cannot be decoded", str(error)
+        if np.inf in listed or listed == (width, height):
+            return (width, height), "", ""
+        what = SWAPPED if listed == (height, width) else "image of another size than listed"
+        return (width, height), what, f"{path}: {width}x{height}, listed {listed[0]}x{listed[1]}"
 
     with ThreadPoolExecutor(runtime.physical_cores()) as pool:  # OpenCV decodes without Python's lock
-        found = progress(pool.map(look, images.values()), total=len(images), what=report.section)
-        for fault in found:
-            if fault:
-                report.faults.setdefault(fault[0], []).append(fault[1])
+        seen = list(progress(pool.map(look, paths, listed), total=len(paths), what=report.section))
+    for _, what, example in seen:
+        if what:
+            kind = report.remarks if what == SWAPPED else report.faults
+            kind.setdefault(what, []).append(example)
+    return [size for size, _, _ in seen] or listed
 
 
 def _print(report: Report) -> None:
@@ -184,7 +204,7 @@ def _print(report: Report) -> None:
     for level, found in (("bad", report.faults), ("note", report.remarks)):
         for what, examples in found.items():
             log = logger.warning if level == "bad" else logger.info
-            log("%-5s %d x %s: %s", level, len(examples), what, _some(examples))
+            log("%-5s %d x %s: %s", level, len(examples), what, some(examples))
 
 
 def _draw(report: Report, path: Path) -> None:

@@ -1,20 +1,21 @@
 """Which images there are, and what is on them: a COCO annotation file, or a folder of images."""
 from __future__ import annotations
 
-import collections
-import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ..errors import DataError
 from ..system.log import logger
+from . import class_names
+from .annotations import REASONS, Annotations, Entry, Id, read_annotations, some, twice
 from .batch import Sample
 from .coco_classes import COCO_CLASSES, NUM_CLASSES
 from .image import SUFFIXES, files_below, is_image
+
+MOST_STRAYS = 0.1  # share of all annotations that may be of images that are not listed
 
 
 class COCODataSet:
@@ -23,38 +24,40 @@ class COCODataSet:
     Args:
         dataset_dir: the folder that the two paths below start from.
         image_dir: folder of the images.
-        anno_path: annotation file (JSON).
+        anno_path: annotation file (JSON), or a list of them that are read as one.
         data_fields: PaddleDetection's list of what a sample holds; boxes are left out unless it names `gt_bbox`.
         sample_num: only the first so many images; -1: all.
-        load_crowd: keep crowd regions as boxes.
+        load_crowd: crowd regions are boxes like all others, to train on and to be found.
         allow_empty: keep images without a box.
         empty_ratio: with `allow_empty`, at most this share of all images may be empty ones (outside of [0, 1): all).
         repeat: list every image so many times.
-        name: the section's name, for messages.
+        allow_outside: also take images whose `file_name` leads out of the data set's folder.
+        section: the section's name, for messages.
 
     Attributes:
         records: one dict per image: im_id, im_file, h, w, and gt_bbox, gt_class, is_crowd (see `ppgfl.data`).
         class_names, category_ids: by class index, in the order of the file's `categories`.
-        annotations: the annotation file's content, for `evaluate`.
+        annotations: all that the file lists, see `annotations.Annotations`.
+        files: the paths of its images, in their order.
 
     Raises:
-        DataError: a missing folder or file, a file that is not COCO, a box of an unknown category.
+        DataError: a missing folder or file, a file that is not COCO, a box of an unknown category or too many of
+            unknown images, an image outside of the data set.
     """
 
-    def __init__(self, dataset_dir: str = "", image_dir: str = "", anno_path: str = "",
+    def __init__(self, dataset_dir: str = "", image_dir: str = "", anno_path: str | Sequence[str] = "",
                  data_fields: Sequence[str] = ("image",), sample_num: int = -1, load_crowd: bool = False,
-                 allow_empty: bool = False, empty_ratio: float = 1.0, repeat: int = 1,
+                 allow_empty: bool = False, empty_ratio: float = 1.0, repeat: int = 1, allow_outside: bool = False,
                  section: str = "EvalDataset") -> None:
         self.section = section
         self.load_crowd = load_crowd
-        self.anno_path = Path(dataset_dir or "", anno_path or "").expanduser()
-        self.image_dir = Path(dataset_dir or "", image_dir or "").expanduser()
-        self.annotations = read_annotations(self.anno_path, section)
+        self.annotations = found = read_annotations(annotation_files(dataset_dir, anno_path), section)
+        self.anno_path = found.path
+        self.class_names = [category["name"] for category in found.categories]
+        self.category_ids = [category["id"] for category in found.categories]
         self._check_ids()
-        categories = self.annotations["categories"]
-        self.class_names = [str(category["name"]) for category in categories]
-        self.category_ids = [category["id"] for category in categories]
-        records, empty, self.rejected = self._read_records(sample_num)
+        self.files = locate(found, dataset_dir, image_dir, section, allow_outside=allow_outside)
+        records, empty = self._read_records(sample_num)
         keep = _share_of_empty(empty, len(records), empty_ratio) if allow_empty else []
         self.with_boxes, self.kept_empty, self.dropped_empty = len(records), len(keep), len(empty) - len(keep)
         self.records = (records + keep) * repeat
@@ -63,16 +66,16 @@ class COCODataSet:
                 for key in ("gt_bbox", "gt_class", "is_crowd"):
                     record.pop(key, None)
         logger.info("%s: %s", self.anno_path, self.summary())
+        if found.mendings():
+            logger.warning("%s: read as what it means: %s", self.anno_path, found.mendings())
         if not self.records:
-            raise DataError(f"{self.anno_path}: no image to use ({self.summary()}); key {section}.anno_path")
+            raise DataError(f"{self.anno_path}: no image to use ({self.summary()}); key {section}.anno_path"
+                            + (f"; {section}.load_crowd=true takes crowd regions as boxes" if self.rejected["crowd"]
+                               else ""))
 
-    def _check_ids(self) -> None:
-        for key, what in (("images", "image"), ("categories", "category")):
-            counts = collections.Counter(str(entry["id"]) for entry in self.annotations[key])
-            number, count = counts.most_common(1)[0] if counts else ("", 1)
-            if count > 1:
-                raise DataError(f"{self.anno_path}: {what} id {number} stands {count} times in '{key}'; number them "
-                                f"anew (`ppgfl data check` lists all); key {self.section}.anno_path")
+    def is_box(self, one: Entry) -> bool:
+        """Whether an object of `annotations` is a box to train on and to be found."""
+        return one["reason"] is None or (self.load_crowd and one["reason"] == "crowd")
 
     def summary(self) -> str:
         """One line: images with boxes, empty ones, and boxes that were rejected with the reasons."""
@@ -80,41 +83,44 @@ class COCODataSet:
         return (f"{self.with_boxes} images with boxes, {self.kept_empty} empty ones kept, {self.dropped_empty} empty "
                 f"ones left out, boxes rejected: {reasons or 'none'}; {len(self.class_names)} classes")
 
-    def _read_records(self, sample_num: int) -> tuple[list[Sample], list[Sample], dict[str, int]]:
-        boxes_of: dict[Any, list[dict[str, Any]]] = {}
-        for annotation in self.annotations.get("annotations", []):
-            boxes_of.setdefault(annotation.get("image_id"), []).append(annotation)
-        class_of = {category: index for index, category in enumerate(self.category_ids)}
-        rejected = {"crowd": 0, "without a size": 0, "marked ignore": 0, "without a bbox": 0}
-        images = sorted(self.annotations["images"], key=lambda image: image["id"])
+    def _check_ids(self) -> None:
+        found = self.annotations
+        for key, entries, what in (("images", found.images, "image"), ("categories", found.categories, "category")):
+            repeated = twice(entry["id"] for entry in entries)
+            if repeated:
+                count = sum(str(entry["id"]) == repeated[0] for entry in entries)
+                raise DataError(f"{self.anno_path}: {what} id {repeated[0]} stands {count} times in '{key}'; number "
+                                f"them anew (`ppgfl data check` lists all); key {self.section}.anno_path")
+        if found.unlisted:
+            raise DataError(f"{self.anno_path}: {len(found.unlisted)} annotations have a category that `categories` "
+                            f"does not list: {some(found.unlisted)}; allowed: {self.category_ids[:100]}; key "
+                            f"{self.section}.anno_path")
+        lost, total = len(found.strays), len(found.strays) + len(found.objects)
+        if lost > MOST_STRAYS * total:
+            raise DataError(f"{self.anno_path}: {lost} of {total} annotations have an image that `images` does not "
+                            f"list, so their boxes would be lost: {some(found.strays)}; take them out, or number "
+                            f"images and annotations alike; key {self.section}.anno_path")
+
+    def _read_records(self, sample_num: int) -> tuple[list[Sample], list[Sample]]:
+        count = min(sample_num, len(self.files)) if sample_num > 0 else len(self.files)
+        boxes_of: list[list[Entry]] = [[] for _ in range(count)]
+        self.rejected = dict.fromkeys((*REASONS, "of an image that is not listed"), 0)
+        self.rejected["of an image that is not listed"] = len(self.annotations.strays)
+        for one in self.annotations.objects:
+            if one["image"] >= count:
+                continue
+            if self.is_box(one):
+                boxes_of[one["image"]].append(one)
+            else:
+                self.rejected[one["reason"]] += 1
         records: list[Sample] = []
         empty: list[Sample] = []
-        for image in images[:sample_num] if sample_num > 0 else images:
-            record = {"im_id": image["id"], "im_file": str(self.image_dir / image["file_name"]),
-                      "h": image.get("height"), "w": image.get("width"),
-                      **self._read_boxes(boxes_of.get(image["id"], []), class_of, rejected)}
-            (records if len(record["gt_bbox"]) else empty).append(record)
+        for image, file, boxes in zip(self.annotations.images, self.files, boxes_of):
+            record = {"im_id": image["id"], "im_file": file, "h": image["height"], "w": image["width"],
+                      **_arrays(boxes)}
+            (records if boxes else empty).append(record)
         self._check_images_exist(records + empty)
-        return records, empty, rejected
-
-    def _read_boxes(self, annotations: Iterable[Mapping[str, Any]], class_of: Mapping[int, int],
-                    rejected: dict[str, int]) -> dict[str, np.ndarray]:
-        boxes, classes, crowd = [], [], []
-        for annotation in annotations:
-            reason = reason_to_reject(annotation, load_crowd=self.load_crowd)
-            if reason:
-                rejected[reason] += 1
-                continue
-            if annotation.get("category_id") not in class_of:
-                raise DataError(f"{self.anno_path}: annotation {annotation.get('id')} has category_id "
-                                f"{annotation.get('category_id')!r}, which `categories` does not list; "
-                                f"allowed: {list(class_of)[:100]}")
-            x, y, width, height = (float(n) for n in annotation["bbox"])
-            boxes.append([round(n, 3) for n in (x, y, x + width, y + height)])
-            classes.append(class_of[annotation["category_id"]])
-            crowd.append(int(annotation.get("iscrowd", 0)))
-        return {"gt_bbox": np.array(boxes, np.float32).reshape(-1, 4), "gt_class": np.array(classes, np.int64),
-                "is_crowd": np.array(crowd, np.int64)}
+        return records, empty
 
     def _check_images_exist(self, records: Sequence[Sample]) -> None:
         missing = [record["im_file"] for record in records if not os.path.isfile(record["im_file"])]
@@ -125,48 +131,41 @@ class COCODataSet:
                 f"{self.section}.image_dir, or restore the files")
 
 
-def reason_to_reject(annotation: Mapping[str, Any], *, load_crowd: bool = False) -> str | None:
-    """Why a COCO annotation is no box to train on, in a few words, or None."""
-    if annotation.get("iscrowd") and not load_crowd:
-        return "crowd"
-    if annotation.get("ignore"):
-        return "marked ignore"
-    box = annotation.get("bbox")
-    if not isinstance(box, list) or len(box) != 4:
-        return "without a bbox"
-    numbers = all(isinstance(n, (int, float)) and np.isfinite(n) for n in box)
-    if not numbers or box[2] <= 1e-5 or box[3] <= 1e-5 or annotation.get("area", 1) <= 0:
-        return "without a size"
-    return None
+def annotation_files(dataset_dir: str, anno_path: str | Sequence[str]) -> list[Path]:
+    """The files that the two keys name."""
+    paths = [anno_path] if isinstance(anno_path, (str, os.PathLike)) else anno_path
+    return [Path(dataset_dir or "", path or "").expanduser() for path in paths or [""]]
 
 
-def read_annotations(path: Path, section: str) -> dict[str, Any]:
-    """The content of a COCO annotation file, checked for its three lists. Raises DataError."""
-    if not path.is_file():
-        raise DataError(f"{path.absolute()}: no such annotation file; set {section}.dataset_dir to the folder of the "
-                        f"data set and {section}.anno_path to the file inside it")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise DataError(f"{path}: not a JSON file: {error}; key {section}.anno_path") from error
-    for key, entry_keys in (("images", ("id", "file_name")), ("categories", ("id", "name"))):
-        entries = content.get(key) if isinstance(content, dict) else None
-        if not isinstance(entries, list) or not all(
-                isinstance(e, dict) and all(k in e for k in entry_keys) for e in entries):
-            raise DataError(f"{path}: not a COCO annotation file: it needs a list '{key}' whose entries have "
-                            f"{' and '.join(entry_keys)}; key {section}.anno_path")
-    strange = next((image["id"] for image in content["images"] if not isinstance(image["id"], int)), None)
-    if strange is not None:
-        raise DataError(f"{path}: image id {strange!r} is not a whole number; number the images; "
-                        f"key {section}.anno_path")
-    nameless = next((image["id"] for image in content["images"] if not isinstance(image["file_name"], str)), None)
-    if nameless is not None:
-        raise DataError(f"{path}: the file_name of image {nameless} is not text; key {section}.anno_path")
-    annotations = content.get("annotations", [])
-    if not isinstance(annotations, list) or not all(isinstance(a, dict) for a in annotations):
-        raise DataError(f"{path}: not a COCO annotation file: 'annotations' must be a list of "
-                        f"objects; key {section}.anno_path")
-    return content
+def locate(found: Annotations, dataset_dir: str, image_dir: str, section: str, *,
+           allow_outside: bool = False) -> list[str]:
+    """The path of each listed image. A backslash parts folders where no file has one in its name.
+
+    Raises: DataError: a file name that leads out of the data set's folder (or `image_dir` where there is none), so
+        that a stranger's annotations cannot show any picture of this machine; unless `allow_outside`.
+    """
+    folder = Path(dataset_dir or "", image_dir or "").expanduser()
+    roots = [os.path.join(os.path.abspath(each), "") for each in (Path(dataset_dir or folder).expanduser(), folder)]
+    files = []
+    for image in found.images:
+        name = image["file_name"]
+        if "\\" in name and not os.path.lexists(folder / name):
+            name = name.replace("\\", "/")
+            found.mended["file_name with \\ as one with /"] += 1
+        file = str(folder / name)
+        if not allow_outside and not os.path.abspath(file).startswith(tuple(roots)):
+            raise DataError(f"{found.path}: file_name {name!r} of image {image['id']} leads out of {roots[0]}; put the "
+                            f"images there, or, if you trust this file, set {section}.allow_outside=true")
+        files.append(file)
+    return files
+
+
+def _arrays(objects: Sequence[Entry]) -> dict[str, np.ndarray]:
+    """The boxes of one image as a sample has them."""
+    corners = [(x, y, x + width, y + height) for x, y, width, height in (one["bbox"] for one in objects)]
+    return {"gt_bbox": np.array([[round(float(n), 3) for n in box] for box in corners], np.float32).reshape(-1, 4),
+            "gt_class": np.array([one["category"] for one in objects], np.int64),
+            "is_crowd": np.array([one["iscrowd"] for one in objects], np.int64)}
 
 
 def _share_of_empty(empty: list[Sample], others: int, ratio: float) -> list[Sample]:
@@ -201,8 +200,18 @@ class ImageFolder:
         files = [file for path in paths for file in _images_at(Path(path).expanduser())]
         files = files[:sample_num] if sample_num > 0 else files
         self.records: list[Sample] = [{"im_id": index, "im_file": str(file)} for index, file in enumerate(files)]
-        self.class_names, self.category_ids = read_class_names(
-            Path(dataset_dir or "", anno_path or "").expanduser(), num_classes, section)
+        self.anno_path = Path(dataset_dir or "", anno_path or "").expanduser()
+        self.class_names, self.category_ids = read_class_names(self.anno_path, num_classes, section)
+
+    def classes_of(self, trained: list[str] | None) -> tuple[list[str], list[Id]]:
+        """Names and category ids in the order of a model that was trained with the classes `trained` (None: unknown).
+
+        Raises: ConfigError: `anno_path` names others. Where there is no such file, the model's names stand.
+        """
+        if trained and trained != self.class_names and not self.anno_path.is_file():
+            return trained, list(range(1, len(trained) + 1))
+        places = class_names.order(trained, self.class_names, self.anno_path)
+        return [self.class_names[place] for place in places], [self.category_ids[place] for place in places]
 
 
 def _images_at(path: Path) -> list[Path]:
@@ -216,16 +225,16 @@ def _images_at(path: Path) -> list[Path]:
     return files
 
 
-def read_class_names(path: Path, num_classes: int, section: str) -> tuple[list[str], list[int]]:
+def read_class_names(path: Path, num_classes: int, section: str) -> tuple[list[str], list[Id]]:
     """Class names and category ids: see `ImageFolder`. Raises DataError when the file lists another number of them."""
     if not path.is_file():
         if num_classes == len(COCO_CLASSES):
             return list(COCO_CLASSES.values()), list(COCO_CLASSES)
         logger.info("no file %s, so the %d classes have no names; set %s.anno_path", path, num_classes, section)
-        return [f"class {i}" for i in range(num_classes)], list(range(1, num_classes + 1))
+        return class_names.placeholders(num_classes), list(range(1, num_classes + 1))
     if path.suffix == ".json":
-        categories = read_annotations(path, section)["categories"]
-        names, ids = [str(c["name"]) for c in categories], [c["id"] for c in categories]
+        categories = read_annotations(path, section).categories
+        names, ids = [category["name"] for category in categories], [category["id"] for category in categories]
     else:
         names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         ids = list(range(1, len(names) + 1))

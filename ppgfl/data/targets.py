@@ -45,17 +45,16 @@ class Gt2GFLTarget:
         self.compute_vlr_region = compute_vlr_region
 
     def __call__(self, samples: list[Sample]) -> list[Sample]:
-        """Samples of one image size with `image` [3, H, W], `gt_bbox`, `gt_class`, maybe `is_crowd`; changes and
-        returns them. Crowd regions are no targets."""
+        """Samples of one image size with `image` [3, H, W], `gt_bbox`, `gt_class`; changes and returns them.
+
+        PaddleDetection: crowd regions that `load_crowd` lets through are targets as all others.
+        """
         height, width = samples[0]["image"].shape[1:]
         levels = [(-(-height // stride), -(-width // stride), stride) for stride in self.strides]
         for sample in samples:
             boxes = np.asarray(sample.pop("gt_bbox"), np.float32).reshape(-1, 4)
             classes = np.asarray(sample.pop("gt_class"), np.int64).reshape(-1)
-            crowd = sample.pop("is_crowd", None)
-            if crowd is not None:
-                real = np.asarray(crowd).reshape(-1) == 0
-                boxes, classes = boxes[real], classes[real]
+            sample.pop("is_crowd", None)
             sample.update(self._targets(levels, boxes, classes))
         return samples
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..data.annotations import Id, Places, number, some
 from ..data.dataset import COCODataSet
 from ..errors import DataError
 from ..system.log import logger
@@ -19,33 +20,57 @@ if TYPE_CHECKING:  # imported where it is used, since it takes half a second
     from pycocotools.cocoeval import COCOeval
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+IGNORED = ("crowd", "marked ignore")  # reasons of objects that need not be found
 Results = list[dict[str, Any]]  # COCO results: image_id, category_id, bbox x y w h, score
 
 
 def read_results(path: Path, dataset: COCODataSet) -> Results:
-    """A `bbox.json` of an earlier run over the same images. Raises DataError."""
+    """A `bbox.json` of an earlier run over the same images and categories. Raises DataError."""
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
+        results = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise DataError(f"{path.absolute()}: --json_eval needs the results of an earlier run there: {error}") from error
     keys = {"image_id", "category_id", "bbox", "score"}
     if not isinstance(results, list) or not all(isinstance(r, dict) and keys <= set(r) for r in results):
         raise DataError(f"{path.absolute()}: not a list of COCO results with {', '.join(sorted(keys))}")
-    foreign = {r["image_id"] for r in results} - {record["im_id"] for record in dataset.records}
-    if foreign:
-        raise DataError(f"{path.absolute()}: has results of image {min(foreign)!r} and {len(foreign) - 1} more, which "
-                        f"{dataset.anno_path} does not list; evaluate it with the annotations it was made for")
+    for index, result in enumerate(results):
+        box, score = result["bbox"], number(result["score"])
+        numbers = [number(n) for n in box] if isinstance(box, list) else []
+        if len(numbers) != 4 or None in numbers or score is None:
+            raise DataError(f"{path.absolute()}: result {index} has bbox {box!r} and score {result['score']!r}; they "
+                            "must be four numbers, x, y, width, height, and a number")
+        result.update(bbox=numbers, score=score)
+    for key, ids in (("image_id", [image["id"] for image in dataset.annotations.images]),
+                     ("category_id", dataset.category_ids)):
+        _match_ids(path, results, key, ids, dataset)
     return results
 
 
+def _match_ids(path: Path, results: Results, key: str, ids: Sequence[Id], dataset: COCODataSet) -> None:
+    """Put the annotations' own ids into results. Raises DataError when one is not theirs."""
+    place_of = Places(ids)
+    places = [place_of(result[key]) for result in results]
+    foreign = {str(result[key]): 0 for result, place in zip(results, places) if place is None}
+    if foreign:
+        raise DataError(f"{path.absolute()}: has {places.count(None)} of {len(results)} results with {key} "
+                        f"{some(foreign)}, which {dataset.anno_path} does not list (it has {some(ids)}); evaluate it "
+                        "with the annotations it was made for")
+    for result, place in zip(results, places):
+        result[key] = ids[place or 0]
+
+
 def coco_evaluator(dataset: COCODataSet, results: Results) -> COCOeval:
-    """pycocotools' `COCOeval` of results over the images of a data set, accumulated."""
+    """pycocotools' `COCOeval` of results over the images of a data set, accumulated.
+
+    Its image and category ids are places in `dataset.annotations`: pycocotools puts ids into numpy arrays, which lose
+    some, and sorts categories, which are to stand in the order of the classes.
+    """
     from pycocotools.cocoeval import COCOeval
 
-    truth = _truth(dataset)
+    place_of = dataset.annotations.image_places()
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluator = COCOeval(truth, _results(truth, results), "bbox")
-        evaluator.params.imgIds = sorted({record["im_id"] for record in dataset.records})
+        evaluator = COCOeval(_index(dataset, _truth(dataset)), _index(dataset, _found(dataset, results)), "bbox")
+        evaluator.params.imgIds = sorted({place_of(record["im_id"]) for record in dataset.records})
         evaluator.evaluate()
         evaluator.accumulate()
     return evaluator
@@ -64,39 +89,36 @@ def summarize(evaluator: COCOeval, dataset: COCODataSet, *, classwise: bool = Fa
     return metrics
 
 
-def _truth(dataset: COCODataSet) -> COCO:
-    """The annotations as pycocotools wants them: `area`, `iscrowd` and `id` filled in where they are missing."""
-    annotations = []
-    for index, annotation in enumerate(dataset.annotations.get("annotations", [])):
-        box = annotation.get("bbox")
-        if isinstance(box, list) and len(box) == 4:
-            annotations.append({"area": box[2] * box[3], "iscrowd": 0, **annotation, "id": index + 1})
-    return _index({**dataset.annotations, "annotations": annotations})
+def _truth(dataset: COCODataSet) -> Results:
+    """The objects to be found. What detections shall not be blamed for, COCO knows as a crowd."""
+    objects = [one for one in dataset.annotations.objects if dataset.is_box(one) or one["reason"] in IGNORED]
+    return [{"id": index, "image_id": one["image"], "category_id": one["category"], "bbox": one["bbox"],
+             "area": one["area"], "iscrowd": int(not dataset.is_box(one))} for index, one in enumerate(objects, 1)]
 
 
-def _results(truth: COCO, results: Sequence[dict[str, Any]]) -> COCO:
-    if results:
-        return truth.loadRes(results)
-    return _index({**truth.dataset, "annotations": []})  # pycocotools cannot load an empty list
+def _found(dataset: COCODataSet, results: Results) -> Results:
+    image, category = dataset.annotations.image_places(), dataset.annotations.category_places()
+    return [{"id": index, "image_id": image(one["image_id"]), "category_id": category(one["category_id"]),
+             "bbox": one["bbox"], "area": one["bbox"][2] * one["bbox"][3], "iscrowd": 0, "score": one["score"]}
+            for index, one in enumerate(results, 1)]
 
 
-def _index(content: dict[str, Any]) -> COCO:
+def _index(dataset: COCODataSet, objects: Results) -> COCO:
     from pycocotools.coco import COCO
 
     coco = COCO()
-    coco.dataset = content
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco.createIndex()
+    coco.dataset = {"images": [{"id": place} for place in range(len(dataset.annotations.images))],
+                    "categories": [{"id": place} for place in range(len(dataset.class_names))], "annotations": objects}
+    coco.createIndex()
     return coco
 
 
 def _per_class(evaluator: COCOeval, dataset: COCODataSet) -> dict[str, float]:
     """Class name -> AP over all areas, 100 detections; -1 for a class without a box."""
     precision = evaluator.eval["precision"][:, :, :, 0, -1]  # [IoU, recall, class]
-    names = dict(zip(dataset.category_ids, dataset.class_names))
     per_class = {}
-    for index, category in enumerate(evaluator.params.catIds):
+    for index, name in enumerate(dataset.class_names):
         values = precision[:, :, index]
         values = values[values > -1]
-        per_class[names[category]] = float(np.mean(values)) if values.size else -1.0
+        per_class[name] = float(np.mean(values)) if values.size else -1.0
     return per_class

@@ -7,8 +7,8 @@ from typing import Any
 
 from ..build import build_dataset, check
 from ..config.check import check_classes
+from ..data import class_names
 from ..data.dataset import COCODataSet
-from ..errors import ConfigError
 from ..inference.detections import coco_records
 from ..inference.detector import RowDetector, open_detector
 from ..system import dist
@@ -64,16 +64,17 @@ def evaluate_results(cfg: dict[str, Any], *, output_dir: str | os.PathLike[str] 
 
 
 def detect_on(dataset: COCODataSet, detector: RowDetector) -> Results:
-    """All images of a data set through a detector. Raises ConfigError when an exported one has other classes.
+    """All images of a data set through a detector. Raises ConfigError when it has other classes than the data set.
 
     Several processes take a share of the images each; all return all results.
     """
-    _check_classes_of_export(detector, dataset)
+    category_ids = [dataset.category_ids[place] for place in
+                    class_names.order(detector.class_names, dataset.class_names, dataset.anno_path)]
     share = dataset.records[dist.rank()::dist.world_size()]
     found = list(progress(detector.detect_records(share), total=len(share), what="evaluate"))
     # Rows are kept until here since a result takes eighteen times their memory: half a gigabyte for a million.
     return [result for image_id, rows in dist.gather(found)
-            for result in coco_records(rows, image_id, dataset.category_ids)]
+            for result in coco_records(rows, image_id, category_ids)]
 
 
 def _eval_dataset(cfg: dict[str, Any]) -> COCODataSet:
@@ -93,17 +94,3 @@ def _numbers(dataset: COCODataSet, results: Results, classwise: bool,
     for name, ap in metrics.get("per_class", {}).items():
         logger.info("AP %6.3f  %s", ap, name)
     return metrics
-
-
-def _check_classes_of_export(detector: RowDetector, dataset: COCODataSet) -> None:
-    names, listed = detector.class_names, dataset.class_names
-    if names is None:
-        return
-    if len(names) != len(listed):
-        raise ConfigError(f"the exported model has {len(names)} classes ({', '.join(names[:3])}, ...), "
-                          f"{dataset.anno_path} lists {len(listed)} ({', '.join(listed[:3])}, ...); evaluate it on the "
-                          "data it was made for")
-    if names != listed:
-        a, b = next(pair for pair in zip(names, listed) if pair[0] != pair[1])
-        logger.warning("the classes have other names: %r in the model, %r in %s, and they count as the same", a, b,
-                       dataset.anno_path)

@@ -223,20 +223,19 @@ def _picture(figure: Figure) -> np.ndarray:
 def _photos(evaluator: COCOeval, dataset: COCODataSet, image_ids: Iterable[int],
             threshold: float) -> Iterator[tuple[str, np.ndarray]]:
     """Yield (caption, picture): what is there beside what was found."""
-    files = {record["im_id"]: record["im_file"] for record in dataset.records}
     for image_id in image_ids:
         try:
-            image = read_image(files[image_id])
+            image = read_image(dataset.files[image_id])
         except DataError:  # evaluation has said so, and gone on
             continue
         image, scale = _shrink(image)
         halves = []
         for records in (evaluator.cocoGt.imgToAnns[image_id], evaluator.cocoDt.imgToAnns[image_id]):
             rows = rows_of_coco([r for r in records if r.get("score", 1.0) >= threshold and not r.get("iscrowd")],
-                                dataset.category_ids)
+                                range(len(dataset.class_names)))
             rows[:, 2:] *= scale
             halves.append(Detections.from_rows(rows, dataset.class_names, image=image).draw())
-        yield Path(files[image_id]).name, _side_by_side(halves)
+        yield Path(dataset.files[image_id]).name, _side_by_side(halves)
 
 
 def _shrink(image: np.ndarray) -> tuple[np.ndarray, float]:

@@ -40,7 +40,7 @@ class RowDetector:
         detect_records: records with `im_id` and `im_file` (see `ppgfl.data`) -> yields (im_id, detections [M, 6]);
             batches are read and prepared ahead where `detect` takes time for it.
         batch_size: images that `detect` should be called with at a time.
-        class_names: by class index; None: those of the config's data set.
+        class_names: by class index; None: unknown, so those of the config's data set.
     """
 
     detect: Callable[[Images], list[Rows]]
@@ -100,9 +100,9 @@ def _of_model(cfg: dict[str, Any], model: Any, reader_name: str) -> RowDetector:
         for batch in build_loader(cfg, reader_name, records).epoch():
             with paddle.no_grad():
                 found = split_batch(model(batch))
-            yield from zip(batch["im_id"].numpy().tolist(), found)
+            yield from zip((records[place]["im_id"] for place in batch["place"].tolist()), found)
 
-    return RowDetector(detect, detect_records, section(cfg, reader_name)["batch_size"])
+    return RowDetector(detect, detect_records, section(cfg, reader_name)["batch_size"], model.class_names)
 
 
 def _one_by_one(detect: Callable[[Images], list[Rows]],
@@ -142,7 +142,7 @@ class Detector:
         check(cfg)
         runtime.select_device(setting(cfg, "use_gpu"))
         self.detect = open_detector(cfg, weights=weights, slicing=slicing)
-        self.class_names = build_dataset(cfg, "TestDataset").class_names
+        self.class_names = self.detect.class_names or build_dataset(cfg, "TestDataset").class_names
 
     @overload
     def __call__(self, images: Image) -> Detections: ...

@@ -77,7 +77,7 @@ def write_graphs(cfg: dict[str, Any], weights: str | os.PathLike[str] | None, fo
         fuse_conv_bn(model)
     graph = Graph(model, **{key: options[key] for key in ("post_process", "nms", "benchmark")})
     graph.eval()
-    settings = describe(cfg, image_shape)
+    settings = describe(cfg, image_shape, model.class_names)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="export_", dir=folder.parent) as temporary:
         unproven = Path(temporary)
@@ -176,8 +176,9 @@ def _move(source: Path, folder: Path) -> list[str]:
     return names
 
 
-def describe(cfg: dict[str, Any], image_shape: Sequence[int | None]) -> dict[str, Any]:
-    """The content of infer_cfg.yml, with PaddleDetection's keys."""
+def describe(cfg: dict[str, Any], image_shape: Sequence[int | None],
+             class_names: list[str] | None = None) -> dict[str, Any]:
+    """The content of infer_cfg.yml, with PaddleDetection's keys; class names that weights lack are TestDataset's."""
     reader, preprocess = section(cfg, "TestReader"), []
     for entry in [*reader["sample_transforms"], *(reader["batch_transforms"] or [])]:
         (name, args), = entry.items()
@@ -194,5 +195,5 @@ def describe(cfg: dict[str, Any], image_shape: Sequence[int | None]) -> dict[str
     return {
         "mode": "paddle", "draw_threshold": 0.5, "metric": setting(cfg, "metric"),
         "use_dynamic_shape": None in image_shape[2:], "arch": "GFL", "min_subgraph_size": 16, "Preprocess": preprocess,
-        "label_list": build_dataset(cfg, "TestDataset").class_names,
+        "label_list": class_names or build_dataset(cfg, "TestDataset").class_names,
     }

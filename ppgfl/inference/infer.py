@@ -56,12 +56,13 @@ def infer(cfg: dict[str, Any], images: str | os.PathLike[str] | Sequence[str], *
     lines = JsonLines(folder, resume=resume) if save_results == "jsonl" else None
     records = _share(dataset.records, lines)
     detector = open_detector(cfg, weights=weights, slicing=slicing, images=len(records))
+    names, category_ids = dataset.classes_of(detector.class_names)
     found: list[Detections] = []
     coco: list[dict[str, Any]] = []
     count = 0
     for index, rows in progress(detector.detect_records(records), total=len(records), what="infer"):
         count += 1
-        one = Detections.from_rows(rows, dataset.class_names, path=files[index])
+        one = Detections.from_rows(rows, names, path=files[index])
         if paths:
             paths[index].parent.mkdir(parents=True, exist_ok=True)
             write_image(str(paths[index]), one.draw(draw_threshold))
@@ -69,7 +70,7 @@ def infer(cfg: dict[str, Any], images: str | os.PathLike[str] | Sequence[str], *
             lines.write(one.above(save_threshold).to_dict())
             continue
         found.append(one.above(save_threshold))
-        coco += coco_records(rows[rows[:, 1] >= save_threshold], index, dataset.category_ids)
+        coco += coco_records(rows[rows[:, 1] >= save_threshold], index, category_ids)
     what = f"{count} {'pictures' if pictures else 'images'}"
     logger.info("%s in %s%s", what, folder.resolve(), ", results-*.jsonl beside them" if lines and pictures else "")
     if lines:

@@ -17,6 +17,7 @@ from ..config.keys import setting
 from ..errors import ConfigError, ExportError
 from ..model.gfl import GFL
 from ..system import runtime
+from ..system.atomic_write import write_json
 from ..system.log import logger
 from ..weights import checkpoint, download
 from .export import formats_for, write_graphs
@@ -25,6 +26,7 @@ from .runner import make_runner
 ENGINES = ("auto", "dygraph", "static")
 MIN_IMAGES_FOR_GRAPH = 3  # from so many on, making a graph takes less time than it saves
 MAX_CACHED_GRAPHS = 4
+CLASS_NAMES = "class_names.json"  # those of the weights, null where they have none
 
 
 def load_detection_model(cfg: dict[str, Any], weights: str | os.PathLike[str] | None = None, *,
@@ -62,15 +64,16 @@ def load_detection_model(cfg: dict[str, Any], weights: str | os.PathLike[str] | 
 
 
 class StaticModel:
-    """An exported folder that is called like a model: batch -> {"bbox": [M, 6], "bbox_num": [N]}.
+    """A graph of the cache that is called like a model: batch -> {"bbox": [M, 6], "bbox_num": [N]}.
 
     Args:
-        folder: of the export.
+        folder: of the graph.
         engine: on a CPU: see deploy/python/infer.py.
     """
 
     def __init__(self, folder: Path, engine: str = "auto") -> None:
         self.runner = make_runner(folder, device="GPU" if runtime.on_gpu() else "CPU", engine=engine)
+        self.class_names: list[str] | None = json.loads((folder / CLASS_NAMES).read_text(encoding="utf-8"))
         self.lock = threading.Lock()  # a predictor serves one thread at a time
         logger.info("running %s", self.runner.description)
 
@@ -110,6 +113,7 @@ def _make(cfg: dict[str, Any], weights: Path, folder: Path) -> Path:
                                             {"NormalizeImage": {}}, {"Permute": {}}],
                       "batch_transforms": [{"PadBatch": {"pad_to_stride": 32}}]}
             write_graphs({**cfg, "TestReader": reader, "export": {}}, weights, folder, formats_for("pdmodel"))
+            write_json(folder / CLASS_NAMES, checkpoint.read_named(weights)[1])
         (folder / "infer_cfg.yml").touch()  # the newest are kept
     _remove_oldest(folder.parent)
     return folder

@@ -28,6 +28,9 @@ class GFL(nn.Layer):
         backbone, neck, head: the three layers; `head` returns raw maps (see `head.GFLHead`).
         decoder: (features, integral, scale_factor) -> {"bbox", "bbox_num"} (see `decode.Decoder`).
         criterion: (features, integral, batch) -> {"loss", ...}, or None for a model that is never trained.
+
+    Attributes:
+        class_names: of the classes that its weights were trained with; None: unknown.
     """
 
     def __init__(self, backbone: nn.Layer, neck: nn.Layer, head: nn.Layer, *, decoder: Any,
@@ -38,6 +41,7 @@ class GFL(nn.Layer):
         self.head = head
         self.decoder = decoder
         self.criterion: Any = criterion
+        self.class_names: list[str] | None = None
 
     def features(self, image: Tensor) -> Features:
         """image [N, 3, H, W] -> the neck's levels and the head's maps."""

@@ -5,7 +5,7 @@ import io
 import os
 import pickle
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import CheckpointError
 from ..system.atomic_write import write_temporary
 from ..system.log import logger
-from ..weights import safe_pickle
+from ..weights import class_names, safe_pickle
 from ..weights.checkpoint import NAME_TABLE, match, read
 
 if TYPE_CHECKING:
@@ -29,7 +29,8 @@ SUFFIXES = (".pdparams", ".pdopt", ".pdema")
 
 def save_training(folder: Path, name: str, *, weights: Mapping[str, Tensor], optimizer: Optimizer,
                   parameter_names: Mapping[str, str], progress: Mapping[str, Any], ema: EMA | None = None,
-                  raw_weights: Mapping[str, Tensor] | None = None) -> None:
+                  raw_weights: Mapping[str, Tensor] | None = None,
+                  names: Sequence[str] | None = None) -> None:
     """Write `name`.pdparams, .pdopt and, with an EMA, .pdema: the names and contents that PaddleDetection gives them.
 
     Args:
@@ -39,13 +40,14 @@ def save_training(folder: Path, name: str, *, weights: Mapping[str, Tensor], opt
             another process may count differently.
         progress: plain values: "epoch" (finished ones), "step", and whatever else training goes on from.
         ema, raw_weights: the `optim.EMA`, and the model's own weights, for `.pdema`.
+        names: of the classes, for `.pdparams`.
 
     A kill leaves the old file or the new one; which files belong together is in `.pdopt` as checksums.
     Raises OSError, on a full disk for example, and leaves what was there.
     """
-    parts = {".pdparams": _dump(weights)}
+    parts = {".pdparams": _dump(weights, names)}
     state = {key: _to_numpy(value) for key, value in optimizer.state_dict().items()}
-    resume = {**progress, "parameter_names": dict(parameter_names)}
+    resume = {**progress, "parameter_names": dict(parameter_names), "class_names": names and list(names)}
     if ema is not None and raw_weights is not None:
         parts[".pdema"] = _dump(raw_weights)
         resume["ema_step"] = ema.step
@@ -63,9 +65,11 @@ def save_training(folder: Path, name: str, *, weights: Mapping[str, Tensor], opt
         os.replace(folder / f"{name}{suffix}.tmp", folder / f"{name}{suffix}")
 
 
-def _dump(state: Mapping[str, Tensor]) -> bytes:
+def _dump(state: Mapping[str, Tensor], names: Sequence[str] | None = None) -> bytes:
     arrays = {key: (value.astype("float32") if value.is_floating_point() else value).numpy()
               for key, value in state.items()}
+    if names is not None:
+        arrays[class_names.ENTRY] = class_names.to_array(names)
     return _pickle({**arrays, NAME_TABLE: {key: value.name for key, value in state.items()}})
 
 
@@ -149,6 +153,11 @@ def load_training(stem: Path, *, model: GFL, optimizer: Optimizer, ema: EMA | No
     if (ema is not None) != ("ema_average" in resume):
         raise CheckpointError(f"{stem}.pdopt: was saved {'with' if ema is None else 'without'} an EMA; set use_ema to "
                               f"{str(ema is None).lower()} to resume")
+    trained, listed = resume.get("class_names"), model.class_names
+    if trained and listed and trained != listed:
+        raise CheckpointError(f"{stem}: was trained with the classes {', '.join(trained)}, the training set lists "
+                              f"{', '.join(listed)}; resume with the annotations of that run, or start from its "
+                              f"weights with -o pretrain_weights={stem}.pdparams")
     targets = model.state_dict()
     suffix = ".pdparams" if ema is None else ".pdema"
     report, values = match(targets, read(f"{stem}{suffix}"), f"{stem}{suffix}")
@@ -162,7 +171,7 @@ def load_training(stem: Path, *, model: GFL, optimizer: Optimizer, ema: EMA | No
         ema.step = resume["ema_step"]
         for name, value in resume["ema_average"].items():
             ema.average[name].set_value(value)
-    skipped = ("parameter_names", "checksums", "ema_step", "ema_average")
+    skipped = ("parameter_names", "class_names", "checksums", "ema_step", "ema_average")
     return {key: value for key, value in resume.items() if key not in skipped}
 
 

@@ -90,6 +90,7 @@ def set_up(cfg: dict[str, Any], options: Options, folder: RunFolder) -> Run:
 
     state = new_state(cfg, steps_per_epoch=steps, total_batch_size=images_per_step if options.scale_lr else None,
                       seed=options.seed)
+    state.model.class_names = train_set.class_names
     check_targets(loader.maker.reader, state.model)
     teacher = build_teacher(cfg, state.model)
     _resume_or_start(cfg, options, folder, state)
@@ -120,11 +121,10 @@ def _data_sets(cfg: dict[str, Any], options: Options) -> tuple[COCODataSet, COCO
         cfg = {**cfg, "num_classes": len(train_set.class_names)}
         logger.info("num_classes: %d, from %s", cfg["num_classes"], train_set.anno_path)
     eval_set = build_dataset(cfg, "EvalDataset") if options.evaluate else None
-    if eval_set and eval_set.class_names != train_set.class_names:
+    if eval_set and sorted(eval_set.class_names) != sorted(train_set.class_names):
         raise ConfigError(f"classes disagree: num_classes {setting(cfg, 'num_classes')}; training set "
                           f"{train_set.anno_path} {train_set.class_names}; validation set {eval_set.anno_path} "
-                          f"{eval_set.class_names}; both annotation files must list the same categories in the same "
-                          "order")
+                          f"{eval_set.class_names}; both annotation files must list the same categories")
     check_classes(cfg, train_set.class_names, train_set.anno_path)
     return train_set, eval_set, cfg
 
@@ -138,7 +138,7 @@ def _resume_or_start(cfg: dict[str, Any], options: Options, folder: RunFolder, s
             return
         logger.info("%s: no checkpoint to resume from, so this starts at the first epoch", folder.path)
     if cfg.get("pretrain_weights"):
-        load_pretrained(state.model, cfg["pretrain_weights"])
+        load_pretrained(state.model, cfg["pretrain_weights"], names=state.model.class_names)
 
 
 def _dashboard_folder(cfg: dict[str, Any], options: Options, folder: RunFolder) -> Path | None:

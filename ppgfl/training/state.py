@@ -67,7 +67,7 @@ class TrainingState:
         checkpoints.save_training(
             folder, name, weights=self.weights(), optimizer=self.optimizer, parameter_names=self.parameter_names,
             progress=asdict(self.progress), ema=self.ema,
-            raw_weights=None if self.ema is None else self.model.state_dict())
+            raw_weights=None if self.ema is None else self.model.state_dict(), names=self.model.class_names)
         logger.info("saved %s", folder / name)
 
     def load(self, stem: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import CheckpointError
 from ..system.log import logger
-from . import download, safe_pickle, zoo
+from . import class_names, download, safe_pickle, zoo
 
 if TYPE_CHECKING:
     from paddle import Tensor, nn
@@ -30,6 +30,7 @@ class Report:
     unused: list[str] = field(default_factory=list)  # in the file, not in the model
     # (name, shape in the file, shape in the model)
     misshapen: list[tuple[str, list[int], list[int]]] = field(default_factory=list)
+    class_names: list[str] | None = None  # that the file was trained with; None: it does not say
 
     @property
     def complete(self) -> bool:
@@ -70,7 +71,13 @@ def find(path: str | os.PathLike[str]) -> Path:
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """The entries {name: array} of a .pdparams file (pickle protocols 2 to 5, with or without a name table).
+    """The entries {name: array} of a .pdparams file; see `read_named`."""
+    return read_named(path)[0]
+
+
+def read_named(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], list[str] | None]:
+    """The entries {name: array} of a .pdparams file (pickle protocols 2 to 5, with or without a name table), and the
+    names of the classes it was trained with, where it has them.
 
     Raises CheckpointError: see `safe_pickle.load`; also when the file holds anything but named arrays.
     """
@@ -84,9 +91,10 @@ def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     if strange is not None:
         raise CheckpointError(f"{path}: entry {strange!r} is a {type(state[strange]).__name__}, not an array; "
                               "is it a .pdparams file?")
+    names = state.pop(class_names.ENTRY, None)
     if not state:
         raise CheckpointError(f"{path}: holds no entries")
-    return state
+    return state, None if names is None else class_names.from_array(names, path)
 
 
 def _value(entry: Any) -> Any:
@@ -109,7 +117,9 @@ def load_weights(model: nn.Layer, path: str | os.PathLike[str], *, strict: bool 
     """
     path = find(path)
     targets = model.state_dict()
-    report, values = match(targets, read(path), str(path))
+    state, names = read_named(path)
+    report, values = match(targets, state, str(path))
+    report.class_names = names
     if strict and not report.complete:
         raise CheckpointError(f"{path}: does not fit the model: {report.summary()}; {_likely_cause(report)}", report)
     for name, value in values.items():
@@ -181,23 +191,34 @@ def _likely_cause(report: Report) -> str:
     return "take the config that belongs to this file"
 
 
-def load_pretrained(model: nn.Layer, path: str | os.PathLike[str]) -> Report:
+def load_pretrained(model: nn.Layer, path: str | os.PathLike[str], *, names: Sequence[str] | None = None) -> Report:
     """Load the weights that training starts from: an ImageNet backbone, or a detector.
 
-    A backbone file has no `backbone.` prefix, and its classifier is not used. A detector of another number of classes
-    fills all but the classification layer, which keeps its fresh initialisation. Anything else must match.
+    A backbone file has no `backbone.` prefix, and its classifier is not used. A detector of other classes fills all
+    but the classification layer, which keeps its fresh initialisation; where only their order is another, that layer
+    is put into the order of `names`. Anything else must match.
+
+    Args:
+        names: of the classes that are to be learnt; None: unknown.
 
     Returns: the `Report`. Raises: CheckpointError.
     """
     path = find(path)
-    state = read(path)
+    state, trained = read_named(path)
     targets = model.state_dict()
+    other_classes = names is not None and trained is not None and sorted(names) != sorted(trained)
+    if names is not None and trained is not None and not other_classes and list(names) != trained:
+        for name in CLASS_LAYER:
+            state[name] = state[name][[trained.index(each) for each in names]]
+        logger.warning("%s: its classes stand in another order; they are matched by name", path)
     whole = any(name.startswith(("backbone.", "neck.", "head.")) for name in state)
     if not whole:
         state = {f"backbone.{name}": array for name, array in state.items()}
         targets = {name: target for name, target in targets.items() if name.startswith("backbone.")}
     report, values = match(targets, state, str(path))
     classes = [name for name, _, _ in report.misshapen if name in CLASS_LAYER]
+    if other_classes and not classes:
+        classes = [name for name in CLASS_LAYER if values.pop(name, None) is not None]
     other = [row for row in report.misshapen if row[0] not in CLASS_LAYER]
     if report.missing or other or (whole and report.unused):
         raise CheckpointError(f"{path}: does not fit the model to be trained: {report.summary()}; "
@@ -206,5 +227,5 @@ def load_pretrained(model: nn.Layer, path: str | os.PathLike[str]) -> Report:
         targets[name].set_value(value)
     logger.info("%s: %d entries loaded%s%s", path, len(report.loaded),
                 f", {len(report.unused)} not used ({', '.join(report.unused[:4])})" if report.unused else "",
-                f"; another number of classes, so these start anew: {', '.join(classes)}" if classes else "")
+                f"; other classes, so these start anew: {', '.join(classes)}" if classes else "")
     return report

@@ -68,7 +68,7 @@ def repeat(key, **values):
     (repeat("images", file_name="other.jpg"), "image id listed twice"),
     (repeat("images", id=99), "file listed twice"),
     (repeat("categories", name="other"), "category id listed twice"),
-    (repeat("categories", id=99), "class name listed twice"),
+    (repeat("categories", id=99), "categories of one name, told apart by their ids"),
 ])
 def test_faults(broken, change, what):
     assert what in broken(change).faults
@@ -104,8 +104,7 @@ def test_data_sets_that_do_not_belong_together(broken):
     assert "num_classes is 3" in line
     assert "set num_classes to 80" in line
     val.class_names = val.class_names[::-1]
-    line, = check.compare([train, val], 80)
-    assert "another order" in line
+    assert list(check.compare([train, val], 80)) == []  # matched by name
     val.class_names = [*train.class_names[:-1], "unicorn"]
     line, = check.compare([train, val], 80)
     assert "unicorn" in line

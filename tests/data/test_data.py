@@ -213,7 +213,8 @@ def test_boxes_without_a_size_and_crowds_are_counted_and_dropped(tmp_path):
                    for i, b in enumerate(boxes)]
     d = coco_file(tmp_path, images=images(2), categories=[{"id": 1, "name": "a"}], annotations=annotations)
     np.testing.assert_array_equal(d.records[0]["gt_bbox"], [[1, 1, 4, 4]])
-    assert d.rejected == {"crowd": 1, "without a size": 3, "marked ignore": 1, "without a bbox": 1}
+    assert d.rejected == {"crowd": 1, "without a size": 3, "marked ignore": 1, "without a bbox": 1,
+                          "of an image that is not listed": 0}
     assert "1 images with boxes, 1 empty ones kept, 0 empty ones left out" in d.summary()
     assert "3 without a size" in d.summary()
 
@@ -234,7 +235,10 @@ def test_empty_images_are_kept_as_asked(small_coco):
     ("{", "not a JSON file"), ("[]", "list 'images'"), ("{}", "list 'images'"),
     ('{"images": [{"id": 1}], "categories": []}', "file_name"),
     ('{"images": [], "categories": [{"id": 1}]}', "list 'categories'"),
-    ('{"images": [{"id": "a1", "file_name": "x"}], "categories": []}', "image id 'a1' is not a whole number"),
+    ('{"images": [{"id": null, "file_name": "x"}], "categories": []}', "image id None is neither a whole number nor"),
+    ('{"images": [{"id": 1.5, "file_name": "x"}], "categories": []}', "image id 1.5 is neither a whole number nor"),
+    ('{"images": [{"id": 1, "file_name": 7}], "categories": []}', "file_name of image 1 is 7; it must be the path"),
+    ('{"images": [], "categories": [{"id": 1, "name": null}]}', "the name of category 1 is None"),
     ('{"images": [], "categories": [], "annotations": 5}', "'annotations' must be"),
 ])
 def test_files_that_are_not_coco(tmp_path, content, found):
@@ -253,7 +257,7 @@ def test_wrong_paths_name_the_key_and_the_resolved_path(tmp_path, small_coco):
 
 
 def test_an_unknown_category_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"annotation 5 has category_id 9.*allowed: \[1\]"):
+    with pytest.raises(DataError, match=r"annotation 5 \(category_id 9\); allowed: \[1\]"):
         coco_file(tmp_path, images=images(1), categories=[{"id": 1, "name": "a"}],
                   annotations=[{"id": 5, "image_id": 0, "bbox": [0, 0, 1, 1], "category_id": 9}])
 
@@ -309,7 +313,8 @@ def test_batches_are_the_same_whatever_the_number_of_workers(small_coco):
     got = [loaded(tiny_config("gfl_r18vd_1x_coco", f"TrainDataset.dataset_dir={small_coco}",
                               "TrainDataset.image_dir=val2017", f"worker_num={workers}")) for workers in (0, 1, 2)]
     assert len(got[0]) == 2
-    keys = {"image", "im_shape", "scale_factor", "im_id", "labels", "label_weights", "bbox_targets", "pos_num"}
+    keys = {"image", "im_shape", "scale_factor", "im_id", "place", "labels", "label_weights", "bbox_targets",
+            "pos_num"}
     assert set(got[0][0]) == keys
     for other in got[1:]:
         for a, b in zip(got[0], other):

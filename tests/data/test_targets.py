@@ -122,11 +122,12 @@ def test_an_image_without_boxes_is_all_background():
     assert len(s["labels"]) == 64 + 16
 
 
-def test_crowd_regions_are_no_targets():
-    box = [[10, 10, 40, 40]]
-    with_crowd = one([*box, [0, 0, 64, 64]], [1, 2], is_crowd=np.array([0, 1]))
-    np.testing.assert_array_equal(with_crowd["labels"], one(box, [1])["labels"])
-    assert (one(box, [1], is_crowd=np.array([[1]]))["labels"] == 3).all()
+def test_crowd_regions_that_were_loaded_are_targets_as_in_paddledetection():
+    boxes = [[10, 10, 40, 40], [0, 0, 64, 64]]
+    with_crowd = one(boxes, [1, 2], is_crowd=np.array([0, 1]))
+    np.testing.assert_array_equal(with_crowd["labels"], one(boxes, [1, 2])["labels"])
+    assert (with_crowd["labels"] == 2).any()
+    assert "is_crowd" not in with_crowd
 
 
 def test_paddledetections_column_of_classes_is_understood():

@@ -84,7 +84,7 @@ def test_confusion_by_hand(data):
 
 def test_images_by_hand(data):
     scores = curves.image_scores(data[1], 0.5)
-    assert scores == {1: (pytest.approx(2 / 4), 2, 1, 1), 2: (pytest.approx(2 / 4), 2, 1, 1)}
+    assert scores == {0: (pytest.approx(2 / 4), 2, 1, 1), 1: (pytest.approx(2 / 4), 2, 1, 1)}
 
 
 def test_precision_recall_is_pycocotools_own(data):

@@ -1,0 +1,37 @@
+"""Classes of a model and of a file, matched by name."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..errors import ConfigError
+from ..system.log import logger
+
+
+def placeholders(count: int) -> list[str]:
+    """Names of classes that nobody has named."""
+    return [f"class {i}" for i in range(count)]
+
+
+def order(trained: Sequence[str] | None, listed: Sequence[str], source: object) -> list[int]:
+    """For each class of a model its place in a list of classes, found by name.
+
+    Args:
+        trained: the model's names; None or `placeholders`: unknown, so that its classes are those of the list.
+        source: where the list stands, for messages.
+
+    Raises: ConfigError: the two do not name the same classes.
+    """
+    places = list(range(len(listed)))
+    if trained is None or list(trained) == list(listed) or (
+            list(trained) == placeholders(len(listed)) or list(listed) == placeholders(len(trained))):
+        return places
+    if sorted(trained) != sorted(listed) or len(set(listed)) < len(listed):
+        raise ConfigError(f"{source}: lists {_some(listed)}; the model has {_some(trained)}; take the annotations that "
+                          "belong to the model, or give the classes its names")
+    logger.warning("%s lists the classes in another order (%s) than the model has them (%s); they are matched by name",
+                   source, _some(listed), _some(trained))
+    return [list(listed).index(name) for name in trained]
+
+
+def _some(names: Sequence[str]) -> str:
+    return f"{len(names)} classes: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
