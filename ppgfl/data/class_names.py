@@ -21,16 +21,16 @@ def order(trained: Sequence[str] | None, listed: Sequence[str], source: object) 
 
     Raises: ConfigError: the two do not name the same classes.
     """
-    places = list(range(len(listed)))
-    if trained is None or list(trained) == list(listed) or (
-            list(trained) == placeholders(len(listed)) or list(listed) == placeholders(len(trained))):
-        return places
-    if sorted(trained) != sorted(listed) or len(set(listed)) < len(listed):
-        raise ConfigError(f"{source}: lists {_some(listed)}; the model has {_some(trained)}; take the annotations that "
-                          "belong to the model, or give the classes its names")
-    logger.warning("%s lists the classes in another order (%s) than the model has them (%s); they are matched by name",
-                   source, _some(listed), _some(trained))
-    return [list(listed).index(name) for name in trained]
+    if trained is None or list(trained) == list(listed):
+        return list(range(len(listed)))
+    if sorted(trained) == sorted(listed) and len(set(listed)) == len(listed):
+        logger.warning("%s lists the classes in another order (%s) than the model has them (%s); they are matched by "
+                       "name", source, _some(listed), _some(trained))
+        return [list(listed).index(name) for name in trained]
+    if len(trained) == len(listed) and placeholders(len(listed)) in (list(trained), list(listed)):  # nobody named them
+        return list(range(len(listed)))
+    raise ConfigError(f"{source}: lists {_some(listed)}; the model has {_some(trained)}; take the annotations that "
+                      "belong to the model, or give the classes its names")
 
 
 def _some(names: Sequence[str]) -> str:

@@ -206,12 +206,12 @@ def load_pretrained(model: nn.Layer, path: str | os.PathLike[str], *, names: Seq
     path = find(path)
     state, trained = read_named(path)
     targets = model.state_dict()
-    other_classes = names is not None and trained is not None and sorted(names) != sorted(trained)
-    if names is not None and trained is not None and not other_classes and list(names) != trained:
+    whole = any(name.startswith(("backbone.", "neck.", "head.")) for name in state)
+    other_classes = None not in (names, trained) and sorted(names or ()) != sorted(trained or ())
+    if whole and names and trained and not other_classes and list(names) != trained:
         for name in CLASS_LAYER:
             state[name] = state[name][[trained.index(each) for each in names]]
         logger.warning("%s: its classes stand in another order; they are matched by name", path)
-    whole = any(name.startswith(("backbone.", "neck.", "head.")) for name in state)
     if not whole:
         state = {f"backbone.{name}": array for name, array in state.items()}
         targets = {name: target for name, target in targets.items() if name.startswith("backbone.")}

@@ -20,7 +20,7 @@ from ppgfl import (
 from ppgfl.evaluation.coco import METRICS, coco_evaluator, summarize
 from ppgfl.evaluation.evaluate import evaluate_results
 from ppgfl.inference.detections import coco_records, split_batch
-from ppgfl.inference.detector import open_detector
+from ppgfl.inference.detector import RowDetector, open_detector
 
 
 def coco_metrics(dataset, results, **options):
@@ -125,6 +125,28 @@ def test_a_class_count_that_disagrees_stops_before_anything_runs(small_coco, r18
     with pytest.raises(CheckpointError, match="trained for 80 class channels, the config has 3"):
         evaluate({**cfg, "num_classes": 3}, weights=r18vd_weights, output_dir=tmp_path)
     assert not (tmp_path / "bbox.json").exists()
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_detector_with_names_is_matched_by_name(small_coco, tmp_path, turned):
+    """A perfect one, whose classes stand the other way round, finds everything."""
+    content = json.loads((small_coco / "annotations" / "instances_val2017.json").read_text())
+    for category in content["categories"]:
+        category["name"] = f"thing {category['id']}"
+    (small_coco / "annotations" / "named.json").write_text(json.dumps(content))
+    cfg = small_eval(small_coco, "EvalDataset.data_fields=[image, gt_bbox, gt_class]",
+                     "EvalDataset.anno_path=annotations/named.json")
+    names = build.build_dataset(cfg, "EvalDataset").class_names
+
+    def detect_records(records):
+        for record in records:
+            classes = len(names) - 1 - record["gt_class"] if turned else record["gt_class"]
+            yield record["im_id"], np.column_stack([classes, np.ones(len(classes)), record["gt_bbox"]])
+
+    detector = RowDetector(lambda images: [], detect_records, 1, names[::-1] if turned else names)
+    assert evaluate(cfg, detector=detector, output_dir=tmp_path)["AP"] == pytest.approx(1.0)
+    blind = RowDetector(lambda images: [], detect_records, 1, None)
+    assert (evaluate(cfg, detector=blind, output_dir=tmp_path)["AP"] < 0.5) == turned
 
 
 def test_json_eval_without_results(small_coco, tmp_path):

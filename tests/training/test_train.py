@@ -2,20 +2,33 @@
 import json
 import os
 import pickle
+import shutil
 import signal
 from pathlib import Path
 
 import numpy as np
 import paddle
 import pytest
+import yaml
 from helpers import COCO_MINI, LOSSES, config, options, recorded, rows, run_tool, same
 
-from ppgfl import CheckpointError, ConfigError, TrainingError, build_model, load_config, train
+from ppgfl import (
+    CheckpointError,
+    ConfigError,
+    TrainingError,
+    build_model,
+    evaluate,
+    export,
+    load_config,
+    open_detector,
+    train,
+)
 from ppgfl.data.shapes import CLASSES, draw_scene
+from ppgfl.inference.infer import infer
 from ppgfl.system.interrupt import stop_requests
 from ppgfl.training import onednn
 from ppgfl.training.run_folder import RunFolder
-from ppgfl.weights.checkpoint import load_pretrained, read
+from ppgfl.weights.checkpoint import load_pretrained, read, read_named
 from ppgfl.weights.safe_pickle import load as load_pickle
 
 
@@ -66,9 +79,82 @@ def test_paddle_itself_reads_the_files(finished):
     run = finished[0] / "run"
     ours = read(run / "0.pdparams")
     theirs = paddle.load(str(run / "0.pdparams"))
-    assert set(theirs) == set(ours)
+    assert set(theirs) == {*ours, "class_names@@"}
     assert all(np.array_equal(np.asarray(theirs[name]), ours[name]) for name in ours)
     assert paddle.load(str(run / "0.pdopt"))["last_epoch"] == 1
+
+
+def other_classes(shapes, tmp_path, change):
+    """The data set `shapes` with another list of categories in both files."""
+    root = tmp_path / "shapes"
+    if not root.exists():
+        shutil.copytree(shapes, root)
+    for file in (root / "annotations").iterdir():
+        content = json.loads(file.read_text(encoding="utf-8"))
+        change(content["categories"])
+        file.write_text(json.dumps(content), encoding="utf-8")
+    return root
+
+
+def test_class_names_travel_with_the_weights(finished, shapes, tmp_path, caplog):
+    weights = finished[0] / "run" / "model_final.pdparams"
+    assert read_named(weights)[1] == list(CLASSES)
+    assert read_named(finished[0] / "run" / "best_model.pdparams")[1] == list(CLASSES)
+    reversed_too = other_classes(shapes, tmp_path, lambda categories: categories.reverse())
+    results = {}
+    for engine in ("dygraph", "static"):
+        for name, root in (("own", shapes), ("reversed", reversed_too)):
+            caplog.clear()
+            evaluate(config(root, tmp_path, f"engine={engine}", "GFLHead.nms.score_threshold=1e-6"), weights=weights, output_dir=tmp_path)
+            results[engine, name] = (tmp_path / "bbox.json").read_text()
+            assert ("matched by name" in caplog.text) == (name == "reversed")
+        assert results[engine, "own"] == results[engine, "reversed"]
+        assert len({result["category_id"] for result in json.loads(results[engine, "own"])}) == len(CLASSES)
+    export(config(reversed_too, tmp_path, "GFLHead.nms.score_threshold=1e-6"), weights=weights, output_dir=tmp_path / "exported", verify=())
+    settings = yaml.safe_load((tmp_path / "exported" / "infer_cfg.yml").read_text(encoding="utf-8"))
+    assert settings["label_list"] == list(CLASSES)
+    for root in (shapes, reversed_too):
+        cfg = config(root, tmp_path, "GFLHead.nms.score_threshold=1e-6")
+        evaluate(cfg, detector=open_detector(cfg, exported=tmp_path / "exported"), output_dir=tmp_path)
+        results[root] = (tmp_path / "bbox.json").read_text()
+    assert results[shapes] == results[reversed_too]
+
+    picture = str(next(shapes.rglob("*.[jp][pn]g")))
+    found = [infer(config(root, tmp_path, "GFLHead.nms.score_threshold=1e-6"), [picture], weights=weights, output_dir=tmp_path / name, pictures=False,
+                   save_results="coco") for name, root in (("own", shapes), ("reversed", reversed_too))]
+    assert found[0][0].names == found[1][0].names
+    assert len(found[0][0].names)
+    assert (tmp_path / "own" / "bbox.json").read_text() == (tmp_path / "reversed" / "bbox.json").read_text()
+
+
+def test_weights_of_other_classes_are_not_evaluated(finished, shapes, tmp_path):
+    weights = finished[0] / "run" / "model_final.pdparams"
+    root = other_classes(shapes, tmp_path, lambda categories: categories[0].update(name="unicorn"))
+    cfg = config(root, tmp_path)
+    with pytest.raises(ConfigError, match=r"lists 3 classes: unicorn, .*; the model has 3 classes: "):
+        evaluate(cfg, weights=weights, output_dir=tmp_path)
+    with pytest.raises(ConfigError, match="unicorn"):
+        infer(cfg, [str(next(shapes.rglob("*.[jp][pn]g")))], weights=weights, output_dir=tmp_path)
+    assert not list(tmp_path.glob("*.json"))
+    with pytest.raises(CheckpointError, match="was trained with the classes .*, the training set lists unicorn"):
+        train({**cfg, "epoch": 3, "save_dir": str(tmp_path)}, resume=str(weights))
+
+
+def test_fine_tuning_on_the_same_classes_in_another_order(finished, shapes, tmp_path, caplog):
+    weights = finished[0] / "run" / "model_final.pdparams"
+    names = list(CLASSES)
+    cfg = config(shapes, tmp_path)
+    own, turned, renewed = (build_model(cfg) for _ in range(3))
+    load_pretrained(own, weights, names=names)
+    load_pretrained(turned, weights, names=names[::-1])
+    for name in ("weight", "bias"):
+        np.testing.assert_array_equal(getattr(own.head.gfl_head_cls, name).numpy(),
+                                      getattr(turned.head.gfl_head_cls, name).numpy()[::-1])
+    fresh = renewed.head.gfl_head_cls.weight.numpy().copy()
+    with caplog.at_level("INFO"):
+        load_pretrained(renewed, weights, names=["a", "b", "c"])
+    assert "other classes, so these start anew: head.gfl_head_cls.weight, head.gfl_head_cls.bias" in caplog.text
+    np.testing.assert_array_equal(renewed.head.gfl_head_cls.weight.numpy(), fresh)
 
 
 def test_every_numpy_can_read_the_files(finished):
