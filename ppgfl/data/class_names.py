@@ -12,12 +12,14 @@ def placeholders(count: int) -> list[str]:
     return [f"class {i}" for i in range(count)]
 
 
-def order(trained: Sequence[str] | None, listed: Sequence[str], source: object) -> list[int]:
+def order(trained: Sequence[str] | None, listed: Sequence[str], source: object, *,
+          ambiguous: bool = False) -> list[int]:
     """For each class of a model its place in a list of classes, found by name.
 
     Args:
         trained: the model's names; None or `placeholders`: unknown, so that its classes are those of the list.
         source: where the list stands, for messages.
+        ambiguous: the list gave two classes one name, so that only their places can tell them apart.
 
     Raises: ConfigError: the two do not name the same classes.
     """
@@ -27,8 +29,13 @@ def order(trained: Sequence[str] | None, listed: Sequence[str], source: object) 
         logger.warning("%s lists the classes in another order (%s) than the model has them (%s); they are matched by "
                        "name", source, _some(listed), _some(trained))
         return [list(listed).index(name) for name in trained]
-    if len(trained) == len(listed) and placeholders(len(listed)) in (list(trained), list(listed)):  # nobody named them
-        return list(range(len(listed)))
+    if len(trained) == len(listed):
+        if placeholders(len(listed)) in (list(trained), list(listed)):  # nobody has named them
+            return list(range(len(listed)))
+        if ambiguous:
+            logger.warning("%s: two classes of one name, so its classes (%s) are matched with the model's (%s) by their "
+                           "places; give them names of their own", source, _some(listed), _some(trained))
+            return list(range(len(listed)))
     raise ConfigError(f"{source}: lists {_some(listed)}; the model has {_some(trained)}; take the annotations that "
                       "belong to the model, or give the classes its names")
 

@@ -8,6 +8,7 @@ from typing import Any
 from ..build import build_dataset, check
 from ..config.check import check_classes
 from ..data import class_names
+from ..data.annotations import SAME_NAME
 from ..data.dataset import COCODataSet
 from ..inference.detections import coco_records
 from ..inference.detector import RowDetector, open_detector
@@ -69,7 +70,8 @@ def detect_on(dataset: COCODataSet, detector: RowDetector) -> Results:
     Several processes take a share of the images each; all return all results.
     """
     category_ids = [dataset.category_ids[place] for place in
-                    class_names.order(detector.class_names, dataset.class_names, dataset.anno_path)]
+                    class_names.order(detector.class_names, dataset.class_names, dataset.anno_path,
+                                      ambiguous=bool(dataset.annotations.mended[SAME_NAME]))]
     share = dataset.records[dist.rank()::dist.world_size()]
     found = list(progress(detector.detect_records(share), total=len(share), what="evaluate"))
     # Rows are kept until here since a result takes eighteen times their memory: half a gigabyte for a million.

@@ -13,6 +13,13 @@ def test_each_class_finds_its_place(trained, listed, wanted):
     assert order(trained, listed, "a.json") == wanted
 
 
+def test_two_classes_of_one_name_are_matched_by_their_places(caplog):
+    assert order(["a", "b"], ["a (id 1)", "a (id 2)"], "a.json", ambiguous=True) == [0, 1]
+    assert "by their places; give them names of their own" in caplog.text
+    with pytest.raises(ConfigError):
+        order(["a", "b", "c"], ["a (id 1)", "a (id 2)"], "a.json", ambiguous=True)
+
+
 @pytest.mark.parametrize(("trained", "listed"), [
     (["a", "b"], ["a", "c"]), (["a", "b"], ["a"]), (["a"], ["a", "b"]), (["a", "A"], ["a", "b"]),
     (["a", "b", "b"], ["b", "a", "b"]), (["class 0", "class 1"], ["a", "b", "c"])])
