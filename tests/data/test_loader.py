@@ -12,7 +12,7 @@ import pytest
 from helpers import ROOT
 
 from ppgfl import DataError
-from ppgfl.data import loader as ppgfl_loader
+from ppgfl.data import shared_memory
 from ppgfl.data.batch import Reader
 from ppgfl.data.loader import Batches, BatchMaker, Loader
 from ppgfl.system.interrupt import StopRequest
@@ -107,7 +107,7 @@ def test_a_stop_before_the_first_batch():
 
 def test_batches_go_through_pipes_where_there_is_no_shared_memory(monkeypatch, tmp_path):
     def images(folder):
-        monkeypatch.setattr(ppgfl_loader, "SHARED_MEMORY", folder)
+        monkeypatch.setattr(shared_memory, "SHARED_MEMORY", folder)
         return [batch["image"].numpy() for batch in loader(lambda sample, rng: None, 2).epoch()]
 
     (tmp_path / "full").mkdir()
@@ -119,15 +119,15 @@ def test_batches_go_through_pipes_where_there_is_no_shared_memory(monkeypatch, t
 
 
 def test_a_full_shared_memory_leaves_nothing_behind(monkeypatch, tmp_path):
-    monkeypatch.setattr(ppgfl_loader, "SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(shared_memory, "SHARED_MEMORY", tmp_path)
     batch = {"image": np.zeros((2, 3), np.float32), "im_id": np.arange(2)}
-    shared = ppgfl_loader.SharedBatch.put(batch, "some_")
+    shared = shared_memory.SharedBatch.put(batch, "some_")
     taken = shared.take()
     assert [taken[key].tolist() for key in batch] == [batch[key].tolist() for key in batch]
 
     def full(value):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(ppgfl_loader.np, "ascontiguousarray", full)
-    assert ppgfl_loader.SharedBatch.put(batch, "some_") is batch
+    monkeypatch.setattr(shared_memory.np, "ascontiguousarray", full)
+    assert shared_memory.SharedBatch.put(batch, "some_") is batch
     assert not list(tmp_path.iterdir())
