@@ -93,7 +93,7 @@ class PadBatch:
 
 def no_memory(samples: Sequence[Sample], error: BaseException) -> DataError:
     """What is said of a batch that memory was refused for, wherever that happens."""
-    largest = max(samples, key=lambda sample: sample.get("w", 0) * sample.get("h", 0))
+    largest = max(samples, key=lambda sample: (sample.get("w") or 0) * (sample.get("h") or 0))
     mend = "set the reader's batch_size lower, or " if len(samples) > 1 else ""
     return DataError(f"there is no memory for a batch of {len(samples)}, of which the largest is {_described(largest)} "
                      f"({_reason(error)}); {mend}let Resize make pictures smaller, or leave that one out")
