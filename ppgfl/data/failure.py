@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import traceback
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing.reduction import ForkingPickler
 from typing import NoReturn
@@ -20,7 +21,7 @@ class WorkerTraceback(Exception):
 class Failure:
     """What a worker hands over instead of a batch. Not every exception may travel: one that cannot be pickled would
     arrive as another, one that cannot be unpickled breaks the pool, StopIteration, GeneratorExit and SystemExit would
-    end the round or the program as if all were well.
+    end the round or the program as if all were well, and a broken pool of somebody else would pass for the loader's.
 
     Attributes:
         error: the exception, or None for one of these.
@@ -41,7 +42,7 @@ class Failure:
             text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
         except Exception:  # of a class that is broken itself
             text = text or name
-        ordinary = isinstance(error, Exception) and not isinstance(error, StopIteration)
+        ordinary = isinstance(error, Exception) and not isinstance(error, (StopIteration, BrokenProcessPool))
         if not ordinary or (to_another_process and not _travels(error)):
             return cls(None, name, text)
         assert isinstance(error, Exception)

@@ -37,8 +37,8 @@ def _of_warmup(cfg: dict[str, Any], schedule: Schedule, epochs: int) -> Iterator
         return
     key = key_of(cfg, 1, "epochs" if warmup.in_epochs else "steps")
     if length > steps:
-        yield (f"{key}: the warm-up takes {length} steps and the whole run has {steps} ({epochs} epochs of "
-               f"{schedule.steps_per_epoch}), so the rate never gets beyond {schedule.factor(steps - 1):.3g} of "
+        yield (f"{key}: the warm-up takes {length} steps and the whole run has {steps} (epoch: {epochs}, of "
+               f"{schedule.steps_per_epoch} each), so the rate never gets beyond {schedule.factor(steps - 1):.3g} of "
                "base_lr; set it lower")
         return
     milestones = schedule.decay.milestones if isinstance(schedule.decay, PiecewiseDecay) else ()
@@ -70,6 +70,8 @@ def _of_cosine(cfg: dict[str, Any], schedule: Schedule, decay: CosineDecay, epoc
     key, steps = key_of(cfg, 0, "max_epochs"), schedule.steps_per_epoch
     end = decay.max_epochs - decay.last_plateau_epochs
     lowest = f"{decay.min_lr_ratio:g} of base_lr" if decay.min_lr_ratio else "0, and nothing is learnt any more"
+    if schedule.warmup_steps > epochs * steps:  # it does not come that far, as is said already
+        return
     if end * steps <= schedule.warmup_steps:
         yield (f"{key}: {decay.max_epochs}, less last_plateau_epochs ({decay.last_plateau_epochs}), is {end * steps} "
                f"steps, and the warm-up takes {schedule.warmup_steps}: after it the rate is {lowest}; set max_epochs "

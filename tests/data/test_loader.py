@@ -6,12 +6,17 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
+from concurrent.futures.process import BrokenProcessPool
+from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 from helpers import ROOT
 
 from ppgfl import DataError
+from ppgfl.data import loader as ppgfl_loader
 from ppgfl.data import shared_memory
 from ppgfl.data.batch import Reader
 from ppgfl.data.loader import Batches, BatchMaker, Loader
@@ -23,6 +28,30 @@ RECORDS = [{"im_id": i, "image": np.full((4, 4, 3), i, np.uint8)} for i in range
 def broken(sample, rng=None):
     if sample["im_id"] == 5:
         raise KeyError("a transform's mistake")
+
+
+class CannotBePickled(Exception):
+    def __init__(self):
+        super().__init__("a transform's mistake")
+        self.lock = threading.Lock()
+
+
+class CannotBeUnpickled(Exception):
+    def __init__(self, one, two):
+        super().__init__("a transform's mistake")
+
+
+class CannotBeShown(Exception):
+    def __str__(self):
+        raise RuntimeError("no text")
+
+
+MISTAKES = {kind.__name__: kind("a transform's mistake") for kind in (
+    ValueError, RuntimeError, AssertionError, RecursionError, EOFError, StopIteration, StopAsyncIteration, GeneratorExit,
+    SystemExit, KeyboardInterrupt, BaseException, BrokenProcessPool)}
+MISTAKES |= {"ENOSPC": OSError(28, "a transform's mistake"), "cv2": cv2.error("a transform's mistake"),
+             "text": UnicodeDecodeError("utf-8", b"\xff", 0, 1, "a transform's mistake"),
+             "pickle": CannotBePickled(), "unpickle": CannotBeUnpickled(1, 2), "show": CannotBeShown()}
 
 
 def endless(sample, rng=None):
@@ -54,6 +83,90 @@ def test_any_exception_reaches_the_caller_with_its_cause(workers):
         for batch in loader(broken, workers).epoch():
             seen += batch["im_id"].numpy().tolist()
     assert seen == [0, 1, 2, 3]
+    assert not workers_left()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_every_kind_of_exception_ends_the_round_with_its_cause(workers):
+    for kind, mistake in MISTAKES.items():
+        def transform(sample, rng, mistake=mistake):
+            if sample["im_id"] == 3:
+                raise mistake
+
+        seen = []
+        with pytest.raises(Exception) as caught:  # noqa: PT011  of many kinds
+            for batch in loader(transform, workers).epoch():
+                seen += batch["im_id"].numpy().tolist()
+        name = type(mistake).__name__
+        shown = "".join(traceback.format_exception(caught.type, caught.value, caught.tb))
+        assert seen == [0, 1], kind
+        assert name in shown, kind
+        assert "test_loader.py" in shown, kind
+        assert "in transform" in shown, kind  # the traceback of where it arose
+        assert kind == "show" or "a transform's mistake" in shown, kind
+        assert not issubclass(caught.type, DataError), kind
+        if workers == 0 and isinstance(mistake, Exception) and kind not in ("StopIteration", "BrokenProcessPool"):
+            assert caught.value is mistake
+    assert not workers_left()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("error", "found"), [
+    (MemoryError("no 9 GiB"), "3.png .50 x 40 pixels.: there is no memory to prepare it .no 9 GiB.; make it smaller"),
+    (OSError(12, "Cannot allocate memory"), "3.png .50 x 40 pixels.: there is no memory")])
+def test_a_picture_that_memory_is_refused_for_is_named(workers, error, found):
+    def transform(sample, rng):
+        sample.update(im_file=f"{sample['im_id']}.png", w=50, h=40)
+        if sample["im_id"] == 3:
+            raise error
+
+    with pytest.raises(DataError, match=found):
+        list(loader(transform, workers).epoch())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("place", ["batch transform", "stack", "hand-over"])
+def test_a_batch_that_memory_is_refused_for_is_described(workers, place, monkeypatch):
+    records = [{**record, "im_file": f"{i}.png", "w": 10 * i, "h": 10} for i, record in enumerate(RECORDS)]
+
+    def refuse(*args):
+        raise MemoryError("no 9 GiB")
+
+    if place == "stack":
+        monkeypatch.setattr("ppgfl.data.batch.np.stack", refuse)
+    elif place == "hand-over":
+        monkeypatch.setattr(ppgfl_loader, "paddle", SimpleNamespace(to_tensor=refuse))
+    reader = Reader([], [refuse] if place == "batch transform" else [])
+    for size, mend in ((3, "set the reader's batch_size lower, or let Resize"), (1, ".no 9 GiB.; let Resize")):
+        with pytest.raises(DataError, match=rf"memory for a batch of {size}, .* {size - 1}.png .*{mend}"):
+            list(Loader(BatchMaker(records, reader), Batches(12, size), workers).epoch())
+
+
+def test_a_worker_that_crashes_is_not_blamed_on_memory_alone():
+    def crash(sample, rng):
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+    with pytest.raises(DataError, match="has crashed .exit code -11., by a fault of a library"):
+        list(loader(crash, 2).epoch())
+
+
+def test_a_worker_that_cannot_be_started_is_one_line(monkeypatch):
+    def refuse(*args):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", refuse)
+    with pytest.raises(DataError, match="worker_num: 2 processes cannot be started.*unavailable; set it lower"):
+        list(loader(broken, 2).epoch())
+
+
+def test_an_exception_in_the_order_of_batches():
+    class Wrong(Batches):
+        def indices(self, epoch=0):
+            yield [0]
+            raise KeyError("order")
+
+    with pytest.raises(KeyError, match="order"):
+        list(Loader(BatchMaker(RECORDS, Reader([], [])), Wrong(12, 1), 2).epoch())
     assert not workers_left()
 
 
