@@ -47,7 +47,7 @@ class CannotBeShown(Exception):
 
 
 MISTAKES = {kind.__name__: kind("a transform's mistake") for kind in (
-    ValueError, RuntimeError, AssertionError, RecursionError, EOFError, StopIteration, StopAsyncIteration, GeneratorExit,
+    ValueError, RuntimeError, AssertionError, RecursionError, EOFError, StopIteration, GeneratorExit,
     SystemExit, KeyboardInterrupt, BaseException, BrokenProcessPool)}
 MISTAKES |= {"ENOSPC": OSError(28, "a transform's mistake"), "cv2": cv2.error("a transform's mistake"),
              "text": UnicodeDecodeError("utf-8", b"\xff", 0, 1, "a transform's mistake"),

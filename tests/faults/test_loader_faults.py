@@ -1,4 +1,4 @@
-"""An exception at any place of the loader ends train, eval and infer within seconds, with its cause and the right code."""
+"""An exception anywhere in the loader ends train, eval and infer within seconds, with its cause and the right code."""
 import json
 import os
 import subprocess
@@ -17,9 +17,10 @@ KINDS = ["KeyError", "ValueError", "MemoryError", "ENOSPC", "ENOSPC with a path"
          "StopIteration", "GeneratorExit", "unpicklable", "not to be unpickled", "without text", "SystemExit",
          "KeyboardInterrupt", "RecursionError", "AssertionError", "UnicodeDecodeError", "DataError", "BrokenPipeError",
          "EOFError", "ENOMEM", "BaseException", "TimeoutError", "BrokenProcessPool"]
-SHOWN = {"ENOSPC": "OSError", "ENOSPC with a path": "/dev/shm/injected: the disk is full", "cv2.error": "error: injected",
-         "unpicklable": "CannotBePickled: injected", "not to be unpickled": "CannotBeUnpickled: injected",
-         "without text": "CannotBeShown", "DataError": "error: injected", "MemoryError": "injected", "ENOMEM": "injected"}
+SHOWN = {"ENOSPC": "OSError", "ENOSPC with a path": "/dev/shm/injected: the disk is full",
+         "cv2.error": "error: injected", "unpicklable": "CannotBePickled: injected",
+         "not to be unpickled": "CannotBeUnpickled: injected", "without text": "CannotBeShown",
+         "DataError": "error: injected", "MemoryError": "injected", "ENOMEM": "injected"}
 MENDED = ("DataError", "MemoryError", "ENOMEM", "ENOSPC with a path")  # by the user: a line, and exit code 2
 UNREADABLE = {"reading": ("ENOSPC", "BrokenPipeError", "TimeoutError"), "decoding": ("cv2.error",)}  # these too
 COMMON = ["reading", "the reader", "decoding", "Decode", "NormalizeImage", "Permute", "PadBatch", "collate", "order",
@@ -31,7 +32,7 @@ SECONDS = 5.0  # that a command may take to end
 
 
 def cases(commands):
-    """Each place of each command with 0 and 2 workers, each with another kind; with PPGFL_INJECT=all with every kind."""
+    """Each place of each command with 0 and 2 workers, each with another kind; PPGFL_INJECT=all: with every kind."""
     made, number = [], 0
     for command, arguments in commands.items():
         for workers in (0, 2):
@@ -55,8 +56,8 @@ def test_every_exception_at_every_place(shapes, tmp_path):
     todo = tmp_path / "cases.json"
     todo.write_text(json.dumps(cases(commands)))
     before = {name for name in os.listdir("/dev/shm") if name.startswith("ppgfl_")}
-    done = subprocess.run([sys.executable, str(Path(__file__).with_name("inject.py")), str(tmp_path)], cwd=ROOT, text=True,
-                          stdout=subprocess.PIPE, timeout=3600, check=True)
+    done = subprocess.run([sys.executable, str(Path(__file__).with_name("inject.py")), str(tmp_path)], cwd=ROOT,
+                          text=True, stdout=subprocess.PIPE, timeout=7200, check=True)
     ended = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert len(ended) == len(json.loads(todo.read_text()))
     wrong = {f"{one['command']}, {one['workers']} workers, {one['place']}, {one['kind']}": message
@@ -66,7 +67,7 @@ def test_every_exception_at_every_place(shapes, tmp_path):
     assert {name for name in os.listdir("/dev/shm") if name.startswith("ppgfl_")} <= before
 
 
-def fault_of(one):
+def fault_of(one):  # noqa: PLR0911
     """What is wrong with how a command has ended, or None."""
     kind, errors = one["kind"], one["stderr"]
     mended = kind in (*MENDED, *UNREADABLE.get(one["place"], ()))

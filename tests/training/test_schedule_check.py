@@ -20,8 +20,8 @@ def piecewise(*milestones, **more):
 
 @pytest.mark.parametrize(("decay", "warmup", "epochs", "words"), [
     (piecewise(), LinearWarmup(30, 0.0), 3, None),
-    (piecewise(), LinearWarmup(31, 0.0), 3, "schedulers.1.steps: the warm-up takes 31 steps and the whole run has 30 (ep"
-                                            "och: 3, of 10 each), so the rate never gets beyond 0.935 of base_lr"),
+    (piecewise(), LinearWarmup(31, 0.0), 3, "schedulers.1.steps: the warm-up takes 31 steps and the whole run has 30 "
+                                            "(epoch: 3, of 10 each), so the rate never gets beyond 0.935 of base_lr"),
     (piecewise(), LinearWarmup(5, 0.0, epochs=4), 3, "schedulers.1.epochs: the warm-up takes 40 steps"),
     (piecewise(), LinearWarmup(5, 0.0, epochs=4, epochs_first=False), 3, None),
     (piecewise(), ExpWarmup(500), 3, "never gets beyond 0.00336 of base_lr"),
@@ -36,13 +36,13 @@ def piecewise(*milestones, **more):
     (piecewise(0, 1), None, 3, "[0] come before the first step"),
     (PiecewiseDecay(values=[1.0, 0.0], milestones=[1]), None, 3, "the rate is 0 in 2 of 3 epochs, the first of them 2"),
     (CosineDecay(3), LinearWarmup(5), 3, None),
-    (CosineDecay(2), None, 3, "schedulers.0.max_epochs: 2, but the run has 3 epochs: from epoch 3 on the rate is 0, and"),
+    (CosineDecay(2), None, 3, "max_epochs: 2, but the run has 3 epochs: from epoch 3 on the rate is 0, and"),
     (CosineDecay(2, min_lr_ratio=0.05), None, 3, "from epoch 3 on the rate is 0.05 of base_lr; set it to 3"),
     (CosineDecay(4), None, 3, "max_epochs: 4, but the run ends after 3 epochs, at 0.175 of base_lr; set it to 3"),
     (CosineDecay(4, last_plateau_epochs=1, min_lr_ratio=0.1), None, 3, None),
     (CosineDecay(3, last_plateau_epochs=1), None, 3, "the rate is 0 in 1 of 3 epochs, the first of them 3"),
     (CosineDecay(3, last_plateau_epochs=1, min_lr_ratio=0.1), None, 3, None),
-    (CosineDecay(3, last_plateau_epochs=3), None, 3, "3, less last_plateau_epochs (3), is 0 steps, and the warm-up takes 0"),
+    (CosineDecay(3, last_plateau_epochs=3), None, 3, "last_plateau_epochs (3), is 0 steps, and the warm-up takes 0"),
     (CosineDecay(1), LinearWarmup(10), 3, "is 10 steps, and the warm-up takes 10: after it the rate is 0"),
 ])
 def test_findings_by_pencil(decay, warmup, epochs, words):

@@ -42,7 +42,7 @@ def test_within_an_epoch_by_pencil(shapes, tmp_path, saved, caplog, steps, done,
 
 @pytest.mark.parametrize(("epoch", "done", "step", "said"), [(2, 6, 22, True), (2, 6, 14, False), (0, 3, 3, False)])
 def test_a_checkpoint_without_the_number_of_steps(shapes, tmp_path, caplog, epoch, done, step, said):
-    """As those of ppgfl 0.1: 22 steps less 6 in 2 epochs are 8 an epoch, 14 less 6 are 4; 3 in the first say nothing."""
+    """As those of ppgfl 0.1: 22 steps less 6 in 2 epochs are 8 an epoch, 14 less 6 are 4; 3 in the first are 3."""
     state = state_of(shapes, tmp_path, 4)
     progress = state.progress
     progress.epoch, progress.done, progress.step, progress.steps_per_epoch = epoch, done, step, 0
