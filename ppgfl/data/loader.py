@@ -14,7 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing.process import BaseProcess
-from typing import Union
+from typing import Any, Union
 
 import cv2
 import numpy as np
@@ -176,12 +176,14 @@ class Loader:
                 raise DataError(f"a worker process of the data loader {_end_of(workers)}; set worker_num or the "
                                 "reader's batch_size lower") from error
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for worker in set(multiprocessing.active_children()) - others if waiting else ():
-                worker.terminate()  # it works on what nobody wants any more
-                worker.join(5)
-            if self.workers:
-                pool.shutdown()  # what the pool has of this process is closed before it may end
+            if waiting and isinstance(pool, ProcessPoolExecutor):  # its workers make what nobody wants any more
+                results: Any = pool._result_queue  # private: half a batch in the pipe must not be waited for
+                results._writer.close()
+                for worker in set(multiprocessing.active_children()) - others:
+                    worker.kill()  # SIGTERM may find it forked just now, where Paddle's handler can hang
+                    worker.join(5)
+            # What the pool has of this process is closed before it may end; a thread cannot be ended.
+            pool.shutdown(wait=bool(self.workers), cancel_futures=True)
             remove_shared(prefix)
 
     def _pool(self, prefix: str) -> Executor:
@@ -236,6 +238,8 @@ def _result(future: Future[Made], stop: interrupt.StopRequest | None) -> Made | 
 
 def _end_of(workers: set[BaseProcess]) -> str:
     """How the worker that broke the pool has ended; the pool itself ends the others with SIGTERM."""
+    for worker in workers:
+        worker.join(1)
     codes = {worker.exitcode for worker in workers} - {None, 0, -signal.SIGTERM}
     if not codes or -signal.SIGKILL in codes:
         return "was ended from outside, most often by the system because memory ran out"

@@ -144,7 +144,8 @@ def test_a_batch_that_memory_is_refused_for_is_described(workers, place, monkeyp
 
 def test_a_worker_that_crashes_is_not_blamed_on_memory_alone():
     def crash(sample, rng):
-        os.kill(os.getpid(), signal.SIGSEGV)
+        if sample["im_id"] == 5:
+            os.kill(os.getpid(), signal.SIGSEGV)
 
     with pytest.raises(DataError, match="has crashed .exit code -11., by a fault of a library"):
         list(loader(crash, 2).epoch())
@@ -202,6 +203,26 @@ def test_a_round_that_is_left_early_leaves_no_worker():
     assert multiprocessing.active_children()
     batches.close()
     assert not workers_left()
+
+
+def test_a_round_that_is_left_amid_a_batch_in_a_pipe_ends():
+    """Half a batch would be waited for for ever."""
+    code = f"""
+import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests" / "data")!r}, {str(ROOT / "tests")!r}]
+import test_loader, time
+from pathlib import Path
+import numpy as np
+test_loader.shared_memory.SHARED_MEMORY = Path("none")
+test_loader.RECORDS[:] = [{{"im_id": i, "image": np.zeros((3, 500, 900), np.float32)}} for i in range(12)]
+for milliseconds in (0, 5, 20):
+    batches = test_loader.loader(lambda sample, rng: None, 2).epoch()
+    next(batches)
+    time.sleep(milliseconds / 1000)
+    batches.close()
+print("closed")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=True)
+    assert done.stdout == "closed\n"
 
 
 def test_a_round_starts_where_it_is_told_to():
