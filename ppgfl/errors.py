@@ -27,7 +27,7 @@ class ExportError(UserError):
 
 
 class TrainingError(UserError):
-    """Training cannot go on: a loss is not finite."""
+    """Training cannot go on: a loss is not finite, or there is no memory for a step."""
 
 
 class Interrupted(KeyboardInterrupt):

@@ -87,8 +87,12 @@ class LinearWarmup:
     epochs: int | None = None
     epochs_first: bool = True
 
+    @property
+    def in_epochs(self) -> bool:
+        return bool(self.epochs and self.epochs_first)
+
     def length(self, steps_per_epoch: int) -> int:
-        return max(1, self.epochs * steps_per_epoch if self.epochs and self.epochs_first else self.steps)
+        return max(1, (self.epochs or 0) * steps_per_epoch if self.in_epochs else self.steps)
 
     def factor(self, done: float) -> float:
         return self.start_factor * (1 - done) + done
@@ -108,24 +112,47 @@ class ExpWarmup:
     epochs: int | None = None
     power: int = 2
 
+    @property
+    def in_epochs(self) -> bool:
+        return self.epochs is not None
+
     def length(self, steps_per_epoch: int) -> int:
-        return max(1, self.epochs * steps_per_epoch if self.epochs is not None else self.steps)
+        return max(1, (self.epochs or 0) * steps_per_epoch if self.in_epochs else self.steps)
 
     def factor(self, done: float) -> float:
         return done**self.power
 
 
+class Schedule(LRScheduler):
+    """The rate of each step: `decay` after `warmup` (may be None); call step() once per iteration.
+
+    Its `last_epoch`, which is Paddle's name and stands in checkpoints, counts steps: a run that is in epoch e (from 0)
+    with d steps of it done is at e * steps_per_epoch + d.
+    """
+
+    def __init__(self, base_lr: float, decay: PiecewiseDecay | CosineDecay, warmup: LinearWarmup | ExpWarmup | None,
+                 steps_per_epoch: int) -> None:
+        self.decay = decay
+        self.warmup = warmup if decay.use_warmup else None
+        self.steps_per_epoch = steps_per_epoch
+        self.warmup_steps = self.warmup.length(steps_per_epoch) if self.warmup else 0
+        super().__init__(base_lr)
+
+    def factor(self, step: int) -> float:
+        """The share of the base rate in a step, from 0."""
+        if self.warmup is not None and step < self.warmup_steps:
+            return self.warmup.factor(step / self.warmup_steps)
+        return self.decay.factor(step, self.steps_per_epoch, self.base_lr, self.warmup_steps)
+
+    def get_lr(self) -> float:
+        """The rate of the step that comes next."""
+        return self.base_lr * self.factor(self.last_epoch)
+
+
 def make_schedule(base_lr: float, decay: PiecewiseDecay | CosineDecay, warmup: LinearWarmup | ExpWarmup | None,
-                  steps_per_epoch: int) -> LRScheduler:
-    """A paddle LRScheduler of `decay` after `warmup` (may be None); call its step() once per iteration."""
-    warmup_steps = warmup.length(steps_per_epoch) if warmup and decay.use_warmup else 0
-
-    def factor(step: int) -> float:
-        if warmup is not None and step < warmup_steps:
-            return warmup.factor(step / warmup_steps)
-        return decay.factor(step, steps_per_epoch, base_lr, warmup_steps)
-
-    return paddle.optimizer.lr.LambdaDecay(base_lr, factor)
+                  steps_per_epoch: int) -> Schedule:
+    """A `Schedule`, as it stands before the first step."""
+    return Schedule(base_lr, decay, warmup, steps_per_epoch)
 
 
 OPTIMIZERS = {"Momentum": paddle.optimizer.Momentum, "SGD": paddle.optimizer.SGD, "Adam": paddle.optimizer.Adam,
@@ -168,9 +195,9 @@ def make_optimizer(model: nn.Layer, schedule: LRScheduler, *, optimizer: Mapping
             from error
 
 
-def step_schedule(optimizer: Optimizer) -> None:
-    """Let the schedule of an optimizer of `make_optimizer` go on by one iteration."""
-    optimizer._learning_rate.step()  # Paddle, private: the schedule that it was given
+def schedule_of(optimizer: Optimizer) -> Schedule:
+    """The schedule that an optimizer of `make_optimizer` was given."""
+    return optimizer._learning_rate  # Paddle, private: no public name
 
 
 class EMA:

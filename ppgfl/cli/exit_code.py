@@ -37,6 +37,10 @@ def _mistake(error: BaseException) -> str | None:
     """What the user can mend, in one line, or None for a bug."""
     if isinstance(error, OSError):
         return atomic_write.explain(error)
+    if isinstance(error, MemoryError):
+        reason = [line.strip() for line in str(error).splitlines() if line.strip()][-1:]
+        return ": ".join(["there is no memory for this", *reason]) + "; set batch_size or worker_num lower, or take " \
+            "smaller pictures"
     if not isinstance(error, UserError):
         return None
     if isinstance(error, CheckpointError) and error.report is not None:

@@ -9,7 +9,8 @@ from typing import Any, Optional
 
 import numpy as np
 
-from ..errors import ConfigError
+from ..errors import ConfigError, DataError
+from .image import is_out_of_memory
 
 Sample = dict[str, Any]
 Batch = dict[str, np.ndarray]
@@ -38,15 +39,27 @@ class Reader:
         Raises: DataError.
         """
         sample = dict(record)
-        for transform in self.sample_transforms:
-            transform(sample, rng)
+        try:
+            for transform in self.sample_transforms:
+                transform(sample, rng)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise DataError(f"{_described(sample)}: there is no memory to prepare it ({_reason(error)}); make it "
+                                "smaller, leave it out, or set worker_num lower if it is not 0") from error
+            raise
         return sample
 
     def batch(self, samples: list[Sample]) -> Batch:
-        """Transformed samples -> a batch."""
-        for transform in self.batch_transforms:
-            samples = transform(samples)
-        return collate(samples)
+        """Transformed samples -> a batch. Raises DataError where there is no memory for it."""
+        given = samples
+        try:
+            for transform in self.batch_transforms:
+                samples = transform(samples)
+            return collate(samples)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise no_memory(given, error) from error
+            raise
 
     def __call__(self, images: Iterable[np.ndarray | str | os.PathLike[str]]) -> Batch:
         """Images, each [H, W, 3] uint8 BGR or the path of a file -> a batch. Raises DataError."""
@@ -76,6 +89,25 @@ class PadBatch:
             target[:, :h, :w] = sample["image"]
             sample["image"] = target
         return samples
+
+
+def no_memory(samples: Sequence[Sample], error: BaseException) -> DataError:
+    """What is said of a batch that memory was refused for, wherever that happens."""
+    largest = max(samples, key=lambda sample: (sample.get("w") or 0) * (sample.get("h") or 0))
+    mend = "set the reader's batch_size lower, or " if len(samples) > 1 else ""
+    return DataError(f"there is no memory for a batch of {len(samples)}, of which the largest is {_described(largest)} "
+                     f"({_reason(error)}); {mend}let Resize make pictures smaller, or leave that one out")
+
+
+def _described(sample: Sample) -> str:
+    """A picture by its file, and its size where that is known."""
+    name = sample.get("im_file") or f"image {sample.get('im_id')}"
+    return f"{name} ({sample['w']} x {sample['h']} pixels)" if sample.get("w") and sample.get("h") else str(name)
+
+
+def _reason(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__
 
 
 def collate(samples: list[Sample]) -> Batch:

@@ -33,8 +33,8 @@ def order(trained: Sequence[str] | None, listed: Sequence[str], source: object, 
         if placeholders(len(listed)) in (list(trained), list(listed)):  # nobody has named them
             return list(range(len(listed)))
         if ambiguous:
-            logger.warning("%s: two classes of one name, so its classes (%s) are matched with the model's (%s) by their "
-                           "places; give them names of their own", source, _some(listed), _some(trained))
+            logger.warning("%s: two classes of one name, so its classes (%s) are matched with the model's (%s) by "
+                           "their places; give them names of their own", source, _some(listed), _some(trained))
             return list(range(len(listed)))
     raise ConfigError(f"{source}: lists {_some(listed)}; the model has {_some(trained)}; take the annotations that "
                       "belong to the model, or give the classes its names")

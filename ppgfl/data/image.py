@@ -2,6 +2,7 @@
 network's input is RGB, which `transforms.Decode` makes of it."""
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -59,8 +60,9 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     """
     try:
         data = np.fromfile(path, dtype=np.uint8)  # cv2.imread fails on non-ASCII paths under Windows
-    except OSError as error:
-        raise DataError(f"{os.path.abspath(path)}: cannot be read: {error.strerror or error}") from error
+    except (OSError, MemoryError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{os.path.abspath(path)}: cannot be read: {reason}") from error
     if _is_truncated(data):
         raise DataError(f"{path}: the image is truncated (it ends after {data.size:,} bytes); copy it again")
     try:
@@ -70,10 +72,18 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
         if "CV_IO_MAX_IMAGE" in reason:
             reason = ("it has, or claims, more pixels than OPENCV_IO_MAX_IMAGE_PIXELS allows (268,435,456 unless that "
                       "variable says otherwise); cut it into pieces, or set the variable higher")
+        elif is_out_of_memory(error):
+            reason = f"there is no memory for its pixels; make it smaller, or leave it out ({reason})"
         raise DataError(f"{path}: the image cannot be decoded: {reason}") from error
     if image is None:
         raise DataError(f"{path}: not an image that can be decoded ({data.size:,} bytes); replace or remove it")
     return image
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was refused: by Python, numpy or Paddle, by OpenCV, or by the system."""
+    return (isinstance(error, MemoryError) or isinstance(error, OSError) and error.errno == errno.ENOMEM
+            or getattr(error, "code", None) == cv2.Error.StsNoMem)
 
 
 def write_image(path: str, image: np.ndarray) -> None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
-from typing import Union
+from multiprocessing.process import BaseProcess
+from typing import Any, Union
 
 import cv2
 import numpy as np
@@ -23,13 +24,17 @@ from paddle import Tensor
 from ..errors import DataError
 from ..system import interrupt
 from ..system.log import logger
-from .batch import Batch, Reader, Sample
-from .image import read_image
+from .batch import Batch, Reader, Sample, no_memory
+from .failure import Failure
+from .image import is_out_of_memory, read_image
+from .shared_memory import SharedBatch, remove_shared
 
 POLICIES = ("error", "skip")  # what becomes of an image that cannot be read
 AHEAD = 2  # batches of each worker that wait to be used
-SHARED_MEMORY = Path("/dev/shm")  # of Linux; elsewhere, and where it is full, batches go through pipes
 POLL_SECONDS = 0.5  # how often a request to stop is looked at while waiting for a batch
+# A batch and messages about images that were left out, or why there is none.
+Made = Union[tuple[Union[Batch, SharedBatch], list[str]], Failure]
+_numbers = itertools.count()  # of the rounds of this process
 
 
 @dataclass(frozen=True)
@@ -139,43 +144,47 @@ class Loader:
             first: batches to leave out at the front.
             stop: ends the round when it is set, also while a batch is waited for.
 
-        Raises: DataError; whatever else fails while a batch is made, with the traceback of the worker.
+        Raises: DataError; whatever else fails while a batch is made, with the traceback of the worker (as a
+            RuntimeError where that exception could not be raised here).
         """
-        places = islice(self.batches.indices(epoch), first, None)
+        places = self.batches.indices(epoch)
         others = set(multiprocessing.active_children())
         prefix = f"ppgfl_{os.getpid()}_{next(_numbers)}_"
         pool = self._pool(prefix)
-        make = _make_in_worker if self.workers else self.maker
-        waiting: deque[Future[Made]] = deque()
+        waiting: deque[tuple[list[int], Future[Made]]] = deque()
+        workers: set[BaseProcess] = set()
         skipped = 0
         try:
-            waiting.extend(pool.submit(make, epoch, some) for some in islice(places, AHEAD * max(1, self.workers)))
+            places = islice(places, first, None)
+            waiting.extend(self._submit(pool, epoch, some) for some in islice(places, AHEAD * max(1, self.workers)))
             while waiting:
-                made = _result(waiting[0], stop)
-                if made is None:
+                workers |= set(multiprocessing.active_children()) - others
+                received = self._receive(*waiting[0], stop)
+                if received is None:
                     return
                 waiting.popleft()
-                waiting.extend(pool.submit(make, epoch, some) for some in islice(places, 1))
-                batch, messages = made
-                batch = batch.take() if isinstance(batch, SharedBatch) else batch
+                waiting.extend(self._submit(pool, epoch, some) for some in islice(places, 1))
+                batch, messages = received
                 for message in messages:
                     logger.warning("skipped: %s", message)
                 skipped += len(messages)
                 if batch:
-                    yield {key: paddle.to_tensor(value) for key, value in batch.items()}
+                    yield batch
             _count(skipped)
         except BrokenProcessPool as error:
             if not stop:  # else the signal was for the workers too
-                raise DataError("a worker process of the data loader was ended from outside, most often by the system "
-                                "because memory ran out; set worker_num or the reader's batch_size lower") from error
+                raise DataError(f"a worker process of the data loader {_end_of(workers)}; set worker_num or the "
+                                "reader's batch_size lower") from error
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for worker in set(multiprocessing.active_children()) - others if waiting else ():
-                worker.terminate()  # it works on what nobody wants any more
-                worker.join(5)
-            if self.workers:
-                pool.shutdown()  # what the pool has of this process is closed before it may end
-            _remove_shared(prefix)
+            if waiting and isinstance(pool, ProcessPoolExecutor):  # its workers make what nobody wants any more
+                results: Any = pool._result_queue  # private: half a batch in the pipe must not be waited for
+                results._writer.close()
+                for worker in set(multiprocessing.active_children()) - others:
+                    worker.kill()  # SIGTERM may find it forked just now, where Paddle's handler can hang
+                    worker.join(5)
+            # What the pool has of this process is closed before it may end; a thread cannot be ended.
+            pool.shutdown(wait=bool(self.workers), cancel_futures=True)
+            remove_shared(prefix)
 
     def _pool(self, prefix: str) -> Executor:
         if not self.workers:
@@ -185,6 +194,39 @@ class Loader:
             self.workers, mp_context=multiprocessing.get_context("fork" if "fork" in methods else None),
             initializer=_start_worker, initargs=(self.maker, prefix, os.getpid()))
 
+    def _submit(self, pool: Executor, epoch: int, places: list[int]) -> tuple[list[int], Future[Made]]:
+        make: Callable[[int, list[int]], Made] = _make_in_worker if self.workers else self._make_in_thread
+        try:
+            return places, pool.submit(make, epoch, places)
+        except (OSError, RuntimeError) as error:
+            if isinstance(error, BrokenProcessPool):
+                raise
+            raise DataError(f"worker_num: {self.workers} processes cannot be started: {error}; set it lower, or raise "
+                            "the limits of memory, processes and open files (ulimit)") from error
+
+    def _make_in_thread(self, epoch: int, places: list[int]) -> Made:
+        try:
+            return self.maker(epoch, places)
+        except BaseException as error:
+            return Failure.of(error, to_another_process=False)
+
+    def _receive(self, places: list[int], future: Future[Made],
+                 stop: interrupt.StopRequest | None) -> tuple[dict[str, Tensor], list[str]] | None:
+        """A batch and messages about images that were left out, or None once `stop` is set."""
+        try:
+            made = _result(future, stop)
+            if made is None:
+                return None
+            if isinstance(made, Failure):
+                made.raise_again()
+            batch, messages = made
+            arrays = batch.take() if isinstance(batch, SharedBatch) else batch
+            return {key: paddle.to_tensor(value) for key, value in arrays.items()}, messages
+        except (MemoryError, OSError) as error:  # on its way here
+            if not is_out_of_memory(error):
+                raise
+            raise no_memory([self.maker.records[place] for place in places], error) from error
+
 
 def _result(future: Future[Made], stop: interrupt.StopRequest | None) -> Made | None:
     """What a future gives, or None once `stop` is set."""
@@ -192,6 +234,16 @@ def _result(future: Future[Made], stop: interrupt.StopRequest | None) -> Made | 
         if wait([future], timeout=POLL_SECONDS).done:
             return future.result()
     return None
+
+
+def _end_of(workers: set[BaseProcess]) -> str:
+    """How the worker that broke the pool has ended; the pool itself ends the others with SIGTERM."""
+    for worker in workers:
+        worker.join(1)
+    codes = {worker.exitcode for worker in workers} - {None, 0, -signal.SIGTERM}
+    if not codes or -signal.SIGKILL in codes:
+        return "was ended from outside, most often by the system because memory ran out"
+    return f"has crashed (exit code {', '.join(map(str, codes))}), by a fault of a library or for lack of memory"
 
 
 # --- in a worker process
@@ -209,67 +261,20 @@ def _start_worker(maker: BatchMaker, prefix: str, main_process: int) -> None:
 
 
 def _make_in_worker(epoch: int, places: list[int]) -> Made:
-    assert _maker is not None
-    batch, skipped = _maker(epoch, places)
-    return SharedBatch.put(batch, f"{_prefix}{os.getpid()}_"), skipped
+    try:
+        assert _maker is not None
+        batch, skipped = _maker(epoch, places)
+        return SharedBatch.put(batch, f"{_prefix}{os.getpid()}_"), skipped
+    except BaseException as error:
+        return Failure.of(error, to_another_process=True)
 
 
 def _exit_with(main_process: int) -> None:
     """End when the main process was killed: a worker would wait for it for ever."""
     while os.getppid() == main_process:
         time.sleep(1)
-    _remove_shared(_prefix)
+    remove_shared(_prefix)
     os._exit(1)
-
-
-# --- from a worker process to the main one
-
-
-@dataclass(frozen=True)
-class SharedBatch:
-    """A batch in a file of shared memory, which costs the main process a third of what a pipe does.
-
-    Attributes:
-        path: of the file.
-        layout: (key, dtype, shape, place in the file) of each array.
-    """
-
-    path: Path
-    layout: list[tuple[str, np.dtype, tuple[int, ...], int]]
-
-    @classmethod
-    def put(cls, batch: Batch, prefix: str) -> SharedBatch | Batch:
-        """Write the file, or return the batch itself where there is no room for it."""
-        if not batch or not SHARED_MEMORY.is_dir():
-            return batch
-        path = SHARED_MEMORY / f"{prefix}{next(_numbers)}"
-        layout = []
-        try:
-            with open(path, "wb") as file:
-                for key, value in batch.items():
-                    file.seek(-(-file.tell() // 64) * 64)  # aligned for every dtype
-                    layout.append((key, value.dtype, value.shape, file.tell()))
-                    file.write(np.ascontiguousarray(value).data)
-        except OSError:
-            path.unlink(missing_ok=True)
-            return batch
-        return cls(path, layout)
-
-    def take(self) -> Batch:
-        """The batch, whose memory is free again as soon as nobody holds it."""
-        data = np.memmap(self.path, np.uint8, "r")
-        self.path.unlink()
-        return {key: np.ndarray(shape, dtype, data, place) for key, dtype, shape, place in self.layout}
-
-
-Made = tuple[Union[Batch, SharedBatch], list[str]]  # a batch and messages about images that were left out
-_numbers = itertools.count()
-
-
-def _remove_shared(prefix: str) -> None:
-    """Remove what workers had put there and nobody took."""
-    for path in SHARED_MEMORY.glob(f"{prefix}*"):
-        path.unlink(missing_ok=True)
 
 
 # --- without preparation

@@ -5,7 +5,8 @@ import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, TypeVar
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TextIO, TypeVar
 
 from .log import logger
 
@@ -22,16 +23,52 @@ def progress(items: Iterable[T], *, total: int, unit: str = "image", what: str =
     elif sys.stderr.isatty():
         from tqdm import tqdm
 
-        yield from tqdm(items, total=total, unit=unit, desc=what)
+        with _lines_above_bar():
+            yield from tqdm(items, total=total, unit=unit, desc=what)
     else:
         yield from _progress_lines(items, total, unit, what)
 
 
-def training_bar(steps: int, what: str) -> tqdm:
-    """A bar over the steps of an epoch, shown on a terminal only; use it in a `with`."""
+@contextmanager
+def training_bar(steps: int, what: str) -> Iterator[tqdm]:
+    """A bar over the steps of an epoch, shown on a terminal only."""
     from tqdm import tqdm
 
-    return tqdm(total=steps, desc=what, unit="step", disable=not (sys.stderr.isatty() and _is_shown()), leave=False)
+    with _lines_above_bar(), tqdm(total=steps, desc=what, unit="step", leave=False,
+                                  disable=not (sys.stderr.isatty() and _is_shown())) as bar:
+        yield bar
+
+
+class _AboveBar:
+    """A terminal's stream whose text stands above the bar, which is cleared for it and drawn again below."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> None:
+        from tqdm import tqdm
+
+        with tqdm.external_write_mode(file=self.stream):
+            self.stream.write(text)
+            self.stream.flush()
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+
+@contextmanager
+def _lines_above_bar() -> Iterator[None]:
+    """Inside, lines that any logger sends to the terminal do not run into the bar."""
+    loggers = [logging.root, *logging.root.manager.loggerDict.values()]
+    handlers = {handler: handler.stream for each in loggers for handler in getattr(each, "handlers", ())
+                if isinstance(handler, logging.StreamHandler) and handler.stream in (sys.stdout, sys.stderr)}
+    for handler, stream in handlers.items():
+        handler.setStream(_AboveBar(stream))
+    try:
+        yield
+    finally:
+        for handler, stream in handlers.items():
+            handler.setStream(stream)
 
 
 def _is_shown() -> bool:

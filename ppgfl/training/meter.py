@@ -21,16 +21,18 @@ class Meter:
         epoch: index of this epoch; `epochs` of them make the run.
         steps: optimizer steps of an epoch.
         images_per_step: over all processes.
+        at_once: log the first step too, so that whoever has started it sees that it runs and how long it takes.
         done, sums: what `pause` returned, to go on within an epoch.
     """
 
-    def __init__(self, *, epoch: int, epochs: int, steps: int, images_per_step: int, log_iter: int, done: int = 0,
-                 sums: Mapping[str, float] | None = None) -> None:
+    def __init__(self, *, epoch: int, epochs: int, steps: int, images_per_step: int, log_iter: int,
+                 at_once: bool = False, done: int = 0, sums: Mapping[str, float] | None = None) -> None:
         self.epoch = epoch
         self.epochs = epochs
         self.steps = steps
         self.images_per_step = images_per_step
         self.log_iter = log_iter
+        self.at_once = at_once
         self.done = done
         self.sums = dict(sums or {})
         self._open_window()
@@ -60,7 +62,11 @@ class Meter:
         self.done += 1
         self.last = time.perf_counter()
         if len(self.window) < self.log_iter and self.done < self.steps:
+            if self.at_once:
+                self._log(lr, self._means())
+            self.at_once = False
             return {}
+        self.at_once = False
         means = self._read_losses()
         rate = self._log(lr, means)
         self._open_window()
@@ -78,6 +84,12 @@ class Meter:
         return {name: value / self.done for name, value in self.sums.items()}
 
     def _read_losses(self) -> dict[str, float]:
+        means = self._means()
+        for name, value in means.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value * len(self.window)
+        return means
+
+    def _means(self) -> dict[str, float]:
         names = list(self.window[0][2])
         values = paddle.stack([paddle.stack([losses[name] for name in names]) for _, _, losses in self.window])
         for (step, images, _), row in zip(self.window, values.numpy()):
@@ -87,10 +99,7 @@ class Meter:
                 raise TrainingError(
                     f"a loss is not finite in epoch {self.epoch + 1}, step {step}: {terms}; image ids {ids}; the last "
                     "checkpoint is intact. Lower LearningRate.base_lr, lengthen the warm-up, or look at these images")
-        means = dict(zip(names, dist.mean(values.mean(axis=0)).numpy().astype(np.float64).tolist()))
-        for name, value in means.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value * len(self.window)
-        return means
+        return dict(zip(names, dist.mean(values.mean(axis=0)).numpy().astype(np.float64).tolist()))
 
     def _log(self, lr: float, means: Mapping[str, float]) -> float:
         seconds = (time.perf_counter() - self.started) / len(self.window)

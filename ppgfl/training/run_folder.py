@@ -5,6 +5,7 @@ import datetime
 import json
 import os
 import platform
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,7 +21,7 @@ from ..errors import ConfigError
 from ..evaluation import report
 from ..evaluation.coco import METRICS
 from ..system import dist
-from ..system.atomic_write import write_csv, write_json, write_text
+from ..system.atomic_write import explain, write_csv, write_json, write_text
 from ..system.log import logger
 from .checkpoints import SUFFIXES
 
@@ -89,13 +90,20 @@ class RunFolder:
         write_json(self.path / "run.json", starts)
         self._write_rows(progress.rows)
 
-    def add_row(self, progress: Progress, lr: float, losses: Mapping[str, float], metrics: Mapping[str, float]) -> None:
-        """Add an epoch to the progress and to results.csv."""
-        row = {"epoch": progress.epoch, "step": progress.step, "lr": lr, **losses,
-               **{name: metrics.get(name) for name in METRICS}}
-        progress.rows.append({key: None if value is None else float(value) for key, value in row.items()})
+    def add_row(self, progress: Progress, lr: float, losses: Mapping[str, float]) -> None:
+        """Add an epoch to the progress."""
+        progress.rows.append({"epoch": float(progress.epoch), "step": float(progress.step), "lr": float(lr), **losses,
+                              **dict.fromkeys(METRICS)})
+
+    def add_metrics(self, progress: Progress, metrics: Mapping[str, float]) -> None:
+        """Add the numbers of an evaluation to the epoch that was added last."""
+        progress.rows[-1].update({name: float(metrics[name]) for name in METRICS})
+
+    def write_rows(self, progress: Progress) -> None:
+        """Write results.csv, or warn."""
         if dist.is_main():
-            self._write_rows(progress.rows)
+            with only_warned("results.csv", "it is written again after the next epoch"):
+                self._write_rows(progress.rows)
 
     def add_batch(self, step: int, picture: np.ndarray) -> None:
         """Keep a picture [H, W, 3] uint8 BGR of what was trained on in a step."""
@@ -104,7 +112,7 @@ class RunFolder:
 
     def remove_checkpoint(self, name: str) -> None:
         """Remove one that a later one has taken the place of."""
-        for suffix in SUFFIXES:
+        for suffix in SUFFIXES if dist.is_main() else ():
             (self.path / f"{name}{suffix}").unlink(missing_ok=True)
 
     def batches(self) -> list[np.ndarray]:
@@ -114,9 +122,11 @@ class RunFolder:
     def finish(self, progress: Progress, metrics: Mapping[str, float]) -> None:
         """Write metrics.json and say where the results are."""
         if dist.is_main():
-            write_json(self.path / "metrics.json", {"epoch": progress.epoch, "best": progress.best,
-                                                    "best_epoch": progress.best_epoch, **metrics})
-            write_image(str(self.path / "curves.png"), report.draw_training(progress.rows))
+            with only_warned("metrics.json", "its numbers stand in results.csv"):
+                write_json(self.path / "metrics.json", {"epoch": progress.epoch, "best": progress.best,
+                                                        "best_epoch": progress.best_epoch, **metrics})
+            with only_warned("curves.png", "its numbers stand in results.csv"):
+                write_image(str(self.path / "curves.png"), report.draw_training(progress.rows))
         logger.info("finished: weights, results.csv and curves.png in %s", self.path.absolute())
 
     def _write_rows(self, rows: list[dict[str, Any]]) -> None:
@@ -127,6 +137,17 @@ class RunFolder:
     def _text(self, name: str) -> str:
         path = self.path / name
         return path.read_text(encoding="utf-8") if os.path.exists(path) else ""
+
+
+@contextmanager
+def only_warned(what: str, instead: str) -> Iterator[None]:
+    """Inside, whatever fails costs a warning and never the run: it matters less than the weights, which are saved."""
+    try:
+        yield
+    except Exception as error:
+        reason = explain(error) if isinstance(error, OSError) else None
+        logger.warning("%s is not written, and training goes on (%s): %s", what, instead,
+                       reason or " ".join(traceback.format_exception_only(type(error), error)[-1].split()))
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:

@@ -14,10 +14,11 @@ from ..data.dataset import COCODataSet
 from ..data.loader import Loader
 from ..errors import ConfigError
 from ..evaluation.coco import METRICS
+from ..optim import CosineDecay, schedule_of
 from ..system import dist
 from ..system.log import logger
 from ..weights.checkpoint import load_pretrained
-from . import checkpoints
+from . import checkpoints, schedule_check
 from .run_folder import RunFolder
 from .state import TrainingState, new_state
 from .step import Step, make_step
@@ -94,10 +95,14 @@ def set_up(cfg: dict[str, Any], options: Options, folder: RunFolder) -> Run:
     check_targets(loader.maker.reader, state.model)
     teacher = build_teacher(cfg, state.model)
     _resume_or_start(cfg, options, folder, state)
-    epochs = setting(cfg, "epoch")
+    epochs, schedule = setting(cfg, "epoch"), schedule_of(state.optimizer)
     if state.progress.epoch >= epochs:
+        also = f", and {schedule_check.key_of(cfg, 0, 'max_epochs')}= as high" \
+            if isinstance(schedule.decay, CosineDecay) else ""
         raise ConfigError(f"epoch: {epochs}, and the run that is resumed has finished {state.progress.epoch}; "
-                          "set -o epoch= higher to go on")
+                          f"set -o epoch= higher to go on{also}")
+    for line in schedule_check.findings(cfg, schedule, epochs=epochs, first=state.progress.epoch):
+        logger.warning(line)
     folder.describe(cfg, asdict(options), state.progress, images=len(train_set.records),
                     images_per_step=images_per_step)
     board = Dashboard(_dashboard_folder(cfg, options, folder), resume_step=state.progress.step)

@@ -13,7 +13,7 @@ from paddle.optimizer import Optimizer
 from ..build import build_ema, build_optimizer, make_model
 from ..errors import ConfigError
 from ..model.gfl import GFL
-from ..optim import EMA
+from ..optim import EMA, schedule_of
 from ..system.log import logger
 from . import checkpoints
 
@@ -29,6 +29,7 @@ class Progress:
         sums: of their losses, {name: number}.
         seed: of everything that is random. Order and augmentation depend on it and on the epoch alone, so that there is
             no other random state to keep.
+        steps_per_epoch: of the run that saved it; 0 in checkpoints of ppgfl 0.1.
         best, best_epoch: the best evaluation so far.
         rows: of results.csv.
     """
@@ -38,6 +39,7 @@ class Progress:
     done: int = 0
     sums: dict[str, float] = field(default_factory=dict)
     seed: int = 0
+    steps_per_epoch: int = 0
     best: float = -1.0
     best_epoch: int = 0
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -68,7 +70,6 @@ class TrainingState:
             folder, name, weights=self.weights(), optimizer=self.optimizer, parameter_names=self.parameter_names,
             progress=asdict(self.progress), ema=self.ema,
             raw_weights=None if self.ema is None else self.model.state_dict(), names=self.model.class_names)
-        logger.info("saved %s", folder / name)
 
     def load(self, stem: Path) -> None:
         """Put back what `save` wrote to `stem`.*. Raises CheckpointError; ConfigError when it had another seed."""
@@ -78,6 +79,25 @@ class TrainingState:
             raise ConfigError(f"--seed: {self.progress.seed}, but {stem} was trained with {saved.seed}; give that one")
         self.progress = saved
         logger.info("resumed from %s: epoch %d, step %d, best %.4f", stem, saved.epoch, saved.step, saved.best)
+        self._rebase()
+
+    def _rebase(self) -> None:
+        """Put the schedule where this run, with its rate and its steps per epoch, is at the epochs that are done; what
+        is done of an epoch under way is rounded down to whole steps, so that some images may come twice."""
+        progress, schedule = self.progress, schedule_of(self.optimizer)
+        steps = schedule.steps_per_epoch
+        before = progress.steps_per_epoch or (progress.step - progress.done) // max(1, progress.epoch) or steps
+        done = progress.done * steps // before
+        schedule.step(progress.epoch * steps + done)
+        if before != steps:
+            logger.warning("an epoch had %d steps before and has %d now (another batch size, number of images or of "
+                           "processes): the schedule goes on at epoch %d, step %d of %d, with a rate of %g", before,
+                           steps, progress.epoch + 1, done + 1, steps, schedule.get_lr())
+        if done != progress.done:
+            share = done / progress.done
+            progress.sums = {name: value * share for name, value in progress.sums.items() if done}
+            progress.done = done
+        progress.steps_per_epoch = steps
 
     def weights(self) -> dict[str, Tensor]:
         """The weights to evaluate and to deploy: the moving average's where there is one."""
@@ -106,4 +126,5 @@ def new_state(cfg: dict[str, Any], *, steps_per_epoch: int, total_batch_size: in
     model = make_model(cfg)
     optimizer = build_optimizer(cfg, model, steps_per_epoch=steps_per_epoch, total_batch_size=total_batch_size)
     names = {name: value.name for name, value in model.state_dict().items()}
-    return TrainingState(model, optimizer, build_ema(cfg, model), Progress(seed=seed), names)
+    progress = Progress(seed=seed, steps_per_epoch=steps_per_epoch)
+    return TrainingState(model, optimizer, build_ema(cfg, model), progress, names)

@@ -11,7 +11,7 @@ from paddle.optimizer import Optimizer
 
 from ..config.keys import setting
 from ..model.distill import Teacher
-from ..optim import EMA, step_schedule
+from ..optim import EMA, schedule_of
 from ..system import dist, runtime
 from ..system.log import logger
 from . import onednn
@@ -79,7 +79,7 @@ class Step:
                 total[name] = total.get(name, 0) + value.detach() / self.accumulate
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        step_schedule(self.optimizer)
+        schedule_of(self.optimizer).step()
         if self.ema is not None:
             self.ema.update()
         return total

@@ -1,17 +1,21 @@
 """Training, in the order in which things happen."""
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import paddle
+from paddle import Tensor
 
 from ..build import check
 from ..config.keys import section, setting
+from ..errors import TrainingError
 from ..evaluation import report
-from ..evaluation.coco import coco_evaluator, summarize
+from ..evaluation.coco import METRICS, coco_evaluator, summarize
 from ..evaluation.evaluate import detect_on
 from ..inference.detector import open_detector
 from ..system import dist, interrupt, watchdog
@@ -20,7 +24,7 @@ from ..system.log import logger
 from ..system.progress import training_bar
 from . import onednn
 from .meter import Meter
-from .run_folder import RunFolder
+from .run_folder import RunFolder, only_warned
 from .setup import Options, Run, set_up
 from .visualdl_log import prediction_pictures
 
@@ -66,11 +70,13 @@ def train(cfg: dict[str, Any], *, run_name: str = "run", evaluate: bool = False,
 
 def _loop(run: Run, request: StopRequest) -> dict[str, Any]:
     state, progress, metrics = run.state, run.state.progress, {}
+    first = progress.epoch
     state.model.train()
     for epoch in range(progress.epoch, run.epochs):
         request.raise_if_set(f"go on from {run.folder.path} with --resume")
         meter = Meter(epoch=epoch, epochs=run.epochs, steps=run.steps, images_per_step=run.images_per_step,
-                      log_iter=setting(run.cfg, "log_iter"), done=progress.done, sums=progress.sums)
+                      log_iter=setting(run.cfg, "log_iter"), at_once=epoch == first, done=progress.done,
+                      sums=progress.sums)
         _train_epoch(run, epoch, meter, request)
         if request and meter.done < run.steps:
             progress.done, progress.sums = meter.pause()
@@ -107,44 +113,74 @@ def _train_epoch(run: Run, epoch: int, meter: Meter, request: StopRequest) -> No
                 run.board.images("train/batch", [(str(progress.step), picture)], progress.step)
             lr = run.step.optimizer.get_lr()
             next_is("in a step, which waits for the other processes")
-            losses = run.step(group)
+            try:
+                losses = run.step(group)
+            except MemoryError as error:
+                raise TrainingError(_no_memory(group, progress.step)) from error
             progress.step += 1
             run.board.scalars(meter.add(progress.step, lr, group, losses), progress.step)
             bar.update(1)
+
+
+def _no_memory(batches: Sequence[Mapping[str, Tensor]], step: int) -> str:
+    count, _, height, width = max((batch["image"].shape for batch in batches), key=math.prod)
+    mend = "set TrainReader.batch_size lower (--accumulate keeps the images of a step), or " if count > 1 else ""
+    return (f"there is no memory for step {step + 1}, of {count} x {height} x {width} pixels; {mend}let TrainReader's "
+            "Resize make pictures smaller")
 
 
 # --- after an epoch
 
 
 def _end_epoch(run: Run, losses: dict[str, float]) -> dict[str, float]:
-    """Evaluate if it is time, keep what there is to keep. Returns the COCO numbers, {} when it was not evaluated."""
+    """Keep what there is to keep, and evaluate if it is time. The weights come first: whatever fails later, by an error
+    or a kill, they are there. Returns the COCO numbers, {} when it was not evaluated."""
     progress, folder = run.state.progress, run.folder
-    due = progress.epoch == run.epochs or progress.epoch % setting(run.cfg, "snapshot_epoch") == 0
-    metrics, evaluator = _evaluate(run) if run.eval_set and due else ({}, None)
-    better = bool(metrics) and metrics[run.options.best_metric] > progress.best
-    if better:
-        progress.best, progress.best_epoch = metrics[run.options.best_metric], progress.epoch
-    folder.add_row(progress, run.state.optimizer.get_lr(), losses, metrics)
-    last = progress.epoch == run.epochs or _out_of_patience(run, metrics)
-    if dist.is_main():
-        save = {"best_model": better, "model_final": last, str(progress.epoch - 1): due and not last}
-        for name in (name for name in save if save[name]):
-            run.state.save(folder.path, name)
-        if due or last:
-            folder.remove_checkpoint(INTERRUPTED)
-        if better:  # last, since a full disk must not cost the weights
+    last = progress.epoch == run.epochs
+    due = last or progress.epoch % setting(run.cfg, "snapshot_epoch") == 0
+    name = "model_final" if last else str(progress.epoch - 1)
+    folder.add_row(progress, run.state.optimizer.get_lr(), losses)
+    folder.write_rows(progress)
+    if due:
+        _save(run, name)
+        folder.remove_checkpoint(INTERRUPTED)
+    metrics, evaluator = _evaluate(run, name) if run.eval_set and due else ({}, None)
+    if metrics:
+        folder.add_metrics(progress, metrics)
+        better = metrics[run.options.best_metric] > progress.best
+        if better:
+            progress.best, progress.best_epoch = metrics[run.options.best_metric], progress.epoch
+        folder.write_rows(progress)
+        _save(run, name, again=True)  # with the numbers, from which a resume goes on
+        if better:
+            _save(run, "best_model")
             _report(run, evaluator, metrics)
+        if _out_of_patience(run, metrics) and not last:
+            _save(run, "model_final")
     dist.barrier()
     return metrics
 
 
-def _evaluate(run: Run) -> tuple[dict[str, float], Any]:
-    """The COCO numbers of the weights to deploy, and the `COCOeval` they come from."""
+def _save(run: Run, name: str, *, again: bool = False) -> None:
+    if dist.is_main():
+        run.state.save(run.folder.path, name)
+        if not again:
+            logger.info("saved %s", run.folder.path / name)
+
+
+def _evaluate(run: Run, name: str) -> tuple[dict[str, float], Any]:
+    """The COCO numbers of the weights to deploy, which are saved as `name`, and the `COCOeval` they come from."""
     assert run.eval_set is not None
-    with run.state.evaluated_weights() as model, paddle.amp.auto_cast(**run.step.amp):
-        results = detect_on(run.eval_set, open_detector(run.cfg, model=model, reader="EvalReader"))
-    evaluator = coco_evaluator(run.eval_set, results)
-    metrics = summarize(evaluator, run.eval_set, classwise=True)
+    try:
+        with run.state.evaluated_weights() as model, paddle.amp.auto_cast(**run.step.amp):
+            results = detect_on(run.eval_set, open_detector(run.cfg, model=model, reader="EvalReader"))
+        evaluator = coco_evaluator(run.eval_set, results)
+        metrics = summarize(evaluator, run.eval_set, classwise=True)
+    except Exception:
+        logger.warning("the evaluation failed; the weights of epoch %d are in %s.pdparams%s", run.state.progress.epoch,
+                       run.folder.path / name, "" if name == "model_final" else ", and --resume goes on from there")
+        raise
+    _warn_of_no_metric(run, metrics)
     per_class = metrics.pop("per_class")
     step = run.state.progress.step
     run.board.scalars({**{f"eval/{name}": value for name, value in metrics.items()},
@@ -153,19 +189,35 @@ def _evaluate(run: Run) -> tuple[dict[str, float], Any]:
     return metrics, evaluator
 
 
+def _warn_of_no_metric(run: Run, metrics: dict[str, float]) -> None:
+    """COCO's numbers are -1 where the data has nothing to find, whatever the model."""
+    progress, metric, patience = run.state.progress, run.options.best_metric, run.options.patience
+    evaluated_before = any(row.get("AP") is not None for row in progress.rows)
+    if metrics[metric] >= 0 or evaluated_before:
+        return
+    measured = ", ".join(name for name in METRICS if metrics[name] >= 0)
+    assert run.eval_set is not None
+    logger.warning("--best_metric: %s cannot be measured on %s, which has no object that counts for it: no best_model "
+                   "is kept%s; %s", metric, run.eval_set.anno_path, ", and --patience never stops" if patience else "",
+                   f"choose one of {measured}" if measured else "none of the metrics can")
+
+
 def _report(run: Run, evaluator: Any, metrics: dict[str, float]) -> None:
     """The page of the best model so far, its pictures also on the dashboard."""
     assert run.eval_set is not None
     progress, path = run.state.progress, run.folder.path
-    pictures = report.write(path / "report", evaluator, run.eval_set, metrics, training=progress.rows,
-                            batches=run.folder.batches(),
-                            title=f"{path.name}, epoch {progress.epoch}, AP {metrics['AP']:.3f}")
-    run.board.images("report/best", pictures.items(), progress.step)
+    with only_warned("the report", f"ppgfl eval -o weights={path / 'best_model'} writes it"):
+        if dist.is_main():
+            pictures = report.write(path / "report", evaluator, run.eval_set, metrics, training=progress.rows,
+                                    batches=run.folder.batches(),
+                                    title=f"{path.name}, epoch {progress.epoch}, AP {metrics['AP']:.3f}")
+            run.board.images("report/best", pictures.items(), progress.step)
 
 
 def _out_of_patience(run: Run, metrics: dict[str, float]) -> bool:
     progress, patience = run.state.progress, run.options.patience
-    return bool(patience and metrics) and progress.epoch - progress.best_epoch >= patience
+    measured = metrics and metrics[run.options.best_metric] >= 0
+    return bool(patience and measured) and progress.epoch - progress.best_epoch >= patience
 
 
 def _finish(run: Run, metrics: dict[str, float]) -> None:

@@ -70,8 +70,9 @@ MEANT = {
     "as it should be": lambda content: None,
     "area null": each("area", None), "area text": each("area", "12.5"), "area zero": each("area", 0),
     "area negative": each("area", -1), "area words": each("area", "large"), "area nan": each("area", math.nan),
-    "iscrowd null": each("iscrowd", None), "iscrowd text": each("iscrowd", "0"), "iscrowd false": each("iscrowd", False),
-    "iscrowd float": each("iscrowd", 0.0), "iscrowd word": each("iscrowd", "False"), "ignore null": each("ignore", None),
+    "iscrowd null": each("iscrowd", None), "iscrowd text": each("iscrowd", "0"),
+    "iscrowd false": each("iscrowd", False), "iscrowd float": each("iscrowd", 0.0),
+    "iscrowd word": each("iscrowd", "False"), "ignore null": each("ignore", None),
     "bbox text": each("bbox", lambda a: [str(n) for n in a["bbox"]]),
     "bbox text with a point": each("bbox", lambda a: [f" {n}.0" for n in a["bbox"]]),
     "outline only": each("segmentation", outline), "flat outline": each("segmentation", lambda a: outline(a)[0]),
@@ -179,7 +180,8 @@ LOST = {
     "crowd true": (each("iscrowd", True), "crowd"), "ignored": (each("ignore", 1), "marked ignore"),
     "no bbox": (each("bbox", None), "without a bbox"), "three numbers": (each("bbox", [1, 2, 3]), "without a bbox"),
     "a dict": (each("bbox", {"x": 1}), "without a bbox"), "words": (each("bbox", ["a"] * 4), "without a size"),
-    "no width": (each("bbox", [1, 1, 0, 5]), "without a size"), "huge": (each("bbox", [0, 0, 1e300, 5]), "without a size"),
+    "no width": (each("bbox", [1, 1, 0, 5]), "without a size"),
+    "huge": (each("bbox", [0, 0, 1e300, 5]), "without a size"),
     "infinite": (each("bbox", [0, 0, math.inf, 5]), "without a size"),
     "ten to the 400": (each("bbox", [0, 0, 10**400, 5]), "without a size"),
     "booleans": (each("bbox", [True, 1, 5, 5]), "without a size"),
@@ -249,7 +251,8 @@ def test_flags_that_nobody_can_read(folder, key, value):
         load(folder)
 
 
-@pytest.mark.parametrize("name", ["../other/1.png", "images/../../1.png", "/etc/1.png", "..\\..\\1.png", "images/../.."])
+@pytest.mark.parametrize("name", ["../other/1.png", "images/../../1.png", "/etc/1.png", "..\\..\\1.png",
+                                  "images/../.."])
 def test_pictures_outside_of_the_data_set_need_a_switch(folder, name):
     content = good()
     content["images"][0]["file_name"] = name

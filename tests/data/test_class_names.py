@@ -24,5 +24,6 @@ def test_two_classes_of_one_name_are_matched_by_their_places(caplog):
     (["a", "b"], ["a", "c"]), (["a", "b"], ["a"]), (["a"], ["a", "b"]), (["a", "A"], ["a", "b"]),
     (["a", "b", "b"], ["b", "a", "b"]), (["class 0", "class 1"], ["a", "b", "c"])])
 def test_other_classes_are_refused(trained, listed):
-    with pytest.raises(ConfigError, match=rf"a.json: lists {len(listed)} classes: .*the model has {len(trained)} classes"):
+    message = rf"a.json: lists {len(listed)} classes: .*the model has {len(trained)} classes"
+    with pytest.raises(ConfigError, match=message):
         order(trained, listed, "a.json")

@@ -101,27 +101,28 @@ def test_class_names_travel_with_the_weights(finished, shapes, tmp_path, caplog)
     assert read_named(weights)[1] == list(CLASSES)
     assert read_named(finished[0] / "run" / "best_model.pdparams")[1] == list(CLASSES)
     reversed_too = other_classes(shapes, tmp_path, lambda categories: categories.reverse())
+    many = "GFLHead.nms.score_threshold=1e-6"
     results = {}
     for engine in ("dygraph", "static"):
         for name, root in (("own", shapes), ("reversed", reversed_too)):
             caplog.clear()
-            evaluate(config(root, tmp_path, f"engine={engine}", "GFLHead.nms.score_threshold=1e-6"), weights=weights, output_dir=tmp_path)
+            evaluate(config(root, tmp_path, f"engine={engine}", many), weights=weights, output_dir=tmp_path)
             results[engine, name] = (tmp_path / "bbox.json").read_text()
             assert ("matched by name" in caplog.text) == (name == "reversed")
         assert results[engine, "own"] == results[engine, "reversed"]
         assert len({result["category_id"] for result in json.loads(results[engine, "own"])}) == len(CLASSES)
-    export(config(reversed_too, tmp_path, "GFLHead.nms.score_threshold=1e-6"), weights=weights, output_dir=tmp_path / "exported", verify=())
+    export(config(reversed_too, tmp_path, many), weights=weights, output_dir=tmp_path / "exported", verify=())
     settings = yaml.safe_load((tmp_path / "exported" / "infer_cfg.yml").read_text(encoding="utf-8"))
     assert settings["label_list"] == list(CLASSES)
     for root in (shapes, reversed_too):
-        cfg = config(root, tmp_path, "GFLHead.nms.score_threshold=1e-6")
+        cfg = config(root, tmp_path, many)
         evaluate(cfg, detector=open_detector(cfg, exported=tmp_path / "exported"), output_dir=tmp_path)
         results[root] = (tmp_path / "bbox.json").read_text()
     assert results[shapes] == results[reversed_too]
 
     picture = str(next(shapes.rglob("*.[jp][pn]g")))
-    found = [infer(config(root, tmp_path, "GFLHead.nms.score_threshold=1e-6"), [picture], weights=weights, output_dir=tmp_path / name, pictures=False,
-                   save_results="coco") for name, root in (("own", shapes), ("reversed", reversed_too))]
+    found = [infer(config(root, tmp_path, many), [picture], weights=weights, output_dir=tmp_path / name,
+                   pictures=False, save_results="coco") for name, root in (("own", shapes), ("reversed", reversed_too))]
     assert found[0][0].names == found[1][0].names
     assert len(found[0][0].names)
     assert (tmp_path / "own" / "bbox.json").read_text() == (tmp_path / "reversed" / "bbox.json").read_text()
@@ -300,6 +301,47 @@ def test_a_resumed_curve_is_one_line(shapes, tmp_path):
     assert [float(row["epoch"]) for row in rows(tmp_path)] == [1, 2, 3]
 
 
+def test_a_resume_with_other_steps_per_epoch_goes_on_at_the_same_epoch(shapes, tmp_path, caplog):
+    """Of 8 images: 4 steps of 2, then 2 of 4, then 8 of 1; the rate of an epoch is a tenth of that before."""
+    def run(epochs, batch_size, **kwargs):
+        caplog.clear()
+        train(config(shapes, tmp_path, f"epoch={epochs}", f"TrainReader.batch_size={batch_size}", "log_iter=1",
+                     "LearningRate.schedulers=[{name: PiecewiseDecay, gamma: 0.1, milestones: [1, 2]}]"),
+              scale_lr=False, **kwargs)
+        return caplog.text
+
+    def seen(rate_of_epoch):
+        return [int(line.split("epoch ")[1].split("/")[0]) for line in caplog.text.splitlines()
+                if f"lr {rate_of_epoch} " in line]
+
+    with caplog.at_level("INFO"):
+        assert "an epoch had" not in run(1, 2)
+        assert seen("0.005000") == [1] * 4
+        text = run(2, 4, resume="")
+        assert "an epoch had 4 steps before and has 2 now" in text
+        assert "goes on at epoch 2, step 1 of 2, with a rate of 0.0005" in text
+        assert seen("0.000500") == [2] * 2
+        assert "an epoch had 2 steps before and has 8 now" in run(3, 1, resume="")
+        assert seen("0.000050") == [3] * 8
+    saved = load_pickle(tmp_path / "run" / "model_final.pdopt")
+    assert saved["LR_Scheduler"]["last_epoch"] == 3 * 8  # Paddle's name
+    assert saved["last_epoch"] == 3
+    assert [float(row["step"]) for row in rows(tmp_path)] == [4, 6, 14]  # steps that were really made
+
+
+def test_a_resume_with_another_rate_takes_it_from_the_first_step_on(shapes, tmp_path, caplog):
+    more = ["LearningRate.schedulers=[{name: CosineDecay, max_epochs: 1}]", "log_iter=1"]
+    train(config(shapes, tmp_path, "epoch=1", *more))
+    with pytest.raises(ConfigError, match="to go on, and LearningRate.schedulers.0.max_epochs= as high"):
+        train(config(shapes, tmp_path, "epoch=1", *more), resume="")
+    with caplog.at_level("INFO"):
+        train(config(shapes, tmp_path, "epoch=2", *more, "LearningRate.schedulers.0.max_epochs=2"), resume="",
+              scale_lr=False)
+    assert "WARNING" not in caplog.text
+    assert "epoch 2/2 [1/4] eta 0:00:0" in caplog.text
+    assert float(caplog.text.split("epoch 2/2 [1/4]")[1].split(" lr ")[1].split()[0]) == 0.0025  # half-way
+
+
 # --- the step
 
 def losses_of(shapes, folder, *more, **kwargs):
@@ -394,6 +436,79 @@ def test_early_stopping(shapes, tmp_path):
     summary = train(config(shapes, tmp_path, "epoch=9", "LearningRate.base_lr=1e-9"), evaluate=True, patience=2)
     assert summary["epoch"] <= 4
     assert load_pickle(tmp_path / "run" / "model_final.pdopt")["last_epoch"] == summary["epoch"]
+
+
+# --- what may fail late
+
+def fail(*args, **kwargs):
+    raise ZeroDivisionError("a mistake")
+
+
+def test_the_weights_are_there_before_the_evaluation(shapes, tmp_path, monkeypatch, caplog):
+    from ppgfl.training import train as training
+
+    monkeypatch.setattr(training, "detect_on", fail)
+    with pytest.raises(ZeroDivisionError, match="a mistake"):
+        train(config(shapes, tmp_path), evaluate=True)
+    assert "the evaluation failed; the weights of epoch 1 are in" in caplog.text
+    assert f"{tmp_path / 'run' / '0'}.pdparams, and --resume goes on from there" in caplog.text
+    monkeypatch.undo()
+    train(config(shapes, tmp_path), evaluate=True, resume="")
+    table = rows(tmp_path)
+    assert [float(row["epoch"]) for row in table] == [1, 2]
+    assert [row["AP"] != "" for row in table] == [False, True]
+
+
+@pytest.mark.parametrize(("place", "name"), [("evaluation.report.write", "the report"),
+                                             ("evaluation.report.draw_training", "curves.png"),
+                                             ("training.run_folder.write_csv", "results.csv"),
+                                             ("training.run_folder.write_json", "metrics.json")])
+def test_what_is_not_the_weights_costs_a_warning(shapes, tmp_path, monkeypatch, caplog, place, name):
+    called = []
+
+    def late(*args, **kwargs):  # results.csv and run.json are written before the first step too, where nothing is lost
+        called.append(args)
+        if len(called) > place.endswith(("csv", "json")):
+            fail()
+
+    monkeypatch.setattr(f"ppgfl.{place}", late)
+    summary = train(config(shapes, tmp_path, "epoch=1"), evaluate=True)
+    assert summary["epoch"] == 1
+    assert {"best_model.pdparams", "model_final.pdparams", "model_final.pdopt"} <= set(files(tmp_path))
+    assert f"{name} is not written, and training goes on" in caplog.text
+    assert "ZeroDivisionError: a mistake" in caplog.text
+
+
+def test_a_metric_that_cannot_be_measured_is_said_and_stops_nothing(shapes, tmp_path, caplog):
+    """Images of 64 x 96 pixels have no object of 96 x 96."""
+    summary = train(config(shapes, tmp_path, "epoch=3"), evaluate=True, best_metric="APl", patience=1)
+    assert summary["epoch"] == 3
+    assert summary["best"] == -1
+    assert caplog.text.count("--best_metric: APl cannot be measured on") == 1
+    assert "choose one of AP, AP50, AP75, APs, AR1" in caplog.text
+    assert "stopped early" not in caplog.text
+    assert "best_model.pdparams" not in files(tmp_path)
+
+
+def test_no_memory_for_a_step_is_one_line(shapes, tmp_path, monkeypatch):
+    from ppgfl.training.step import Step
+
+    def refuse(*args):
+        raise MemoryError("no 9 GiB")
+
+    monkeypatch.setattr(Step, "__call__", refuse)
+    with pytest.raises(TrainingError, match="no memory for step 1, of 2 x 64 x 96 pixels; set TrainReader.batch_size"):
+        train(config(shapes, tmp_path))
+
+
+def test_the_first_step_is_logged_and_what_a_schedule_will_not_do(shapes, tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        train(config(shapes, tmp_path, "log_iter=3", "LearningRate.schedulers.1.steps=9"))
+    steps = [line.split("INFO")[1].split("epoch ")[1].split(" eta")[0] for line in caplog.text.splitlines()
+             if " eta " in line]
+    assert steps == ["1/2 [1/4]", "1/2 [3/4]", "1/2 [4/4]", "2/2 [3/4]", "2/2 [4/4]"]
+    text = caplog.text
+    assert text.index("the warm-up takes 9 steps and the whole run has 8") < text.index("epoch 1/2 [1/4]")
 
 
 @pytest.mark.parametrize(("more", "kwargs", "found"), [
