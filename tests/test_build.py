@@ -49,11 +49,12 @@ def test_all_findings_are_reported_together():
         build_model(cfg)
 
 
-def test_an_unknown_top_level_key_is_a_warning(caplog):
-    check._warn_once.cache_clear()
-    with caplog.at_level(logging.WARNING):
+def test_an_unknown_top_level_key_stops():
+    with pytest.raises(ConfigError, match="EvalDatset: unknown key; did you mean 'EvalDataset'"):
         check.check_config({"EvalDatset": {"x": 1}, "snapshot_epoch": 2}, build.CLASSES)
-    assert ["'EvalDatset'" in r.message and "EvalDataset" in r.message for r in caplog.records] == [True]
+    with pytest.raises(ConfigError, match="imgsz: unknown key; .*begins with _ or x-"):
+        check.check_config({"imgsz": 320}, build.CLASSES)
+    check.check_config({"_sizes": [320], "x-note": {"any": "thing"}}, build.CLASSES)
 
 
 def test_order_of_arguments():

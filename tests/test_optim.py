@@ -100,7 +100,7 @@ def test_optimizers_by_pencil():
 ])
 def test_bad_sections(section, found):
     with pytest.raises(ConfigError, match=found):
-        one_step(section)
+        build.build_optimizer({"OptimizerBuilder": section}, paddle.nn.Linear(1, 1), steps_per_epoch=1)
 
 
 def average_after(values, **options):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Annotated, Any, Optional
 
 import numpy as np
 
 from ..errors import ConfigError
+from ..kinds import Range
 
 Sample = dict[str, Any]
 Batch = dict[str, np.ndarray]
@@ -61,7 +62,7 @@ class PadBatch:
         pad_to_stride: height and width become multiples of it; 0 or 1: only as large as the largest image.
     """
 
-    def __init__(self, pad_to_stride: int = 0) -> None:
+    def __init__(self, pad_to_stride: Annotated[int, Range(0, 4096)] = 0) -> None:
         if not isinstance(pad_to_stride, int) or pad_to_stride < 0:
             raise ConfigError(f"PadBatch.pad_to_stride: {pad_to_stride!r}; it is a whole number, 32 for GFL")
         self.stride = max(1, pad_to_stride)

@@ -6,11 +6,12 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from ..errors import DataError
+from ..kinds import Classes, File, Range
 from ..system.log import logger
 from .batch import Sample
 from .coco_classes import COCO_CLASSES, NUM_CLASSES
@@ -41,9 +42,10 @@ class COCODataSet:
         DataError: a missing folder or file, a file that is not COCO, a box of an unknown category.
     """
 
-    def __init__(self, dataset_dir: str = "", image_dir: str = "", anno_path: str = "",
-                 data_fields: Sequence[str] = ("image",), sample_num: int = -1, load_crowd: bool = False,
-                 allow_empty: bool = False, empty_ratio: float = 1.0, repeat: int = 1,
+    def __init__(self, dataset_dir: File | None = "", image_dir: File | None = "", anno_path: File | None = "",
+                 data_fields: Sequence[str] = ("image",), sample_num: Annotated[int, Range(-1)] = -1,
+                 load_crowd: bool = False, allow_empty: bool = False, empty_ratio: float = 1.0,
+                 repeat: Annotated[int, Range(1, 10_000)] = 1,
                  section: str = "EvalDataset") -> None:
         self.section = section
         self.load_crowd = load_crowd
@@ -194,9 +196,9 @@ class ImageFolder:
         DataError: a path that does not exist, a folder without images.
     """
 
-    def __init__(self, dataset_dir: str = "", anno_path: str = "",
-                 image_dir: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (), sample_num: int = -1,
-                 num_classes: int = NUM_CLASSES, section: str = "TestDataset") -> None:
+    def __init__(self, dataset_dir: File | None = "", anno_path: File | None = "",
+                 image_dir: File | Sequence[File] | None = (), sample_num: Annotated[int, Range(-1)] = -1,
+                 num_classes: Classes = NUM_CLASSES, section: str = "TestDataset") -> None:
         paths = [image_dir] if isinstance(image_dir, (str, os.PathLike)) else list(image_dir or ())
         files = [file for path in paths for file in _images_at(Path(path).expanduser())]
         files = files[:sample_num] if sample_num > 0 else files

@@ -26,7 +26,6 @@ from ..system.log import logger
 from .batch import Batch, Reader, Sample
 from .image import read_image
 
-POLICIES = ("error", "skip")  # what becomes of an image that cannot be read
 AHEAD = 2  # batches of each worker that wait to be used
 SHARED_MEMORY = Path("/dev/shm")  # of Linux; elsewhere, and where it is full, batches go through pipes
 POLL_SECONDS = 0.5  # how often a request to stop is looked at while waiting for a batch

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..kinds import Classes, Positive, Share, Stride
 from .batch import Sample
 from .coco_classes import NUM_CLASSES
 
@@ -35,9 +36,9 @@ class Gt2GFLTarget:
             `valuable_region`).
     """
 
-    def __init__(self, num_classes: int = NUM_CLASSES,
-                 downsample_ratios: Sequence[int] = (8, 16, 32, 64, 128), grid_cell_scale: float = 4,
-                 cell_offset: float = 0, compute_vlr_region: bool = False) -> None:
+    def __init__(self, num_classes: Classes = NUM_CLASSES,
+                 downsample_ratios: Sequence[Stride] = (8, 16, 32, 64, 128), grid_cell_scale: Positive = 4,
+                 cell_offset: Share = 0, compute_vlr_region: bool = False) -> None:
         self.num_classes = num_classes
         self.strides = list(downsample_ratios)
         self.grid_cell_scale = grid_cell_scale

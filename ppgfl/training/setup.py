@@ -100,7 +100,7 @@ def set_up(cfg: dict[str, Any], options: Options, folder: RunFolder) -> Run:
     folder.describe(cfg, asdict(options), state.progress, images=len(train_set.records),
                     images_per_step=images_per_step)
     board = Dashboard(_dashboard_folder(cfg, options, folder), resume_step=state.progress.step)
-    step = make_step(cfg, state, teacher, amp=options.amp or (setting(cfg, "amp_level") if cfg.get("amp") else None),
+    step = make_step(cfg, state, teacher, amp=options.amp or (setting(cfg, "amp_level") if setting(cfg, "amp") else None),
                      accumulate=options.accumulate, to_static=options.to_static)
     return Run(cfg, options, folder, board, train_set, eval_set, loader, state, step, epochs, steps, images_per_step)
 
@@ -137,8 +137,8 @@ def _resume_or_start(cfg: dict[str, Any], options: Options, folder: RunFolder, s
             state.load(stem)
             return
         logger.info("%s: no checkpoint to resume from, so this starts at the first epoch", folder.path)
-    if cfg.get("pretrain_weights"):
-        load_pretrained(state.model, cfg["pretrain_weights"])
+    if setting(cfg, "pretrain_weights"):
+        load_pretrained(state.model, setting(cfg, "pretrain_weights"))
 
 
 def _dashboard_folder(cfg: dict[str, Any], options: Options, folder: RunFolder) -> Path | None:
