@@ -92,6 +92,9 @@ def make_model(cfg: Config) -> GFL:
     setting(cfg, "architecture")
     parts = section(cfg, "GFL")
     backbone = _make(cfg, BACKBONES, parts["backbone"], "GFL.backbone", shared=["norm_type"])
+    if any(coarse != 2 * fine for fine, coarse in zip(backbone.strides, backbone.strides[1:])):
+        raise ConfigError(f"{type(backbone).__name__}.return_idx: its maps have strides {backbone.strides}; the neck "
+                          "needs each to be twice that of the one before, as of [1, 2, 3]")
     neck = _make(cfg, NECKS, parts["neck"], "GFL.neck", in_channels=backbone.channels,
                  spatial_scales=[1 / stride for stride in backbone.strides])
     head_name, head_args = _spec(cfg, parts["head"], HEADS, "GFL.head")
@@ -247,6 +250,11 @@ def check_targets(reader: Reader, model: GFL) -> None:
         if found != wanted:
             raise ConfigError(f"TrainReader.batch_transforms.Gt2GFLTarget.{key}: {found}, but the head has {wanted}; "
                               "both must be the same")
+    coarsest = max(model.backbone.strides)
+    for each in reader.batch_transforms:
+        if isinstance(each, PadBatch) and each.stride % coarsest:
+            raise ConfigError(f"TrainReader.batch_transforms.PadBatch.pad_to_stride: {each.stride}; the maps of the "
+                              f"backbone fit together where it is a multiple of {coarsest}")
 
 
 def build_loader(cfg: Config, name: str, records: Sequence[Sample], *, seed: int = 0, rank: int = 0,

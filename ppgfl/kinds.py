@@ -51,7 +51,7 @@ class Length:
         return f"{self.low} to {self.high} of them"
 
 
-# Whole numbers. Upper ends are far beyond what makes sense: what lies above is a slip, and would end in a lack of memory.
+# Whole numbers. Upper ends are far beyond what makes sense: what lies above is a slip, and would ask for all memory.
 Whole = Annotated[int, Range(0)]
 Count = Annotated[int, Range(1)]
 CountOrAll = Annotated[int, Range(-1, without=(0,)), "-1 for all"]
@@ -61,6 +61,7 @@ Classes = Annotated[int, Range(1, 100_000)]
 Layers = Annotated[int, Range(1, 100)]
 Bins = Annotated[int, Range(1, 1000)]
 Stride = Annotated[int, Range(1, 4096)]
+Strides = Annotated[Sequence[Stride], Length(1, 20)]
 Workers = Annotated[int, Range(0, 1024)]
 
 # Numbers; whole ones are taken too, infinity and NaN never.
@@ -79,4 +80,4 @@ class Part:
     """The kind of a key that names a class: "Name", or {name: Name, and keys of it}."""
 
 
-Transforms = Sequence[dict[str, Any]]  # each {Name: {its keys}}
+Transforms = Annotated[Sequence[dict[str, Any]], "each must be one transform, as in Decode: {}"]

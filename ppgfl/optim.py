@@ -147,8 +147,9 @@ def make_optimizer(model: nn.Layer, schedule: LRScheduler, *, optimizer: Mapping
         regularizer: {"type": "L1" | "L2", "factor": number} or None.
         clip_grad_by_norm, clip_grad_by_value: limit of the norm over all gradients, or of each value.
     """
-    arguments = {key: float(value) if type(value) is int else value for key, value in optimizer.items()}
-    kind = arguments.pop("type", "Momentum")
+    kind = optimizer.get("type", "Momentum")
+    arguments: dict[str, Any] = {key: float(value) if type(value) is int else value  # of paddle, some are picky
+                                 for key, value in optimizer.items() if key != "type"}
     if regularizer is not None:
         decay = REGULARIZERS[regularizer.get("type", "L2")]
         arguments["weight_decay"] = decay(float(regularizer.get("factor", 1e-4)))

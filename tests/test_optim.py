@@ -95,7 +95,7 @@ def test_optimizers_by_pencil():
 
 @pytest.mark.parametrize(("section", "found"), [
     ({"optimizer": {"type": "Adamm"}}, "did you mean .Adam"), ({"optimizer": {"momentumm": 1}}, "momentumm"),
-    ({"optimizer": {}, "regularizer": {"type": "L3"}}, "Allowed: L1, L2"),
+    ({"optimizer": {}, "regularizer": {"type": "L3"}}, "allowed: L1, L2"),
     ({"optimizer": {"type": "AdamW"}, "regularizer": {"type": "L2"}}, "AdamW decays weights itself"),
 ])
 def test_bad_sections(section, found):

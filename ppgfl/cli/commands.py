@@ -211,8 +211,8 @@ def data(args: Namespace) -> int:
     if args.action == "convert":
         return 0 if _convert(args) else 1
     from .. import build
-    from ..config import load_config
     from ..classes import number_of_classes
+    from ..config import load_config
     from ..data.check import check
 
     cfg = load_config(args.config, args.opt)

@@ -26,8 +26,8 @@ DATASET_SECTIONS = ("TrainDataset", "EvalDataset", "TestDataset")
 
 
 def check_config(cfg: Mapping[str, Any], classes: Mapping[str, type]) -> None:
-    """Raise a ConfigError that lists every unknown key and every value that its key cannot take; warn of PaddleDetection's
-    keys without an effect here.
+    """Raise a ConfigError that lists every unknown key and every value that its key cannot take; warn of keys of
+    PaddleDetection without an effect here.
 
     Args:
         cfg: the dict of `load_config`.
@@ -56,8 +56,8 @@ def _of_config(cfg: Mapping[str, Any], classes: Mapping[str, type], prefix: str)
                 _warn_once(f"{where}: has no effect; in PaddleDetection it {IGNORED[key]}")
         elif not str(key).startswith(OWN):
             known = [*TOP_LEVEL, *SECTIONS, *DATASET_SECTIONS, *classes]
-            yield (f"{where}: unknown key; {suggestion(key, known)}docs/configs.md lists all of them, and a key of your "
-                   f"own begins with {' or '.join(OWN)}")
+            yield (f"{where}: unknown key; {suggestion(key, known)}docs/configs.md lists all of them, and a key of "
+                   f"your own begins with {' or '.join(OWN)}")
 
 
 def _of_dataset(where: str, name: str, section: Any, classes: Mapping[str, type]) -> Iterator[str]:

@@ -121,9 +121,9 @@ IGNORED = {
     "reset_norm_param_attr": "lets weight decay of the optimizer reach normalisation layers",
     "unstructured_prune": "prunes the model in training; there is no pruning here",
     "map_type": "says how VOC's AP is computed; ppgfl evaluates with COCO only",
-    **dict.fromkeys(("eval_size", "eval_height", "eval_width", "train_size", "train_height", "train_width"), _REFERRED),
-    **dict.fromkeys(("act", "data_format", "depth_mult", "width_mult", "hidden_dim", "use_focal_loss", "with_mask", "trt",
-                     "export_onnx", "exclude_nms", "exclude_post_process", "for_distill", "for_mot", "mot_metric",
+    **dict.fromkeys(("eval_size", "eval_height", "eval_width", "train_height", "train_width"), _REFERRED),
+    **dict.fromkeys(("act", "data_format", "depth_mult", "width_mult", "hidden_dim", "use_focal_loss", "with_mask",
+                     "trt", "export_onnx", "exclude_nms", "exclude_post_process", "for_distill", "for_mot", "mot_metric",
                      "num_joints", "use_simple_ema", "ema_start_iters"), _OTHERS),
 }
 
@@ -134,7 +134,7 @@ ABSENT = {
     "RandomDistort": "GFL's configs do without it; leave it out",
     "RandomExpand": "GFL's configs do without it; RandomResize is what draws sizes",
     "RandomCrop": "GFL's configs do without it; RandomResize is what draws sizes",
-    "BatchRandomResize": "RandomResize among the sample_transforms draws a size for each image, PadBatch makes them one",
+    "BatchRandomResize": "RandomResize among the sample_transforms draws sizes, and PadBatch makes them one",
 }
 
 _READER = {
@@ -264,7 +264,8 @@ def optimizer_section(cfg: Mapping[str, Any]) -> dict[str, Any]:
 
 def read_keys(where: str, args: Any, known: Mapping[str, Key]) -> dict[str, Any]:
     """Those keys that are given, read. Raises ConfigError for an unknown one, and for a value of another kind."""
-    return {key: read(f"{where}.{key}", value, known[key].kind) for key, value in known_only(where, args, known).items()}
+    given = known_only(where, args, known)
+    return {key: read(f"{where}.{key}", value, known[key].kind) for key, value in given.items()}
 
 
 def keys_of(name: str, cls: Callable[..., Any]) -> dict[str, Any]:

@@ -157,7 +157,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _unshared(value: Any) -> Any:
-    """A copy in which each place of an alias (*name) has a value of its own, so that a change stays where it is made."""
+    """A copy in which each place of an alias (*name) has its own value, so that a change stays where it is made."""
     if isinstance(value, dict):
         return {key: _unshared(each) for key, each in value.items()}
     return [_unshared(each) for each in value] if isinstance(value, list) else value

@@ -29,7 +29,7 @@ LONGEST = 80  # characters of a value in a message
 
 def read(where: str, value: Any, kind: Any) -> Any:
     """The value of a key, None where it says off. Raises a ConfigError that names `where` unless it is of that kind."""
-    if _can_be_off(kind) and not fits(value, kind) and _says_off(value):
+    if _can_be_off(kind) and _says_off(value, kind):
         return None
     if not fits(value, kind):
         raise ConfigError(f"{where}: {shown(value)}; {wanted(value, kind)}")
@@ -40,8 +40,10 @@ def _can_be_off(kind: Any) -> bool:
     return get_origin(kind) is Union and NOTHING in get_args(kind)
 
 
-def _says_off(value: Any) -> bool:
-    return value is False or (isinstance(value, str) and value == "None") or (_is_number(value) and value == 0)
+def _says_off(value: Any, kind: Any) -> bool:
+    if isinstance(value, str):
+        return value == "None"
+    return value is False or (_is_number(value) and value == 0 and not fits(value, kind))
 
 
 def _is_number(value: Any) -> bool:
@@ -51,19 +53,24 @@ def _is_number(value: Any) -> bool:
 def fits(value: Any, kind: Any) -> bool:
     """Whether a value is of a kind: a class, a union, an `Annotated` of `kinds`, a Literal, or a sequence of these."""
     origin, arguments = get_origin(kind), get_args(kind)
-    if kind in (Any, inspect.Parameter.empty):
-        return True
     if origin is Annotated:
-        return fits(value, arguments[0]) and all(value in each for each in arguments[1:] if isinstance(each, (Range, Length)))
+        return fits(value, arguments[0]) and all(value in limit for limit in _limits(kind))
     if origin is Union:
         return any(fits(value, each) for each in arguments)
     if origin is Literal:
         return any(type(value) is type(each) and value == each for each in arguments)
     if origin is not None and issubclass(origin, Sequence):
         return isinstance(value, (list, tuple)) and all(fits(each, arguments[0]) for each in value)
-    if kind in (int, float):
-        return _is_number(value) and (kind is float or isinstance(value, numbers.Integral)) and _is_finite(value)
-    cls = origin or kind
+    return kind is Any or _is_a(value, origin or kind)
+
+
+def _limits(kind: Any) -> list[Range | Length]:
+    return [each for each in get_args(kind)[1:] if isinstance(each, (Range, Length))]
+
+
+def _is_a(value: Any, cls: type) -> bool:
+    if cls in (int, float):
+        return _is_number(value) and (cls is float or isinstance(value, numbers.Integral)) and _is_finite(value)
     if cls in WORDS and cls is not Part:
         return isinstance(value, cls)
     return isinstance(value, str) or (isinstance(value, dict) and isinstance(value.get("name"), str))
@@ -96,12 +103,11 @@ def _is_text_of_number(text: str) -> bool:
 def words_of(kind: Any) -> str:
     """A kind in words: "a whole number, 1 or more; or null"."""
     origin, arguments = get_origin(kind), get_args(kind)
-    if kind in (Any, inspect.Parameter.empty):
+    if kind is Any:
         return "anything"
     if origin is Annotated:
-        ranges = [str(each) for each in arguments[1:] if isinstance(each, (Range, Length))]
-        notes = [each for each in arguments[1:] if isinstance(each, str)]
-        return ", ".join([words_of(arguments[0]), *ranges]) + "".join(f" ({note})" for note in notes)
+        notes = [f" ({each})" for each in arguments[1:] if isinstance(each, str)]
+        return ", ".join([words_of(arguments[0]), *map(str, _limits(kind))]) + "".join(notes)
     if origin is Union:
         kinds = [words_of(each) for each in arguments]
         return "; or ".join(dict.fromkeys(kinds))

@@ -39,7 +39,8 @@ class Resize:
         interp: OpenCV's number of the interpolation: 0 nearest, 1 linear, 2 cubic, 3 area, 4 Lanczos.
     """
 
-    def __init__(self, target_size: Pixels | Sequence[Pixels], keep_ratio: bool, interp: int = cv2.INTER_LINEAR) -> None:
+    def __init__(self, target_size: Pixels | Sequence[Pixels], keep_ratio: bool,
+                 interp: int = cv2.INTER_LINEAR) -> None:
         size = [target_size] * 2 if isinstance(target_size, int) else list(target_size)
         if len(size) != 2 or not all(isinstance(n, (int, float)) and n > 0 for n in size):
             raise ConfigError(f"Resize.target_size: {target_size!r}; it is one positive number, or height and width")
@@ -85,15 +86,13 @@ class RandomResize:
                  random_size: bool = True, random_interp: bool = False) -> None:
         if (random_range or random_size) and not isinstance(target_size, (list, tuple)):
             raise ConfigError(f"RandomResize.target_size: {target_size!r}; it must be a list of sizes")
-        if random_range and len(target_size) != 2:
+        sizes: Any = target_size if random_range or random_size else [target_size]
+        if random_range and (len(sizes) != 2 or not all(isinstance(size, (list, tuple)) and len(size) == 2
+                                                        for size in sizes) or sizes[0][0] > sizes[1][0]):
             raise ConfigError(f"RandomResize.target_size: {target_size!r}; random_range needs a smallest and a "
                               "largest [short, long]")
-        sizes: Any = target_size if random_range or random_size else [target_size]
-        if random_range and not all(isinstance(size, (list, tuple)) and len(size) == 2 for size in sizes):
-            raise ConfigError(f"RandomResize.target_size: {target_size!r}; random_range needs [[short, long], [short, "
-                              "long]]")
-        if not sizes or (random_range and sizes[0][0] > sizes[1][0]):
-            raise ConfigError(f"RandomResize.target_size: {target_size!r}; it needs a size, and the smallest first")
+        if not sizes:
+            raise ConfigError("RandomResize.target_size: it must have a size")
         try:
             for size in sizes:
                 Resize(size, keep_ratio, interp)

@@ -107,7 +107,7 @@ def _image_shape(cfg: dict[str, Any]) -> list[int | None]:
     """[N, 3, H, W] with None for what is free."""
     shape = (section(cfg, "TestReader")["inputs_def"] or {}).get("image_shape") or [3, -1, -1]
     shape = [-1, *shape] if len(shape) == 3 else list(shape)
-    if len(shape) != 4 or shape[1] != 3 or not all(isinstance(n, int) for n in shape):
+    if len(shape) != 4 or shape[1] != 3 or not all(isinstance(n, int) and (n == -1 or n > 0) for n in shape):
         raise ConfigError(f"TestReader.inputs_def.image_shape: {shape}; it is [3, height, width], -1 for any size")
     if any(n > 0 and n % 32 for n in shape[2:]):
         raise ConfigError(f"TestReader.inputs_def.image_shape: {shape}; height and width must be multiples of 32")

@@ -14,7 +14,7 @@ from paddle import ParamAttr, Tensor, nn
 from paddle.nn.initializer import Constant, Normal
 
 from ..errors import ConfigError
-from ..kinds import Bins, Channels, Classes, Layers, ShareInside, Stride
+from ..kinds import Bins, Channels, Classes, Layers, ShareInside, Strides
 from . import operators
 from .layers import ConvNorm, DeformConv, normalization
 
@@ -128,7 +128,7 @@ class GFLHead(nn.Layer):
     """
 
     def __init__(self, conv_feat: FCOSFeat, dgqp_module: DGQP | None = None, *, num_classes: Classes,
-                 fpn_stride: Sequence[Stride] = (8, 16, 32, 64, 128), prior_prob: ShareInside = 0.01,
+                 fpn_stride: Strides = (8, 16, 32, 64, 128), prior_prob: ShareInside = 0.01,
                  reg_max: Bins = 16, feat_in_chan: Channels = 256) -> None:
         super().__init__()
         self.num_classes = num_classes

@@ -110,8 +110,8 @@ def _check(depth: int, variant: str, norm_type: str, lr_mult_list: Sequence[floa
         raise ConfigError(f"ResNet.lr_mult_list: {lr_mult_list!r}; it needs one factor for each of the 4 stages")
     if not return_idx or not all(i in range(num_stages) for i in return_idx):
         raise ConfigError(f"ResNet.return_idx: {return_idx!r}; allowed: stage indices 0 to {num_stages - 1}")
-    if list(return_idx) != list(range(return_idx[0], return_idx[0] + len(return_idx))):
-        raise ConfigError(f"ResNet.return_idx: {return_idx!r}; they must follow one another, as in [1, 2, 3]")
+    if list(return_idx) != sorted(set(return_idx)):
+        raise ConfigError(f"ResNet.return_idx: {return_idx!r}; the maps come in order, once each, as in [1, 2, 3]")
     if not all(i in range(-1, num_stages) for i in dcn_v2_stages):
         raise ConfigError(f"ResNet.dcn_v2_stages: {dcn_v2_stages!r}; allowed: stage indices up to {num_stages - 1}")
 

@@ -100,8 +100,8 @@ def set_up(cfg: dict[str, Any], options: Options, folder: RunFolder) -> Run:
     folder.describe(cfg, asdict(options), state.progress, images=len(train_set.records),
                     images_per_step=images_per_step)
     board = Dashboard(_dashboard_folder(cfg, options, folder), resume_step=state.progress.step)
-    step = make_step(cfg, state, teacher, amp=options.amp or (setting(cfg, "amp_level") if setting(cfg, "amp") else None),
-                     accumulate=options.accumulate, to_static=options.to_static)
+    amp = options.amp or (setting(cfg, "amp_level") if setting(cfg, "amp") else None)
+    step = make_step(cfg, state, teacher, amp=amp, accumulate=options.accumulate, to_static=options.to_static)
     return Run(cfg, options, folder, board, train_set, eval_set, loader, state, step, epochs, steps, images_per_step)
 
 
