@@ -75,10 +75,11 @@ def _of_dataset(where: str, name: str, section: Any, classes: Mapping[str, type]
 def _of_section(where: str, name: str, section: Any, classes: Mapping[str, type]) -> Iterator[str]:
     if name.endswith("Reader") and section is None:
         return
-    yield from _of_keys(where, section, {key: known.kind for key, known in SECTIONS[name].items()}, classes)
+    findings = list(_of_keys(where, section, {key: known.kind for key, known in SECTIONS[name].items()}, classes))
+    yield from findings
     if not isinstance(section, dict):
         return
-    if name == "OptimizerBuilder":
+    if name == "OptimizerBuilder" and not findings:
         yield from _error_of(lambda: optimizer_section({name: section}))
     if isinstance(section.get("inputs_def"), dict):
         yield from _error_of(lambda: read_keys(f"{where}.inputs_def", section["inputs_def"], INPUTS))

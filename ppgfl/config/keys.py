@@ -123,8 +123,8 @@ IGNORED = {
     "map_type": "says how VOC's AP is computed; ppgfl evaluates with COCO only",
     **dict.fromkeys(("eval_size", "eval_height", "eval_width", "train_height", "train_width"), _REFERRED),
     **dict.fromkeys(("act", "data_format", "depth_mult", "width_mult", "hidden_dim", "use_focal_loss", "with_mask",
-                     "trt", "export_onnx", "exclude_nms", "exclude_post_process", "for_distill", "for_mot", "mot_metric",
-                     "num_joints", "use_simple_ema", "ema_start_iters"), _OTHERS),
+                     "trt", "export_onnx", "exclude_nms", "exclude_post_process", "for_distill", "for_mot",
+                     "mot_metric", "num_joints", "use_simple_ema", "ema_start_iters"), _OTHERS),
 }
 
 # Names of PaddleDetection's classes that are left out on purpose, and what to take.
@@ -166,9 +166,11 @@ SECTIONS = {
                                 "GPUs with 2 each", 16, Count)},
     "OptimizerBuilder": {
         "optimizer": Key("`type`: Momentum, SGD, Adam or AdamW, and its keys (below)",
-                         {"type": "Momentum", "momentum": 0.9}, dict[str, Any]),
+                         {"type": "Momentum", "momentum": 0.9},
+                         Annotated[dict[str, Any], "as in {type: AdamW, beta1: 0.9}"]),
         "regularizer": Key("`type`: L1 or L2, and `factor`; null for none, as it is by default where the optimizer has "
-                           "a weight_decay of its own", {"type": "L2", "factor": 1e-4}, Optional[dict[str, Any]]),
+                           "a weight_decay of its own", {"type": "L2", "factor": 1e-4},
+                           Optional[Annotated[dict[str, Any], "as in {type: L2, factor: 0.0001}"]]),
         "clip_grad_by_norm": Key("largest norm over all gradients", None, Optional[Positive]),
         "clip_grad_by_value": Key("largest value of a gradient", None, Optional[Positive])},
     "export": {

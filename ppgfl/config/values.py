@@ -23,7 +23,8 @@ from ..kinds import Length, Part, Range
 NOTHING = type(None)
 WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", os.PathLike: "text",
          dict: "a mapping of keys", Part: "a name, or a mapping with a key 'name'", NOTHING: "null"}
-PLURALS = {"a whole number": "whole numbers", "a number": "numbers", "text": "texts", "a mapping of keys": "mappings"}
+PLURALS = {"a whole number": "whole numbers", "a number": "numbers", "text": "texts", "a mapping of keys": "mappings",
+           "a name": "names"}
 LONGEST = 80  # characters of a value in a message
 
 

@@ -83,6 +83,6 @@ def collate(samples: list[Sample]) -> Batch:
     """Samples of equal image sizes -> a batch of numpy arrays. Raises a ConfigError for images of other sizes."""
     sizes = {sample["image"].shape[1:] for sample in samples}
     if len(sizes) > 1:
-        raise ConfigError(f"batch_transforms: the images of a batch have the sizes {sorted(sizes)}; add PadBatch, which "
-                          "makes them one")
+        raise ConfigError(f"batch_transforms: the images of a batch have the sizes {sorted(sizes)}; add PadBatch, "
+                          "which makes them one")
     return {key: np.stack([np.asarray(sample[key]) for sample in samples]) for key in BATCH_KEYS if key in samples[0]}

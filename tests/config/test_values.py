@@ -14,8 +14,8 @@ from ppgfl.config import keys
 from ppgfl.config.values import fits, kinds_of, read, shown, words_of
 from ppgfl.kinds import Automatic, Count, CountOrAll, Part, Positive, Range, Share, ShareBelowOne
 
-WRONG = (-1, 0, 7, 10**30, -0.5, 1.5, float("nan"), float("inf"), "word", "3", None, True, False, [], [0], ["a"], [None],
-         [[1, 2], [3]], {}, {"a": 1}, {"name": 3}, {"name": "None"}, "", "None", datetime.date(2026, 1, 2), b"raw")
+WRONG = (-1, 0, 7, 10**30, -0.5, 1.5, float("nan"), float("inf"), "word", "3", None, True, False, [], [0], ["a"],
+         [None], [[1, 2], [3]], {}, {"a": 1}, {"name": 3}, {"name": "None"}, "", "None", datetime.date(2026, 1, 2), b"raw")
 
 
 MADE = 2  # of the values that a key takes, so many are also built: that takes longer than the check
@@ -62,7 +62,8 @@ def test_what_is_off_is_spelled_in_four_ways():
 
 
 def test_a_message_shows_the_value_as_a_config_has_it():
-    assert [shown(value) for value in (None, True, False, 1, "a", [1, 0])] == ["null", "true", "false", "1", "'a'", "[1, 0]"]
+    assert [shown(value) for value in (None, True, False)] == ["null", "true", "false"]
+    assert [shown(value) for value in (1, "a", [1, 0])] == ["1", "'a'", "[1, 0]"]
     assert len(shown("a" * 1000)) < 100
     with pytest.raises(ConfigError, match=r"epoch: '3'; it must be a whole number, 1 or more \(this is text: leave"):
         read("epoch", "3", Count)
@@ -78,7 +79,7 @@ def test_kinds_come_from_signatures_also_with_the_unions_that_python_39_lacks():
 
 # --- each key with each wrong value
 
-IN_LISTS = {"Decode": "TrainReader.sample_transforms.0.Decode", "RandomFlip": "TrainReader.sample_transforms.1.RandomFlip",
+IN_LISTS = {"RandomFlip": "TrainReader.sample_transforms.1.RandomFlip",
             "Resize": "TrainReader.sample_transforms.2.Resize",
             "RandomResize": "TrainReader.sample_transforms.3.RandomResize",
             "NormalizeImage": "TrainReader.sample_transforms.4.NormalizeImage",
@@ -127,7 +128,7 @@ def make_all(cfg, key):
 
 
 def places():
-    """Where each key is that somebody reads: "ResNet.depth", "TrainReader.sample_transforms.2.Resize.interp", "epoch"."""
+    """Where each key is that somebody reads: "ResNet.depth", "LearningRate.schedulers.0.gamma", "epoch", ..."""
     for name, cls in build.CLASSES.items():
         yield from (f"{IN_LISTS.get(name) or NESTED.get(name, name)}.{key}"
                     for key, kind in keys.keys_of(name, cls).items() if kind is not Any)
