@@ -100,7 +100,8 @@ MOMENTUM, L2 = {"type": "Momentum", "momentum": 0.9}, {"type": "L2", "factor": 1
     (["OptimizerBuilder={optimizer: {type: Adam, weight_decay: 0.1}, regularizer: false}"],
      {"type": "Adam", "weight_decay": 0.1}, None),
     (["OptimizerBuilder=null", "OptimizerBuilder.optimizer.type=AdamW"], {"type": "AdamW"}, None),  # no inherited one
-    (["OptimizerBuilder=null", "OptimizerBuilder.optimizer.weight_decay=1"], {"type": "Momentum", "weight_decay": 1}, None),
+    (["OptimizerBuilder=null", "OptimizerBuilder.optimizer.weight_decay=1"],
+     {"type": "Momentum", "weight_decay": 1}, None),
 ])
 def test_optimizers_are_chosen_over_a_shipped_base(overrides, optimizer, regularizer):
     cfg = load_config("gfl_r18vd_1x_coco", overrides)

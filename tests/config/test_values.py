@@ -15,7 +15,8 @@ from ppgfl.config.values import fits, kinds_of, read, shown, words_of
 from ppgfl.kinds import Automatic, Count, CountOrAll, Part, Positive, Range, Share, ShareBelowOne
 
 WRONG = (-1, 0, 7, 10**30, -0.5, 1.5, float("nan"), float("inf"), "word", "3", None, True, False, [], [0], ["a"],
-         [None], [[1, 2], [3]], {}, {"a": 1}, {"name": 3}, {"name": "None"}, "", "None", datetime.date(2026, 1, 2), b"raw")
+         [None], [[1, 2], [3]], {}, {"a": 1}, {"name": 3}, {"name": "None"}, "", "None", datetime.date(2026, 1, 2),
+         b"raw")
 
 
 MADE = 2  # of the values that a key takes, so many are also built: that takes longer than the check
@@ -25,7 +26,7 @@ MADE = 2  # of the values that a key takes, so many are also built: that takes l
 
 @pytest.mark.parametrize(("kind", "good", "bad", "words"), [
     (int, [3, -1, np.int64(2)], [3.0, "3", True, None, [3], float("nan")], "a whole number"),
-    (float, [3, 0.5, np.float32(1)], ["0.5", True, None, float("inf"), 10**400], "a number"),
+    (float, [3, 0.5, np.float32(1), 1e30], ["0.5", True, None, float("inf"), 10**400, 2**63], "a number"),
     (bool, [True, False], [0, 1, "yes", None], "true or false"),
     (str, ["a", ""], [3, None, True], "text"),
     (Count, [1, 9], [0, -1, 1.0], "a whole number, 1 or more"),
