@@ -25,6 +25,7 @@ from .data.loader import Batches, BatchMaker, Loader
 from .data.targets import Gt2GFLTarget
 from .data.transforms import Decode, NormalizeImage, Permute, RandomFlip, RandomResize, Resize
 from .errors import CheckpointError, ConfigError
+from .fit import check_parts
 from .kinds import Part
 from .model.decode import Decoder, MultiClassNMS
 from .model.distill import (
@@ -52,8 +53,12 @@ NECKS = {"FPN": FPN}
 HEADS = {"GFLHead": GFLHead, "LDGFLHead": GFLHead}  # LDGFLHead: the same layers, and the losses of a teacher
 TOWERS = {"FCOSFeat": FCOSFeat}
 QUALITY_PREDICTORS = {"DGQP": DGQP}
-LOSSES: dict[str, Any] = {cls.__name__: cls for cls in (
-    QualityFocalLoss, DistributionFocalLoss, GIoULoss, KnowledgeDistillationKLDivLoss, CWDFeatureLoss)}
+CLASS_LOSSES = {"QualityFocalLoss": QualityFocalLoss}
+DISTRIBUTION_LOSSES = {"DistributionFocalLoss": DistributionFocalLoss}
+BOX_LOSSES = {"GIoULoss": GIoULoss}
+DISTILLATION_LOSSES = {"KnowledgeDistillationKLDivLoss": KnowledgeDistillationKLDivLoss}
+FEATURE_LOSSES = {"CWDFeatureLoss": CWDFeatureLoss}
+LOSSES: dict[str, Any] = {**CLASS_LOSSES, **DISTRIBUTION_LOSSES, **BOX_LOSSES, **DISTILLATION_LOSSES, **FEATURE_LOSSES}
 NMS = {"MultiClassNMS": MultiClassNMS}
 SAMPLE_TRANSFORMS: dict[str, Any] = {cls.__name__: cls for cls in (
     Decode, Resize, RandomResize, RandomFlip, NormalizeImage, Permute)}
@@ -92,21 +97,11 @@ def make_model(cfg: Config) -> GFL:
     setting(cfg, "architecture")
     parts = section(cfg, "GFL")
     backbone = _make(cfg, BACKBONES, parts["backbone"], "GFL.backbone", shared=["norm_type"])
-    if any(coarse != 2 * fine for fine, coarse in zip(backbone.strides, backbone.strides[1:])):
-        raise ConfigError(f"{type(backbone).__name__}.return_idx: its maps have strides {backbone.strides}; the neck "
-                          "needs each to be twice that of the one before, as of [1, 2, 3]")
     neck = _make(cfg, NECKS, parts["neck"], "GFL.neck", in_channels=backbone.channels,
                  spatial_scales=[1 / stride for stride in backbone.strides])
     head_name, head_args = _spec(cfg, parts["head"], HEADS, "GFL.head")
     head = _build_head(cfg, head_name, head_args)
-    for key, found, where, wanted in (
-            ("feat_in", head.conv_feat.feat_in, "FPN.out_channel", neck.out_channel),
-            ("feat_out", head.conv_feat.feat_out, f"{head_name}.feat_in_chan", head.feat_in_chan)):
-        if found != wanted:
-            raise ConfigError(f"{head_name}.conv_feat.{key}: {found}, but {where} is {wanted}; both must be the same")
-    if head.fpn_stride != neck.strides:
-        raise ConfigError(f"{head_name}.fpn_stride: {head.fpn_stride}, but the neck's levels have strides "
-                          f"{neck.strides}; change it, FPN.extra_stage or ResNet.return_idx")
+    check_parts(backbone, neck, head, head_name)
     return GFL(backbone, neck, head, decoder=_build_decoder(cfg, head_name, head_args, head),
                criterion=_build_criterion(cfg, head_name, head_args, head))
 
@@ -143,15 +138,15 @@ def _build_decoder(cfg: Config, name: str, args: Config, head: GFLHead) -> Decod
 def _build_criterion(cfg: Config, name: str, args: Config, head: GFLHead) -> GFLCriterion:
     # PaddleDetection: its first GFLv2 configs call the section loss_qfl
     quality = args.get("loss_class", args.get("loss_qfl", "QualityFocalLoss"))
-    loss_class = _make(cfg, LOSSES, quality, f"{name}.loss_class")
+    loss_class = _make(cfg, CLASS_LOSSES, quality, f"{name}.loss_class")
     if loss_class.use_sigmoid == (head.dgqp_module is not None):
         raise ConfigError(f"{name}.loss_class.use_sigmoid: {loss_class.use_sigmoid}; it must be true without "
                           "dgqp_module (the maps hold logits), and false with it (they hold probabilities)")
     return GFLCriterion(
         strides=tuple(head.fpn_stride), num_classes=head.num_classes, reg_max=head.distribution_project.reg_max,
         loss_class=loss_class, cell_offset=args.get("cell_offset", 0),
-        loss_dfl=_make(cfg, LOSSES, args.get("loss_dfl", "DistributionFocalLoss"), f"{name}.loss_dfl"),
-        loss_bbox=_make(cfg, LOSSES, args.get("loss_bbox", "GIoULoss"), f"{name}.loss_bbox"),
+        loss_dfl=_make(cfg, DISTRIBUTION_LOSSES, args.get("loss_dfl", "DistributionFocalLoss"), f"{name}.loss_dfl"),
+        loss_bbox=_make(cfg, BOX_LOSSES, args.get("loss_bbox", "GIoULoss"), f"{name}.loss_bbox"),
         distillation=_build_distillation(cfg, name, args, head) if cfg.get("teacher") else None)
 
 
@@ -164,14 +159,14 @@ def _build_distillation(cfg: Config, name: str, args: Config,
     method = teacher.get("slim_method")
     if method == "LD":
         return LocalizationDistillation(**{
-            key: _make(cfg, LOSSES, args.get(key, "KnowledgeDistillationKLDivLoss"), f"{name}.{key}")
+            key: _make(cfg, DISTILLATION_LOSSES, args.get(key, "KnowledgeDistillationKLDivLoss"), f"{name}.{key}")
             for key in ("loss_ld", "loss_ld_vlr", "loss_kd")})
     if method == "CWD":
         names = teacher.get("distill_loss_name")
         if names is not None and len(names) != len(head.fpn_stride):
             raise ConfigError(f"teacher.distill_loss_name: {names!r}; it must name {len(head.fpn_stride)} losses, one "
                               "for each level")
-        loss = _make(teacher, {"CWDFeatureLoss": CWDFeatureLoss}, setting(teacher, "distill_loss"),
+        loss = _make(teacher, FEATURE_LOSSES, setting(teacher, "distill_loss"),
                      "teacher.distill_loss")
         return ChannelWiseDistillation(loss, tuple(head.fpn_stride))
     raise ConfigError(f"teacher.slim_method: {method!r}; allowed: LD, CWD")
@@ -238,23 +233,6 @@ def build_reader(cfg: Config, name: str) -> Reader:
     check_order(name, *([type(each).__name__ for each in kind] for kind in (reader.sample_transforms,
                                                                             reader.batch_transforms)))
     return reader
-
-
-def check_targets(reader: Reader, model: GFL) -> None:
-    """Raise a ConfigError unless the targets of a training reader are those of the model's cells and classes."""
-    target = next(each for each in reader.batch_transforms if isinstance(each, Gt2GFLTarget))
-    criterion = model.criterion
-    for key, found, wanted in (("downsample_ratios", target.strides, list(model.head.fpn_stride)),
-                               ("cell_offset", target.cell_offset, criterion.cell_offset),
-                               ("num_classes", target.num_classes, model.head.num_classes)):
-        if found != wanted:
-            raise ConfigError(f"TrainReader.batch_transforms.Gt2GFLTarget.{key}: {found}, but the head has {wanted}; "
-                              "both must be the same")
-    coarsest = max(model.backbone.strides)
-    for each in reader.batch_transforms:
-        if isinstance(each, PadBatch) and each.stride % coarsest:
-            raise ConfigError(f"TrainReader.batch_transforms.PadBatch.pad_to_stride: {each.stride}; the maps of the "
-                              f"backbone fit together where it is a multiple of {coarsest}")
 
 
 def build_loader(cfg: Config, name: str, records: Sequence[Sample], *, seed: int = 0, rank: int = 0,

@@ -7,7 +7,7 @@ from pathlib import Path
 from helpers import ROOT
 
 # A wing imports only wings that stand before it; those of one list do not know each other.
-ORDER = [["errors", "kinds"], ["system", "optim"], ["config", "weights", "model", "data"], ["classes"],
+ORDER = [["errors", "kinds"], ["system", "optim"], ["config", "weights", "model", "data"], ["classes", "fit"],
          ["build", "targets"], ["inference"], ["evaluation"], ["training"], ["cli"]]
 PLACE = {wing: i for i, wings in enumerate(ORDER) for wing in wings}
 PACKAGE = ROOT / "ppgfl"

@@ -5,6 +5,7 @@ from helpers import ZOO, tiny_config
 
 from ppgfl import ConfigError, build, build_model, load_config
 from ppgfl.config import check
+from ppgfl.fit import check_targets
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -34,6 +35,8 @@ def test_every_shipped_config_is_free_of_findings(name, caplog):
     ("FPN.extra_stage=1", "the neck's levels have strides"),
     ("GFLHead.loss_class.use_sigmoid=false", "must be true without dgqp_module"),
     ("norm_type=gn", "norm_type"),
+    ("GFLHead.loss_class=GIoULoss", "GFLHead.loss_class: unknown name 'GIoULoss'; Allowed: QualityFocalLoss"),
+    ("GFLHead.loss_dfl={name: QualityFocalLoss}", "GFLHead.loss_dfl: unknown name 'QualityFocalLoss'; "),
     ("FPN.out_channel=128", "GFLHead.conv_feat.feat_in: 256, but FPN.out_channel is 128"),
     ("GFLHead.conv_feat.feat_out=128", "GFLHead.conv_feat.feat_out: 128, but GFLHead.feat_in_chan is 256"),
     ("GFLHead.conv_feat.feat_out=100", "gn has 32 groups, and 100 channels are no multiple of that"),
@@ -136,11 +139,11 @@ def test_targets_must_be_those_of_the_head(key, value, found):
     cfg = load_config("gfl_r18vd_1x_coco", [f"TrainReader.batch_transforms.1.Gt2GFLTarget.{key}={value}"])
     model = build_model(cfg)
     with pytest.raises(ConfigError, match=f"Gt2GFLTarget.{key}: {found}"):
-        build.check_targets(build.build_reader(cfg, "TrainReader"), model)
-    build.check_targets(build.build_reader(load_config("gfl_r18vd_1x_coco"), "TrainReader"), model)
+        check_targets(build.build_reader(cfg, "TrainReader"), model)
+    check_targets(build.build_reader(load_config("gfl_r18vd_1x_coco"), "TrainReader"), model)
 
 
 def test_padding_must_be_that_of_the_backbone():
     cfg = load_config("gfl_r18vd_1x_coco", ["TrainReader.batch_transforms.0.PadBatch.pad_to_stride=16"])
     with pytest.raises(ConfigError, match="pad_to_stride: 16; .*a multiple of 32"):
-        build.check_targets(build.build_reader(cfg, "TrainReader"), build_model(cfg))
+        check_targets(build.build_reader(cfg, "TrainReader"), build_model(cfg))

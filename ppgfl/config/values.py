@@ -79,7 +79,7 @@ def _is_a(value: Any, cls: type) -> bool:
 
 def _is_finite(value: Any) -> bool:
     """Whether a tensor holds it, which has 64 bits for a whole number."""
-    return -2**63 <= value < 2**63 if isinstance(value, numbers.Integral) else math.isfinite(value)
+    return -2**63 <= int(value) < 2**63 if isinstance(value, numbers.Integral) else math.isfinite(value)
 
 
 def wanted(value: Any, kind: Any) -> str:

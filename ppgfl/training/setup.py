@@ -7,13 +7,14 @@ from typing import Any
 
 import paddle
 
-from ..build import build_dataset, build_loader, build_teacher, check_targets
+from ..build import build_dataset, build_loader, build_teacher
 from ..config.check import check_classes
 from ..config.keys import section, setting
 from ..data.dataset import COCODataSet
 from ..data.loader import Loader
 from ..errors import ConfigError
 from ..evaluation.coco import METRICS
+from ..fit import check_targets
 from ..system import dist
 from ..system.log import logger
 from ..weights.checkpoint import load_pretrained
