@@ -162,12 +162,12 @@ def test_no_value_of_any_key_ends_in_a_traceback(small_coco):
         made = 0
         for value in WRONG:
             tried += 1
-            cfg = put(base, place, value)
+            cfg, top = put(base, place, value), place.split(".")[0]
             try:
-                build.check(cfg)
+                build.check({top: cfg[top]})  # the others are those of `base`
                 made += 1
                 if made <= MADE:
-                    make_all(cfg, place.split(".")[0])
+                    make_all(cfg, top)
             except (ConfigError, DataError) as error:
                 refused += 1
                 assert "\n" not in str(error), place
