@@ -29,11 +29,11 @@ class Range:
 
     def __str__(self) -> str:
         open_low, open_high = self.low in self.without, self.high in self.without
-        low = f"more than {self.low:g}" if open_low else f"{self.low:g} or more"
+        low = f"more than {self.low:.12g}" if open_low else f"{self.low:.12g} or more"
         if self.high < math.inf:
-            high = f"less than {self.high:g}" if open_high else f"at most {self.high:g}"
-            low = f"{low}, {high}" if open_low or open_high else f"{self.low:g} to {self.high:g}"
-        inside = [f"{number:g}" for number in self.without if self.low < number < self.high]
+            high = f"less than {self.high:.12g}" if open_high else f"at most {self.high:.12g}"
+            low = f"{low}, {high}" if open_low or open_high else f"{self.low:.12g} to {self.high:.12g}"
+        inside = [f"{number:.12g}" for number in self.without if self.low < number < self.high]
         return f"{low}, not {' or '.join(inside)}" if inside else low
 
 

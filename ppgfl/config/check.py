@@ -63,13 +63,16 @@ def _of_config(cfg: Mapping[str, Any], classes: Mapping[str, type], prefix: str)
 def _of_dataset(where: str, name: str, section: Any, classes: Mapping[str, type]) -> Iterator[str]:
     if section is None:
         return
-    kind = section.get("name") if isinstance(section, dict) else None
-    if isinstance(section, dict) and (not isinstance(kind, str) or kind not in classes):
+    if not isinstance(section, dict):
+        yield f"{where}: {shown(section)}; it must be a mapping of keys"
+        return
+    kind = section.get("name")
+    if not isinstance(kind, str) or kind not in classes:
         yield unknown_name(f"{where}.name", kind, [each for each in classes if "section" in kinds_of(classes[each])])
     elif kind == "ImageFolder" and name != "TestDataset":
         yield f"{where}.name: ImageFolder; it must be COCODataSet, whose annotation file says what is on the images"
     else:
-        yield from _of_class(where, str(kind), section, classes)
+        yield from _of_class(where, kind, section, classes)
 
 
 def _of_section(where: str, name: str, section: Any, classes: Mapping[str, type]) -> Iterator[str]:

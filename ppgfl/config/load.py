@@ -243,6 +243,19 @@ def _construct_named(loader: _Loader, name: str, node: yaml.Node) -> dict[Any, A
         None, None, f"!{name} must be followed by a mapping, as in !{name} {{a: 1}}", node.start_mark)
 
 
+def _construct_number(loader: _Loader, node: yaml.ScalarNode) -> int | float:
+    """YAML 1.1 reads 012 as 10 and 1:30 as 90: nobody who writes that means it."""
+    kind = node.tag.rpartition(":")[2]
+    value = loader.construct_yaml_int(node) if kind == "int" else loader.construct_yaml_float(node)
+    digits = node.value.lstrip("+-")
+    if ":" in digits or (kind == "int" and digits.isdigit() and digits[0] == "0" and len(digits) > 1):
+        raise yaml.constructor.ConstructorError(
+            None, None, f"{node.value} is {value} in YAML; write it so, or in quotes if it is text", node.start_mark)
+    return int(value) if kind == "int" else float(value)
+
+
+for _kind in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _construct_number)
 _Loader.add_multi_constructor("!", _construct_named)
 # YAML 1.1 reads 1e-3 as a string, since it has no dot: a trap for learning rates.
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))

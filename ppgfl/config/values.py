@@ -24,7 +24,7 @@ NOTHING = type(None)
 WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", os.PathLike: "text",
          dict: "a mapping of keys", Part: "a name, or a mapping with a key 'name'", NOTHING: "null"}
 PLURALS = {"a whole number": "whole numbers", "a number": "numbers", "text": "texts", "a mapping of keys": "mappings",
-           "a name": "names"}
+           WORDS[Part]: "names, or mappings with a key 'name'"}
 LONGEST = 80  # characters of a value in a message
 
 
@@ -86,17 +86,16 @@ def wanted(value: Any, kind: Any) -> str:
     """What a key of that kind takes, as the end of a message about a value that it does not."""
     words = words_of(kind)
     text = words if words.startswith("allowed") else f"it must be {words}"
-    if isinstance(value, str) and _is_text_of_number(value) and not fits(value, kind):
-        text += " (this is text: leave the quotes out)"
-    return text
+    number = _number_in(value) if isinstance(value, str) else None
+    return text if number is None else f"{text} (this is text; as a number it is written {number:.12g})"
 
 
-def _is_text_of_number(text: str) -> bool:
+def _number_in(text: str) -> float | None:
     try:
-        float(text)
+        number = float(text)
     except ValueError:
-        return False
-    return True
+        return None
+    return number if math.isfinite(number) else None
 
 
 def words_of(kind: Any) -> str:
@@ -113,8 +112,9 @@ def words_of(kind: Any) -> str:
     if origin is Literal:
         return f"allowed: {', '.join(map(str, arguments))}"
     if origin is not None and issubclass(origin, Sequence):
-        one, comma, rest = words_of(arguments[0]).partition(",")
-        return f"a list of {PLURALS.get(one, one)}{comma}{rest}"
+        text = words_of(arguments[0])
+        one = next((each for each in PLURALS if text.startswith(each)), text)
+        return f"a list of {PLURALS.get(one, one)}{text[len(one):]}"
     return WORDS.get(origin or kind, WORDS[Part])
 
 

@@ -60,6 +60,7 @@ def test_keys_of_paddledetection_without_an_effect_say_what_they_do_there(key, v
 @pytest.mark.parametrize(("override", "found"), [
     ("EvalDataset.name=ImageFolder", "^EvalDataset.name: ImageFolder; it must be COCODataSet"),
     ("EvalDataset={name: VOCDataSet, label_list: a.txt}", "VOCDataSet.*ppgfl data convert --from voc"),
+    ("EvalDataset=COCODataSet", "EvalDataset: 'COCODataSet'; it must be a mapping of keys"),
     ("EvalDataset.name=null", "EvalDataset.name: unknown name null; Allowed: COCODataSet, ImageFolder"),
     ("metric=VOC", "metric: 'VOC'; allowed: COCO .ppgfl evaluates with COCO only"),
     ("GFL=null", "GFL: null; it must be a mapping of keys"),

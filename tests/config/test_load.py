@@ -118,7 +118,7 @@ def test_a_change_in_one_place_of_an_alias_stays_there(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["2026-13-45", "!!bool maybe", "!!int x", "!!timestamp x", "!!float x", "{[1]: 2}",
-                                  "9" * 5000])
+                                  "9" * 5000, "012", "-007", "1:30", "1:30.5", "[3, 08, 010]"])
 def test_a_value_that_is_not_what_it_claims_to_be_is_one_line(tmp_path, text):
     write(tmp_path, c=f"a: {text}")
     with pytest.raises(ConfigError, match="c.yml"):

@@ -38,6 +38,7 @@ MADE = 2  # of the values that a key takes, so many are also built: that takes l
     (Optional[Count], [None, 1], [0.5, "a"], "a whole number, 1 or more; or null"),
     (list[int], [[1, 2], (1,), []], [1, [1.0], ["a"], None], "a list of whole numbers"),
     (Union[int, list[int]], [1, [1]], ["a", [0.5]], "a whole number; or a list of whole numbers"),
+    (list[Part], [["Name", {"name": "Name"}]], ["Name", [3]], "a list of names, or mappings with a key 'name'"),
     (Part, ["Name", {"name": "Name"}], [3, {}, {"name": 3}, None], "a name, or a mapping with a key 'name'"),
     (dict[str, Any], [{}, {"a": 1}], [[], "a", None], "a mapping of keys"),
     (Annotated[int, Range(2, 4), "even"], [2], [1, 5], "a whole number, 2 to 4 (even)"),
@@ -66,8 +67,10 @@ def test_a_message_shows_the_value_as_a_config_has_it():
     assert [shown(value) for value in (None, True, False)] == ["null", "true", "false"]
     assert [shown(value) for value in (1, "a", [1, 0])] == ["1", "'a'", "[1, 0]"]
     assert len(shown("a" * 1000)) < 100
-    with pytest.raises(ConfigError, match=r"epoch: '3'; it must be a whole number, 1 or more \(this is text: leave"):
+    with pytest.raises(ConfigError, match=r"epoch: '3'; it must be a whole number, 1 or more \(.* is written 3\)"):
         read("epoch", "3", Count)
+    with pytest.raises(ConfigError, match=r"lr: '-\.5'; it must be a number, more than 0 \(.* is written -0\.5\)"):
+        read("lr", "-.5", Positive)  # YAML 1.1 reads it as text
 
 
 def test_kinds_come_from_signatures_also_with_the_unions_that_python_39_lacks():
