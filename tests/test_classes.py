@@ -3,9 +3,10 @@ import json
 
 import paddle
 import pytest
+import yaml
 from helpers import config
 
-from ppgfl import ConfigError, build, evaluate, export
+from ppgfl import ConfigError, Detector, build, evaluate, export
 from ppgfl.classes import number_of_classes, with_weights
 
 
@@ -52,8 +53,17 @@ def test_gflv2_has_one_channel_more_than_classes(trained, shapes, tmp_path):
 def test_each_command_finds_the_number(trained, shapes, tmp_path, run_here):
     cfg, folder = trained
     cfg = {**cfg, "engine": "dygraph"}
-    assert evaluate(cfg, weights=folder / "three.pdparams", output_dir=tmp_path)["AP"] >= 0
+    weights = folder / "three.pdparams"
+    assert evaluate(cfg, weights=weights, output_dir=tmp_path)["AP"] >= 0
     with pytest.raises(ConfigError, match="num_classes: 5, but .* lists 3"):
         evaluate({**cfg, "TrainDataset": None}, output_dir=tmp_path)
-    export(cfg, weights=folder / "three.pdparams", output_dir=tmp_path / "out", verify=())
-    assert (tmp_path / "out" / "infer_cfg.yml").is_file()
+    export(cfg, weights=weights, output_dir=tmp_path / "out", format="pdmodel", verify=())
+    assert len(yaml.safe_load((tmp_path / "out" / "infer_cfg.yml").read_text())["label_list"]) == 3
+    file = tmp_path / "null.yml"
+    file.write_text(yaml.safe_dump(cfg))
+    assert len(Detector(file, weights=weights).class_names) == 3
+    assert len(Detector(file, overrides=["TrainDataset=null", "TestDataset.anno_path=null"]).class_names) == 5
+    assert run_here("ppgfl", "data", "check", file, cwd=tmp_path).returncode == 0
+    done = run_here("ppgfl", "infer", "-c", file, "-o", f"weights={weights}", "--infer_dir", shapes / "val2017",
+                    cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
