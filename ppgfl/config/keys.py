@@ -131,7 +131,7 @@ IGNORED = {
 ABSENT = {
     "VOCDataSet": "VOC's files are converted once: ppgfl data convert --from voc FOLDER annotations.json, then name: "
                   "COCODataSet with anno_path: annotations.json, and metric: COCO",
-    "RandomDistort": "GFL's configs do without it; leave it out",
+    "RandomDistort": "the configs of GFL change no colours; remove the line",
     "RandomExpand": "GFL's configs do without it; RandomResize is what draws sizes",
     "RandomCrop": "GFL's configs do without it; RandomResize is what draws sizes",
     "BatchRandomResize": "RandomResize among the sample_transforms draws sizes, and PadBatch makes them one",
