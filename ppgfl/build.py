@@ -9,22 +9,25 @@ takes is refused here too, for those who build without `check`.
 """
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from paddle.optimizer import Optimizer
 
+from .classes import number_of_classes, with_weights
 from .config.check import check_config, check_order
-from .config.keys import OTHER_KEYS, TOP_LEVEL, known_only, section, setting
+from .config.keys import keys_of, known_only, optimizer_section, section, setting, unknown_name
+from .config.values import kinds_of, read, shown
 from .data.annotations import fits_int64
 from .data.batch import PadBatch, Reader, Sample
 from .data.dataset import COCODataSet, ImageFolder
-from .data.loader import POLICIES, Batches, BatchMaker, Loader
+from .data.loader import Batches, BatchMaker, Loader
 from .data.targets import Gt2GFLTarget
 from .data.transforms import Decode, NormalizeImage, Permute, RandomFlip, RandomResize, Resize
-from .errors import CheckpointError, ConfigError, nearest
+from .errors import CheckpointError, ConfigError
+from .fit import check_parts
+from .kinds import Part
 from .model.decode import Decoder, MultiClassNMS
 from .model.distill import (
     ChannelWiseDistillation,
@@ -51,8 +54,12 @@ NECKS = {"FPN": FPN}
 HEADS = {"GFLHead": GFLHead, "LDGFLHead": GFLHead}  # LDGFLHead: the same layers, and the losses of a teacher
 TOWERS = {"FCOSFeat": FCOSFeat}
 QUALITY_PREDICTORS = {"DGQP": DGQP}
-LOSSES: dict[str, Any] = {cls.__name__: cls for cls in (
-    QualityFocalLoss, DistributionFocalLoss, GIoULoss, KnowledgeDistillationKLDivLoss, CWDFeatureLoss)}
+CLASS_LOSSES = {"QualityFocalLoss": QualityFocalLoss}
+DISTRIBUTION_LOSSES = {"DistributionFocalLoss": DistributionFocalLoss}
+BOX_LOSSES = {"GIoULoss": GIoULoss}
+DISTILLATION_LOSSES = {"KnowledgeDistillationKLDivLoss": KnowledgeDistillationKLDivLoss}
+FEATURE_LOSSES = {"CWDFeatureLoss": CWDFeatureLoss}
+LOSSES: dict[str, Any] = {**CLASS_LOSSES, **DISTRIBUTION_LOSSES, **BOX_LOSSES, **DISTILLATION_LOSSES, **FEATURE_LOSSES}
 NMS = {"MultiClassNMS": MultiClassNMS}
 SAMPLE_TRANSFORMS: dict[str, Any] = {cls.__name__: cls for cls in (
     Decode, Resize, RandomResize, RandomFlip, NormalizeImage, Permute)}
@@ -65,7 +72,8 @@ CLASSES: dict[str, Any] = {**BACKBONES, **NECKS, **HEADS, **TOWERS, **QUALITY_PR
 
 
 def check(cfg: Config) -> None:
-    """Raise a ConfigError that lists every unknown key of a config. Each command calls it once, before all else."""
+    """Raise a ConfigError that lists every unknown key and every wrong value of a config. Each command calls it once,
+    before all else."""
     check_config(cfg, CLASSES)
 
 
@@ -87,17 +95,14 @@ def build_model(cfg: Config) -> GFL:
 
 def make_model(cfg: Config) -> GFL:
     """`build_model` of a config that is checked already."""
-    if setting(cfg, "architecture") != "GFL":
-        raise ConfigError(f"architecture: {cfg['architecture']!r}; ppgfl builds GFL only")
+    setting(cfg, "architecture")
     parts = section(cfg, "GFL")
     backbone = _make(cfg, BACKBONES, parts["backbone"], "GFL.backbone", shared=["norm_type"])
     neck = _make(cfg, NECKS, parts["neck"], "GFL.neck", in_channels=backbone.channels,
                  spatial_scales=[1 / stride for stride in backbone.strides])
     head_name, head_args = _spec(cfg, parts["head"], HEADS, "GFL.head")
     head = _build_head(cfg, head_name, head_args)
-    if head.fpn_stride != neck.strides:
-        raise ConfigError(f"{head_name}.fpn_stride: {head.fpn_stride}, but the neck's levels have strides "
-                          f"{neck.strides}; change it, FPN.extra_stage or ResNet.return_idx")
+    check_parts(backbone, neck, head, head_name)
     return GFL(backbone, neck, head, decoder=_build_decoder(cfg, head_name, head_args, head),
                criterion=_build_criterion(cfg, head_name, head_args, head))
 
@@ -107,14 +112,15 @@ def load_model(cfg: Config, weights: str | os.PathLike[str] | None = None) -> GF
 
     Raises: ConfigError, CheckpointError.
     """
+    cfg = with_weights(cfg, weights)
     model = make_model(cfg)
-    model.class_names = load_weights(model, weights or setting(cfg, "weights")).class_names
+    model.class_names = load_weights(model, setting(cfg, "weights") or "").class_names
     model.eval()
     return model
 
 
 def _build_head(cfg: Config, name: str, args: Config) -> GFLHead:
-    layers = {key: value for key, value in args.items() if key in _parameters(GFLHead)}
+    layers = {key: value for key, value in args.items() if key in kinds_of(GFLHead)}
     layers["conv_feat"] = _make(cfg, TOWERS, args.get("conv_feat", "FCOSFeat"), f"{name}.conv_feat")
     if args.get("dgqp_module") is not None:
         layers["dgqp_module"] = _make(cfg, QUALITY_PREDICTORS, args["dgqp_module"], f"{name}.dgqp_module")
@@ -133,15 +139,15 @@ def _build_decoder(cfg: Config, name: str, args: Config, head: GFLHead) -> Decod
 def _build_criterion(cfg: Config, name: str, args: Config, head: GFLHead) -> GFLCriterion:
     # PaddleDetection: its first GFLv2 configs call the section loss_qfl
     quality = args.get("loss_class", args.get("loss_qfl", "QualityFocalLoss"))
-    loss_class = _make(cfg, LOSSES, quality, f"{name}.loss_class")
+    loss_class = _make(cfg, CLASS_LOSSES, quality, f"{name}.loss_class")
     if loss_class.use_sigmoid == (head.dgqp_module is not None):
         raise ConfigError(f"{name}.loss_class.use_sigmoid: {loss_class.use_sigmoid}; it must be true without "
                           "dgqp_module (the maps hold logits), and false with it (they hold probabilities)")
     return GFLCriterion(
         strides=tuple(head.fpn_stride), num_classes=head.num_classes, reg_max=head.distribution_project.reg_max,
         loss_class=loss_class, cell_offset=args.get("cell_offset", 0),
-        loss_dfl=_make(cfg, LOSSES, args.get("loss_dfl", "DistributionFocalLoss"), f"{name}.loss_dfl"),
-        loss_bbox=_make(cfg, LOSSES, args.get("loss_bbox", "GIoULoss"), f"{name}.loss_bbox"),
+        loss_dfl=_make(cfg, DISTRIBUTION_LOSSES, args.get("loss_dfl", "DistributionFocalLoss"), f"{name}.loss_dfl"),
+        loss_bbox=_make(cfg, BOX_LOSSES, args.get("loss_bbox", "GIoULoss"), f"{name}.loss_bbox"),
         distillation=_build_distillation(cfg, name, args, head) if cfg.get("teacher") else None)
 
 
@@ -154,14 +160,14 @@ def _build_distillation(cfg: Config, name: str, args: Config,
     method = teacher.get("slim_method")
     if method == "LD":
         return LocalizationDistillation(**{
-            key: _make(cfg, LOSSES, args.get(key, "KnowledgeDistillationKLDivLoss"), f"{name}.{key}")
+            key: _make(cfg, DISTILLATION_LOSSES, args.get(key, "KnowledgeDistillationKLDivLoss"), f"{name}.{key}")
             for key in ("loss_ld", "loss_ld_vlr", "loss_kd")})
     if method == "CWD":
         names = teacher.get("distill_loss_name")
         if names is not None and len(names) != len(head.fpn_stride):
             raise ConfigError(f"teacher.distill_loss_name: {names!r}; it must name {len(head.fpn_stride)} losses, one "
                               "for each level")
-        loss = _make(teacher, {"CWDFeatureLoss": CWDFeatureLoss}, setting(teacher, "distill_loss"),
+        loss = _make(teacher, FEATURE_LOSSES, setting(teacher, "distill_loss"),
                      "teacher.distill_loss")
         return ChannelWiseDistillation(loss, tuple(head.fpn_stride))
     raise ConfigError(f"teacher.slim_method: {method!r}; allowed: LD, CWD")
@@ -185,7 +191,7 @@ def build_teacher(cfg: Config, student: GFL) -> Teacher | None:
         batch_transforms = build_reader(cfg, "TrainReader").batch_transforms
         if not any(isinstance(each, Gt2GFLTarget) and each.compute_vlr_region for each in batch_transforms):
             raise ConfigError("TrainReader.batch_transforms: LD needs Gt2GFLTarget with compute_vlr_region: true")
-    if not teacher_cfg.get("pretrain_weights"):
+    if not setting(teacher_cfg, "pretrain_weights"):
         raise ConfigError("teacher.pretrain_weights: missing; they are the trained weights of the teacher: "
                           "set -o teacher.pretrain_weights=PATH")
     try:
@@ -218,29 +224,19 @@ def build_reader(cfg: Config, name: str) -> Reader:
     def build(table: Table, key: str) -> list[Any]:
         built = []
         for i, entry in enumerate(section(cfg, name)[key] or []):
+            where = f"{name}.{key}[{i}]"
             if not isinstance(entry, dict) or len(entry) != 1:
-                raise ConfigError(f"{name}.{key}[{i}]: {entry!r}; it must be one transform, as in Decode: {{}}")
+                raise ConfigError(f"{where}: {shown(entry)}; it must be one transform, as in Decode: {{}}")
             (kind, args), = entry.items()
+            args = read(f"{where}.{kind}", {} if args is None else args, dict)
             shared = ["num_classes"] if kind == "Gt2GFLTarget" else []
-            built.append(_make(cfg, table, {"name": kind, **(args or {})}, f"{name}.{key}[{i}]", shared=shared))
+            built.append(_make(cfg, table, {"name": kind, **args}, where, shared=shared))
         return built
 
     reader = Reader(build(SAMPLE_TRANSFORMS, "sample_transforms"), build(BATCH_TRANSFORMS, "batch_transforms"))
     check_order(name, *([type(each).__name__ for each in kind] for kind in (reader.sample_transforms,
                                                                             reader.batch_transforms)))
     return reader
-
-
-def check_targets(reader: Reader, model: GFL) -> None:
-    """Raise a ConfigError unless the targets of a training reader are those of the model's cells and classes."""
-    target = next(each for each in reader.batch_transforms if isinstance(each, Gt2GFLTarget))
-    criterion = model.criterion
-    for key, found, wanted in (("downsample_ratios", target.strides, list(model.head.fpn_stride)),
-                               ("cell_offset", target.cell_offset, criterion.cell_offset),
-                               ("num_classes", target.num_classes, model.head.num_classes)):
-        if found != wanted:
-            raise ConfigError(f"TrainReader.batch_transforms.Gt2GFLTarget.{key}: {found}, but the head has {wanted}; "
-                              "both must be the same")
 
 
 def build_loader(cfg: Config, name: str, records: Sequence[Sample], *, seed: int = 0, rank: int = 0,
@@ -251,10 +247,7 @@ def build_loader(cfg: Config, name: str, records: Sequence[Sample], *, seed: int
     """
     reader, keys = build_reader(cfg, name), section(cfg, name)
     batch_size, workers = keys["batch_size"], setting(cfg, "worker_num")
-    for key, value, low in ((f"{name}.batch_size", batch_size, 1), ("worker_num", workers, 0)):
-        if not isinstance(value, int) or value < low:
-            raise ConfigError(f"{key}: {value!r}; it must be a whole number, {low} or more")
-    batches = Batches(len(records), batch_size, shuffle=bool(keys["shuffle"]), drop_last=bool(keys["drop_last"]),
+    batches = Batches(len(records), batch_size, shuffle=keys["shuffle"], drop_last=keys["drop_last"],
                       seed=seed, rank=rank, world_size=world_size)
     if records and not len(batches):
         raise ConfigError(f"{name}.batch_size: {batch_size} on {world_size} processes, but the data set has only "
@@ -267,10 +260,7 @@ def build_loader(cfg: Config, name: str, records: Sequence[Sample], *, seed: int
 
 def skips_corrupt_images(cfg: Config) -> bool:
     """Whether images that cannot be read are left out. Raises ConfigError."""
-    policy = setting(cfg, "corrupt_images")
-    if policy not in POLICIES:
-        raise ConfigError(f"corrupt_images: {policy!r}; allowed: {', '.join(POLICIES)}")
-    return bool(policy == "skip")
+    return bool(setting(cfg, "corrupt_images") == "skip")
 
 
 # --- what trains the model
@@ -286,8 +276,6 @@ def build_optimizer(cfg: Config, model: GFL, *, steps_per_epoch: int,
     """
     rates = section(cfg, "LearningRate")
     base_lr = rates["base_lr"]
-    if not isinstance(base_lr, (int, float)) or base_lr <= 0:
-        raise ConfigError(f"LearningRate.base_lr: {base_lr!r}; it must be a positive number")
     if total_batch_size is not None:
         reference = rates["total_batch_size"]
         scaled = base_lr * total_batch_size / reference
@@ -300,7 +288,7 @@ def build_optimizer(cfg: Config, model: GFL, *, steps_per_epoch: int,
     decay = _make(cfg, DECAYS, schedulers[0], "LearningRate.schedulers[0]")
     warmup = _make(cfg, WARMUPS, schedulers[1], "LearningRate.schedulers[1]") if len(schedulers) > 1 else None
     return make_optimizer(model, make_schedule(base_lr, decay, warmup, steps_per_epoch),
-                          **section(cfg, "OptimizerBuilder"))
+                          **optimizer_section(cfg))
 
 
 def build_ema(cfg: Config, model: GFL) -> EMA | None:
@@ -316,28 +304,29 @@ def build_ema(cfg: Config, model: GFL) -> EMA | None:
 def _make(cfg: Config, table: Table, value: Any, where: str, *, shared: Sequence[str] = (), **facts: Any) -> Any:
     """The object that a YAML value names: "Name", or {name: Name, ...}. See the order of arguments above."""
     name, args = _spec(cfg, value, table, where)
-    own = {key: value for key, value in args.items() if key in _parameters(table[name])}
+    own = {key: value for key, value in args.items() if key in kinds_of(table[name])}
     return table[name](**{**_shared(cfg, shared), **own, **facts})
 
 
 def _spec(cfg: Config, value: Any, table: Table, where: str) -> tuple[str, Config]:
     """A YAML value -> the name it gives and its arguments, nested ones over those of the section of that name."""
     value = {"name": value} if isinstance(value, str) else value
-    if not isinstance(value, dict) or "name" not in value:
-        raise ConfigError(f"{where}: {value!r}; it must be a name or a mapping with a key 'name'")
-    nested = dict(value)
+    nested = dict(read(where, value, Part))
     name = nested.pop("name")
     if name not in table:
-        raise ConfigError(f"{where}: unknown name {name!r}; {nearest(name, table)}")
-    known = {**_parameters(table[name]), **OTHER_KEYS.get(name, {})}
-    return name, {**known_only(name, cfg.get(name) or {}, known), **known_only(where, nested, known)}
+        raise ConfigError(unknown_name(where, name, table))
+    known = keys_of(name, table[name])
+    args = {}
+    for place, given in ((name, cfg.get(name, {})), (where, nested)):
+        args.update({key: read(f"{place}.{key}", value, known[key])
+                     for key, value in known_only(place, given, known).items()})
+    return name, args
 
 
 def _shared(cfg: Config, keys: Sequence[str]) -> Config:
-    """Those of the shared top-level keys that have a value, in the config or by default."""
-    values = {key: TOP_LEVEL[key].default if cfg.get(key) is None else cfg[key] for key in keys}
+    """Those of the shared top-level keys that have a value, in the config or by default. Raises ConfigError."""
+    values = {key: number_of_classes(cfg) if key == "num_classes" else setting(cfg, key) for key in keys}
+    if values.get("num_classes", 0) is None:
+        raise ConfigError("num_classes: null takes the number from the annotation file of TrainDataset, or from the "
+                          "weights, and neither is there; set num_classes")
     return {key: value for key, value in values.items() if value is not None}
-
-
-def _parameters(cls: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(cls).parameters

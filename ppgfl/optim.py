@@ -11,7 +11,8 @@ from paddle import Tensor, nn
 from paddle.optimizer import Optimizer
 from paddle.optimizer.lr import LRScheduler
 
-from .errors import ConfigError, nearest
+from .errors import ConfigError
+from .kinds import Count, NotNegative, Positive, Share, Whole
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,14 @@ class PiecewiseDecay:
         use_warmup: let the warm-up come first.
     """
 
-    gamma: float | Sequence[float] = (0.1, 0.01)
-    milestones: Sequence[int] = (8, 11)
-    values: Sequence[float] | None = None
+    gamma: Positive | Sequence[Positive] = (0.1, 0.01)
+    milestones: Sequence[Count] = (8, 11)
+    values: Sequence[Positive] | None = None
     use_warmup: bool = True
 
     def __post_init__(self) -> None:
+        if list(self.milestones) != sorted(self.milestones):
+            raise ConfigError(f"PiecewiseDecay.milestones: {self.milestones!r}; they must be in order, as in [8, 11]")
         factors = len(self.values) - 1 if self.values else len(self.factors())
         if factors != len(self.milestones):
             raise ConfigError(f"PiecewiseDecay: {len(self.milestones)} milestones need as many factors in gamma, or "
@@ -59,10 +62,10 @@ class CosineDecay:
         use_warmup: let the warm-up come first; the cosine starts where it ends.
     """
 
-    max_epochs: int = 1000
+    max_epochs: Count = 1000
     use_warmup: bool = True
-    min_lr_ratio: float = 0.0
-    last_plateau_epochs: int = 0
+    min_lr_ratio: Share = 0.0
+    last_plateau_epochs: Whole = 0
 
     def factor(self, step: int, steps_per_epoch: int, base_lr: float, warmup_steps: int) -> float:
         start = warmup_steps if self.use_warmup else 0
@@ -82,9 +85,9 @@ class LinearWarmup:
         epochs_first: false: `steps` is meant, also where `epochs` is given.
     """
 
-    steps: int = 500
-    start_factor: float = 1 / 3
-    epochs: int | None = None
+    steps: Whole = 500
+    start_factor: NotNegative = 1 / 3
+    epochs: Whole | None = None
     epochs_first: bool = True
 
     @property
@@ -108,9 +111,9 @@ class ExpWarmup:
         power: of the share of it that is done.
     """
 
-    steps: int = 1000
-    epochs: int | None = None
-    power: int = 2
+    steps: Whole = 1000
+    epochs: Whole | None = None
+    power: Count = 2
 
     @property
     def in_epochs(self) -> bool:
@@ -166,22 +169,17 @@ def make_optimizer(model: nn.Layer, schedule: LRScheduler, *, optimizer: Mapping
     """The paddle optimizer of an OptimizerBuilder section, over the parameters that learn.
 
     Args:
-        optimizer: {"type": "Momentum" | "SGD" | "Adam" | "AdamW", and the arguments of that paddle class}.
+        optimizer: {"type": "Momentum" | "SGD" | "Adam" | "AdamW", and arguments of that paddle class}, as
+            `config.keys.optimizer_section` gives it.
         regularizer: {"type": "L1" | "L2", "factor": number} or None.
         clip_grad_by_norm, clip_grad_by_value: limit of the norm over all gradients, or of each value.
     """
-    arguments = dict(optimizer)
-    kind = arguments.pop("type", "Momentum")
-    if kind not in OPTIMIZERS:
-        raise ConfigError(f"OptimizerBuilder.optimizer.type: {kind!r}; {nearest(kind, OPTIMIZERS)}")
+    kind = optimizer.get("type", "Momentum")
+    arguments: dict[str, Any] = {key: float(value) if type(value) is int else value  # of paddle, some are picky
+                                 for key, value in optimizer.items() if key != "type"}
     if regularizer is not None:
-        name = regularizer.get("type", "L2")
-        if name not in REGULARIZERS:
-            raise ConfigError(f"OptimizerBuilder.regularizer.type: {name!r}; {nearest(name, REGULARIZERS)}")
-        if kind == "AdamW":
-            raise ConfigError("OptimizerBuilder.regularizer: AdamW decays weights itself; set regularizer to null and "
-                              "optimizer.weight_decay to the factor")
-        arguments["weight_decay"] = REGULARIZERS[name](float(regularizer.get("factor", 1e-4)))
+        decay = REGULARIZERS[regularizer.get("type", "L2")]
+        arguments["weight_decay"] = decay(float(regularizer.get("factor", 1e-4)))
     clip = None
     if clip_grad_by_norm is not None:
         clip = paddle.nn.ClipGradByGlobalNorm(clip_norm=float(clip_grad_by_norm))
@@ -190,8 +188,8 @@ def make_optimizer(model: nn.Layer, schedule: LRScheduler, *, optimizer: Mapping
     learning = [p for p in model.parameters() if not p.stop_gradient]
     try:
         return OPTIMIZERS[kind](learning_rate=schedule, parameters=learning, grad_clip=clip, **arguments)
-    except TypeError as error:
-        raise ConfigError(f"OptimizerBuilder.optimizer: {error}; these are the arguments of paddle.optimizer.{kind}") \
+    except TypeError as error:  # an argument that this version of Paddle lacks
+        raise ConfigError(f"OptimizerBuilder.optimizer: {error}; paddle.optimizer.{kind} takes no such argument") \
             from error
 
 

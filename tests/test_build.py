@@ -5,6 +5,7 @@ from helpers import ZOO, tiny_config
 
 from ppgfl import ConfigError, build, build_model, load_config
 from ppgfl.config import check
+from ppgfl.fit import check_targets
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -34,6 +35,15 @@ def test_every_shipped_config_is_free_of_findings(name, caplog):
     ("FPN.extra_stage=1", "the neck's levels have strides"),
     ("GFLHead.loss_class.use_sigmoid=false", "must be true without dgqp_module"),
     ("norm_type=gn", "norm_type"),
+    ("GFLHead.loss_class=GIoULoss", "GFLHead.loss_class: unknown name 'GIoULoss'; Allowed: QualityFocalLoss"),
+    ("GFLHead.loss_dfl={name: QualityFocalLoss}", "GFLHead.loss_dfl: unknown name 'QualityFocalLoss'; "),
+    ("FPN.out_channel=128", "GFLHead.conv_feat.feat_in: 256, but FPN.out_channel is 128"),
+    ("GFLHead.conv_feat.feat_out=128", "GFLHead.conv_feat.feat_out: 128, but GFLHead.feat_in_chan is 256"),
+    ("GFLHead.conv_feat.feat_out=100", "gn has 32 groups, and 100 channels are no multiple of that"),
+    ("FPN={norm_type: gn, out_channel: 48}", "gn has 32 groups, and 48 channels are no multiple of that"),
+    ("GFLHead={reg_max: 2, dgqp_module: DGQP}", "DGQP.reg_topk: 4; of reg_max 2 there are 3"),
+    ("ResNet.return_idx=[1, 3]", r"return_idx: its maps have strides \[8, 32\]"),
+    ("ResNet.return_idx=[2, 1, 3]", "come in order, once each"),
 ])
 def test_mistakes_in_a_config_are_named(override, found):
     cfg = load_config("gfl_r18vd_1x_coco", [override])
@@ -49,11 +59,12 @@ def test_all_findings_are_reported_together():
         build_model(cfg)
 
 
-def test_an_unknown_top_level_key_is_a_warning(caplog):
-    check._warn_once.cache_clear()
-    with caplog.at_level(logging.WARNING):
+def test_an_unknown_top_level_key_stops():
+    with pytest.raises(ConfigError, match="EvalDatset: unknown key; did you mean 'EvalDataset'"):
         check.check_config({"EvalDatset": {"x": 1}, "snapshot_epoch": 2}, build.CLASSES)
-    assert ["'EvalDatset'" in r.message and "EvalDataset" in r.message for r in caplog.records] == [True]
+    with pytest.raises(ConfigError, match="imgsz: unknown key; .*begins with _ or x-"):
+        check.check_config({"imgsz": 320}, build.CLASSES)
+    check.check_config({"_sizes": [320], "x-note": {"any": "thing"}}, build.CLASSES)
 
 
 def test_order_of_arguments():
@@ -128,5 +139,11 @@ def test_targets_must_be_those_of_the_head(key, value, found):
     cfg = load_config("gfl_r18vd_1x_coco", [f"TrainReader.batch_transforms.1.Gt2GFLTarget.{key}={value}"])
     model = build_model(cfg)
     with pytest.raises(ConfigError, match=f"Gt2GFLTarget.{key}: {found}"):
-        build.check_targets(build.build_reader(cfg, "TrainReader"), model)
-    build.check_targets(build.build_reader(load_config("gfl_r18vd_1x_coco"), "TrainReader"), model)
+        check_targets(build.build_reader(cfg, "TrainReader"), model)
+    check_targets(build.build_reader(load_config("gfl_r18vd_1x_coco"), "TrainReader"), model)
+
+
+def test_padding_must_be_that_of_the_backbone():
+    cfg = load_config("gfl_r18vd_1x_coco", ["TrainReader.batch_transforms.0.PadBatch.pad_to_stride=16"])
+    with pytest.raises(ConfigError, match="pad_to_stride: 16; .*a multiple of 32"):
+        check_targets(build.build_reader(cfg, "TrainReader"), build_model(cfg))

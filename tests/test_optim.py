@@ -1,3 +1,4 @@
+import inspect
 import math
 
 import numpy as np
@@ -5,7 +6,17 @@ import paddle
 import pytest
 
 from ppgfl import ConfigError, build, load_config
-from ppgfl.optim import EMA, CosineDecay, ExpWarmup, LinearWarmup, PiecewiseDecay, make_optimizer, make_schedule
+from ppgfl.config import keys
+from ppgfl.optim import (
+    EMA,
+    OPTIMIZERS,
+    CosineDecay,
+    ExpWarmup,
+    LinearWarmup,
+    PiecewiseDecay,
+    make_optimizer,
+    make_schedule,
+)
 
 
 def rates(schedule, steps):
@@ -34,6 +45,8 @@ def test_gamma_as_a_list_and_values():
     np.testing.assert_allclose(rates(make_schedule(2.0, decay, None, 1), 4), [3, 1, 0.5, 0.5])
     with pytest.raises(ConfigError, match="milestones need as many"):
         PiecewiseDecay(gamma=[0.5], milestones=[1, 2])
+    with pytest.raises(ConfigError, match=r"milestones: \[11, 8\]; they must be in order"):
+        PiecewiseDecay(milestones=[11, 8])
 
 
 def test_cosine_by_formula():
@@ -95,12 +108,12 @@ def test_optimizers_by_pencil():
 
 @pytest.mark.parametrize(("section", "found"), [
     ({"optimizer": {"type": "Adamm"}}, "did you mean .Adam"), ({"optimizer": {"momentumm": 1}}, "momentumm"),
-    ({"optimizer": {}, "regularizer": {"type": "L3"}}, "Allowed: L1, L2"),
+    ({"optimizer": {}, "regularizer": {"type": "L3"}}, "allowed: L1, L2"),
     ({"optimizer": {"type": "AdamW"}, "regularizer": {"type": "L2"}}, "AdamW decays weights itself"),
 ])
 def test_bad_sections(section, found):
     with pytest.raises(ConfigError, match=found):
-        one_step(section)
+        build.build_optimizer({"OptimizerBuilder": section}, paddle.nn.Linear(1, 1), steps_per_epoch=1)
 
 
 def average_after(values, **options):
@@ -127,3 +140,16 @@ def test_moving_averages_by_pencil():
 def test_before_the_first_step_the_average_is_the_model():
     layer = paddle.nn.Linear(1, 1)
     assert EMA(layer).weights()["weight"] is layer.state_dict()["weight"]
+
+
+@pytest.mark.parametrize("kind", keys.OPTIMIZERS)
+def test_keys_of_an_optimizer_are_arguments_of_paddles_class(kind):
+    assert keys.OPTIMIZERS.keys() == OPTIMIZERS.keys()
+    taken = inspect.signature(OPTIMIZERS[kind]).parameters
+    for key, known in keys.OPTIMIZERS[kind].items():
+        if key == "amsgrad" and key not in taken:  # Paddle 2.6
+            with pytest.raises(ConfigError, match="takes no such argument"):
+                one_step({"optimizer": {"type": kind, "amsgrad": True}})
+            continue
+        default = taken[key].default
+        assert default == known.default or key == "multi_precision", key

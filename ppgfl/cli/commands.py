@@ -211,11 +211,13 @@ def data(args: Namespace) -> int:
     if args.action == "convert":
         return 0 if _convert(args) else 1
     from .. import build
+    from ..classes import number_of_classes
     from ..config import load_config
     from ..data.check import check
 
     cfg = load_config(args.config, args.opt)
     build.check(cfg)
+    cfg["num_classes"] = number_of_classes(cfg)
     return 0 if check(cfg, output_dir=args.output_dir, decode=not args.no_decode) else 1
 
 

@@ -1,47 +1,144 @@
-"""Are all keys of a config known, and do its classes fit the data? Called once per command, before anything is made."""
+"""Are all keys of a config known, can they take their values, and do its classes fit the data? Called once per command,
+before anything is made."""
 from __future__ import annotations
 
 import functools
-import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ..errors import ConfigError, nearest, suggestion
 from ..system.log import logger
-from .keys import OTHER_KEYS, SECTIONS, TOP_LEVEL, setting
+from .keys import (
+    IGNORED,
+    INPUTS,
+    OWN,
+    SECTIONS,
+    TOP_LEVEL,
+    keys_of,
+    optimizer_section,
+    read_keys,
+    setting,
+    unknown_name,
+)
+from .values import kinds_of, read, shown
 
 DATASET_SECTIONS = ("TrainDataset", "EvalDataset", "TestDataset")
 
 
 def check_config(cfg: Mapping[str, Any], classes: Mapping[str, type]) -> None:
-    """Raise a ConfigError that lists every unknown key in a known section; warn of unknown top-level keys.
+    """Raise a ConfigError that lists every unknown key and every value that its key cannot take; warn of keys of
+    PaddleDetection without an effect here.
 
     Args:
         cfg: the dict of `load_config`.
         classes: {name in a config: its class}, whose arguments are the keys of that section (`build.CLASSES`).
     """
-    findings: list[str] = []
-    for key, section in cfg.items():
-        if key in DATASET_SECTIONS and isinstance(section, dict):
-            findings += _unknown_keys(key, section, keys_of(section.get("name"), classes))
-        elif key in classes:
-            findings += _check_section(key, key, section, classes)
-        elif key in SECTIONS:
-            findings += _unknown_keys(key, section, list(SECTIONS[key]))
-            findings += _check_transforms(key, section, classes)
-        elif key not in TOP_LEVEL and key not in DATASET_SECTIONS:
-            _warn_once(f"unknown top-level key '{key}' is ignored; "
-                       + suggestion(key, [*TOP_LEVEL, *SECTIONS, *DATASET_SECTIONS]))
+    findings = list(_of_config(cfg, classes, ""))
     if findings:
         raise ConfigError("; ".join(findings))
 
 
+def _of_config(cfg: Mapping[str, Any], classes: Mapping[str, type], prefix: str) -> Iterator[str]:
+    for key, value in cfg.items():
+        where = f"{prefix}{key}"
+        if key in DATASET_SECTIONS:
+            yield from _of_dataset(where, key, value, classes)
+        elif key in classes:
+            yield from _of_class(where, key, value, classes)
+        elif key in SECTIONS:
+            yield from _of_section(where, key, value, classes)
+        elif key == "teacher" and isinstance(value, dict):
+            yield from _of_config(value, classes, f"{where}.")
+        elif key in TOP_LEVEL:
+            yield from _of_value(where, value, TOP_LEVEL[key].kind, classes)
+        elif key in IGNORED:
+            if value not in (None, False, 0, "", [], -1):
+                _warn_once(f"{where}: has no effect; in PaddleDetection it {IGNORED[key]}")
+        elif not str(key).startswith(OWN):
+            known = [*TOP_LEVEL, *SECTIONS, *DATASET_SECTIONS, *classes]
+            yield (f"{where}: unknown key; {suggestion(key, known)}docs/configs.md lists all of them, and a key of "
+                   f"your own begins with {' or '.join(OWN)}")
+
+
+def _of_dataset(where: str, name: str, section: Any, classes: Mapping[str, type]) -> Iterator[str]:
+    if section is None:
+        return
+    if not isinstance(section, dict):
+        yield f"{where}: {shown(section)}; it must be a mapping of keys"
+        return
+    kind = section.get("name")
+    if not isinstance(kind, str) or kind not in classes:
+        yield unknown_name(f"{where}.name", kind, [each for each in classes if "section" in kinds_of(classes[each])])
+    elif kind == "ImageFolder" and name != "TestDataset":
+        yield f"{where}.name: ImageFolder; it must be COCODataSet, whose annotation file says what is on the images"
+    else:
+        yield from _of_class(where, kind, section, classes)
+
+
+def _of_section(where: str, name: str, section: Any, classes: Mapping[str, type]) -> Iterator[str]:
+    if name.endswith("Reader") and section is None:
+        return
+    findings = list(_of_keys(where, section, {key: known.kind for key, known in SECTIONS[name].items()}, classes))
+    yield from findings
+    if not isinstance(section, dict):
+        return
+    if name == "OptimizerBuilder" and not findings:
+        yield from _error_of(lambda: optimizer_section({name: section}))
+    if isinstance(section.get("inputs_def"), dict):
+        yield from _error_of(lambda: read_keys(f"{where}.inputs_def", section["inputs_def"], INPUTS))
+    for key in ("sample_transforms", "batch_transforms"):
+        entries = section.get(key)
+        for i, entry in enumerate(entries if isinstance(entries, list) else []):
+            for kind, args in entry.items() if isinstance(entry, dict) else ():
+                yield from _of_class(f"{where}.{key}[{i}].{kind}", kind, {} if args is None else args, classes)
+
+
+def _of_class(where: str, name: str, section: Any, classes: Mapping[str, type]) -> Iterator[str]:
+    """Findings about the keys of a class; none for a name nobody knows, which whoever makes the object refuses."""
+    if name in classes:
+        yield from _of_keys(where, section, {"name": str, **keys_of(name, classes[name])}, classes)
+
+
+def _of_keys(where: str, section: Any, known: Mapping[str, Any], classes: Mapping[str, type]) -> Iterator[str]:
+    if not isinstance(section, dict):
+        yield f"{where}: {shown(section)}; it must be a mapping of keys"
+        return
+    for key, value in section.items():
+        if key in known:
+            yield from _of_value(f"{where}.{key}", value, known[key], classes)
+        elif value is not None or key not in _words(classes):
+            yield f"{where}: unknown key '{key}', {nearest(key, known)}"
+
+
+def _of_value(where: str, value: Any, kind: Any, classes: Mapping[str, type]) -> Iterator[str]:
+    error = next(_error_of(lambda: read(where, value, kind)), None)
+    if error:
+        yield error
+        return
+    parts = [(where, value)] if isinstance(value, dict) else [
+        (f"{where}[{i}]", each) for i, each in enumerate(value if isinstance(value, list) else [])]
+    for place, part in parts:
+        if isinstance(part, dict) and isinstance(part.get("name"), str):
+            yield from _of_class(place, part["name"], part, classes)
+
+
+def _error_of(reading: Callable[[], Any]) -> Iterator[str]:
+    """The message of the ConfigError that a call raises, if it does."""
+    try:
+        reading()
+    except ConfigError as error:
+        yield str(error)
+
+
+def _words(classes: Mapping[str, type]) -> set[str]:
+    """Every key of every class: one that `null` takes away may be that of another class than the section's."""
+    return {key for name, cls in classes.items() for key in keys_of(name, cls)}
+
+
 def check_classes(cfg: Mapping[str, Any], class_names: list[str], source: object) -> None:
-    """Raise a ConfigError unless the config has as many classes as `source` lists, and its metric is COCO's."""
-    if setting(cfg, "metric") != "COCO":
-        raise ConfigError(f"metric: {cfg['metric']!r}; ppgfl evaluates with COCO only")
+    """Raise a ConfigError unless the config has as many classes as `source` lists; null: as many as there are."""
     expected = setting(cfg, "num_classes")
-    if len(class_names) != expected:
+    if expected not in (None, len(class_names)):
         listed = ", ".join(class_names[:20]) + (", ..." if len(class_names) > 20 else "")
         raise ConfigError(f"num_classes: {expected}, but {source} lists {len(class_names)} ({listed}); "
                           f"set num_classes to {len(class_names)}, or take the annotations that belong to the model")
@@ -61,41 +158,6 @@ def check_order(name: str, sample: list[str], batch: list[str]) -> None:
     if "PadBatch" in batch and "Gt2GFLTarget" in batch[:batch.index("PadBatch")]:
         raise ConfigError(f"{name}.batch_transforms: {', '.join(batch)}; PadBatch must come before Gt2GFLTarget, whose "
                           "cells are those of the padded image")
-
-
-def keys_of(name: str | None, classes: Mapping[str, type]) -> list[str] | None:
-    """The keys of a class's section; None for a name nobody knows, which whoever makes the object refuses."""
-    if name is None or name not in classes:
-        return None
-    own = [key for key in inspect.signature(classes[name]).parameters if key != "section"]
-    return own + list(OTHER_KEYS.get(name, ()))
-
-
-def _check_section(where: str, name: str, section: Any, classes: Mapping[str, type]) -> list[str]:
-    findings = _unknown_keys(where, section, keys_of(name, classes))
-    for key, value in section.items() if isinstance(section, dict) else ():
-        if isinstance(value, dict) and value.get("name") in classes:
-            findings += _check_section(f"{where}.{key}", value["name"], value, classes)
-    return findings
-
-
-def _check_transforms(reader: str, section: Any, classes: Mapping[str, type]) -> list[str]:
-    findings: list[str] = []
-    for key in ("sample_transforms", "batch_transforms"):
-        for i, entry in enumerate((section or {}).get(key) or []):
-            for name, args in entry.items() if isinstance(entry, dict) else ():
-                if name in classes and args:
-                    findings += _check_section(f"{reader}.{key}[{i}].{name}", name, args, classes)
-    return findings
-
-
-def _unknown_keys(where: str, section: Any, known: list[str] | None) -> list[str]:
-    if known is None or section is None:
-        return []
-    if not isinstance(section, dict):
-        return [f"{where}: {section!r}; it must be a mapping of keys"]
-    return [f"{where}: unknown key '{key}', {nearest(key, known)}" for key in section
-            if key not in known and key != "name"]
 
 
 @functools.cache

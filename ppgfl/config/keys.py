@@ -5,13 +5,30 @@ class are the arguments it takes, with their defaults.
 """
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal, Optional, Union
 
 from ..errors import ConfigError, nearest
+from ..kinds import (
+    Automatic,
+    Classes,
+    Count,
+    File,
+    Length,
+    NotNegative,
+    Part,
+    Positive,
+    Range,
+    Share,
+    ShareBelowOne,
+    Transforms,
+    Workers,
+)
+from .values import kinds_of, read, shown
 
 NO_EFFECT = "no effect; PaddleDetection's files have it"
+OWN = ("_", "x-")  # what the top-level keys that are the user's own begin with
 
 
 @dataclass(frozen=True)
@@ -21,73 +38,113 @@ class Key:
     Attributes:
         meaning: for docs/configs.md.
         default: its value where a config lacks it; this is its only home.
+        kind: what it may be, as `kinds` and `values` have it.
     """
 
     meaning: str
     default: Any = None
+    kind: Any = Any
 
 
 TOP_LEVEL = {
-    "architecture": Key("GFL", "GFL"),
+    "architecture": Key("GFL", "GFL", Annotated[Literal["GFL"], "ppgfl builds GFL only"]),
     "pretrain_weights": Key("what training starts from: a file, an address, the name of a released model or of a "
-                            "backbone"),
+                            "backbone", None, Optional[File]),
     "weights": Key("what eval, infer and export load: a file (with or without `.pdparams`), an address, the name of a "
-                   "released model", ""),
+                   "released model", "", Optional[File]),
     "engine": Key("of eval and infer: dygraph; static, a graph kept in the cache, several times as fast on a CPU; "
-                  "auto: static on a CPU for more than a few images", "auto"),
-    "num_classes": Key("C; null: as many as the annotation file of TrainDataset lists", 80),
-    "metric": Key("COCO", "COCO"),
-    "norm_type": Key("of the backbone: bn or sync_bn (statistics shared between processes)"),
-    "upstream_scores": Key("true: PaddleDetection's GFLv2 scores, which take a second sigmoid", False),
-    "epoch": Key("epochs of training", 12),
-    "snapshot_epoch": Key("a checkpoint, and with `--eval` an evaluation, every so many epochs", 1),
-    "save_dir": Key("runs go to `save_dir`/CONFIG_NAME", "output"),
-    "log_iter": Key("a log line every so many steps", 20),
-    "worker_num": Key("processes that load images; 0: none", 0),
+                  "auto: static on a CPU for more than a few images", "auto", Literal["auto", "dygraph", "static"]),
+    "num_classes": Key("C; null: as many as the annotation file of TrainDataset lists, or where that is absent as the "
+                       "weights have", 80, Union[Classes, Automatic]),
+    "metric": Key("COCO", "COCO", Annotated[Literal["COCO"], "ppgfl evaluates with COCO only"]),
+    "norm_type": Key("of the backbone: bn or sync_bn (statistics shared between processes)", None,
+                     Optional[Literal["bn", "sync_bn"]]),
+    "upstream_scores": Key("true: PaddleDetection's GFLv2 scores, which take a second sigmoid", False, bool),
+    "epoch": Key("epochs of training", 12, Count),
+    "snapshot_epoch": Key("a checkpoint, and with `--eval` an evaluation, every so many epochs", 1, Count),
+    "save_dir": Key("runs go to `save_dir`/CONFIG_NAME", "output", File),
+    "log_iter": Key("a log line every so many steps", 20, Count),
+    "worker_num": Key("processes that load images; 0: none", 0, Workers),
     "use_gpu": Key("false: the CPU, even where there is a GPU; true: the CPU only where there is none, and a line says "
-                   "so", False),
-    "use_ema": Key("keep a moving average of the weights: it is evaluated and saved", False),
-    "ema_decay": Key("share of the old average that is kept in a step", 0.9998),
+                   "so", False, bool),
+    "use_ema": Key("keep a moving average of the weights: it is evaluated and saved", False, bool),
+    "ema_decay": Key("share of the old average that is kept in a step", 0.9998, ShareBelowOne),
     "ema_decay_type": Key("how that share grows at first: threshold, exponential, or normal for not at all",
-                          "threshold"),
+                          "threshold", Literal["threshold", "exponential", "normal"]),
     "corrupt_images": Key("what becomes of images that cannot be read: error, which stops; skip: they are left out "
                           "with a line (in training another takes the place, in evaluation their objects count as "
                           "missed)",
-                          "error"),
+                          "error", Literal["error", "skip"]),
     "hang_timeout": Key("in a run of several processes: seconds after which one that neither gets a batch nor ends a "
                         "step reports what it hangs in and ends the run, if no step before took a fifth of that; 0: "
                         "never; null: 45, on a CPU 25, since gloo, over which the processes talk there, gives up after "
-                        "30"),
+                        "30", None, Union[Annotated[float, Range(0, 1_000_000)], Automatic]),
     "onednn_training": Key("true: train on a CPU with oneDNN's convolutions: half the time of a step when all batches "
-                           "have the same size, and at least twice the memory; Paddle 3.3", False),
+                           "have the same size, and at least twice the memory; Paddle 3.3", False, bool),
     "teacher": Key("put there by `--slim_config`: the whole slim config, so that `-o teacher.pretrain_weights=PATH` "
-                   "sets the teacher's weights and `-o teacher.num_classes=N` its classes"),
-    "slim": Key("of a slim config: Distill"),
-    "slim_method": Key("of a slim config: LD or CWD"),
-    "distill_loss": Key("of a slim config with CWD: CWDFeatureLoss", "CWDFeatureLoss"),
-    "distill_loss_name": Key("of a slim config with CWD: one for each level; the names themselves have no effect"),
-    "find_unused_parameters": Key("of Paddle's DataParallel", False),
-    "amp": Key("true: as `--amp` with `amp_level`", False),
-    "amp_level": Key("O1 or O2, for `amp`", "O1"),
-    "use_vdl": Key("true: as `--use_vdl`", False),
-    "vdl_log_dir": Key("as `--vdl_log_dir`"),
-    "ema_filter_no_grad": Key(NO_EFFECT),
-    "use_xpu": Key(NO_EFFECT),
-    "use_npu": Key(NO_EFFECT),
-    "use_mlu": Key(NO_EFFECT),
-    "print_flops": Key(NO_EFFECT),
-    "print_params": Key(NO_EFFECT),
-    "output_eval": Key(NO_EFFECT + "; the flag `--output_eval` has one"),
+                   "sets the teacher's weights and `-o teacher.num_classes=N` its classes", None,
+                   Optional[dict[str, Any]]),
+    "slim": Key("of a slim config: Distill", None, Optional[str]),
+    "slim_method": Key("of a slim config: LD or CWD", None, Optional[str]),
+    "distill_loss": Key("of a slim config with CWD: CWDFeatureLoss", "CWDFeatureLoss", Part),
+    "distill_loss_name": Key("of a slim config with CWD: one for each level; the names themselves have no effect", None,
+                             Optional[Sequence[str]]),
+    "find_unused_parameters": Key("of Paddle's DataParallel", False, bool),
+    "amp": Key("true: as `--amp` with `amp_level`", False, bool),
+    "amp_level": Key("O1 or O2, for `amp`", "O1", Literal["O1", "O2"]),
+    "use_vdl": Key("true: as `--use_vdl`", False, bool),
+    "vdl_log_dir": Key("as `--vdl_log_dir`", None, Optional[File]),
+}
+
+# Top-level keys of PaddleDetection without an effect here, and what they are for there: a line says so where one is on.
+_OTHERS = "belongs to other architectures"
+_REFERRED = "is a number that other keys of the file refer to; of GFL, TestReader.inputs_def.image_shape is the size"
+IGNORED = {
+    "use_xpu": "computes on Kunlun processors", "use_npu": "computes on Ascend processors",
+    "use_mlu": "computes on Cambricon processors",
+    "print_flops": "prints how many operations the model takes", "print_params": "prints how many parameters it has",
+    "print_mem_info": "prints the memory in use", "profiler_options": "switches Paddle's profiler on",
+    "log_ranks": "lists the processes that log; here the first one does",
+    "uniform_output_enabled": "writes train_results.json; results.csv is what a run writes here",
+    "output_eval": "is the folder of bbox.json; here it is that of the flag --output_eval",
+    "save_prediction_only": "writes bbox.json and stops; here the flag --save_prediction_only does",
+    "classwise": "prints the AP of each class; here the flag --classwise does",
+    "to_static": "compiles the model; here the flag --to_static does",
+    "fleet": "trains over several machines", "use_fused_allreduce_gradients": "adds up all gradients in one piece",
+    "ema_filter_no_grad": "leaves parameters without a gradient out of the average, which is that parameter itself",
+    "ema_black_list": "leaves the entries that it names out of the average; here all are averaged",
+    "cycle_epoch": "starts the moving average anew after so many epochs; here it never is",
+    "master_grad": "keeps gradients in float32 with amp_level O2; here they have the type of the parameters",
+    "custom_black_list": "names operators that mixed precision leaves in float32; here Paddle's own list holds",
+    "custom_white_list": "names operators that mixed precision computes in float16; here Paddle's own list holds",
+    "init_loss_scaling": "is the factor that the loss starts with in mixed precision; here it is 1024",
+    "reset_norm_param_attr": "lets weight decay of the optimizer reach normalisation layers",
+    "unstructured_prune": "prunes the model in training; there is no pruning here",
+    "map_type": "says how VOC's AP is computed; ppgfl evaluates with COCO only",
+    **dict.fromkeys(("eval_size", "eval_height", "eval_width", "train_height", "train_width"), _REFERRED),
+    **dict.fromkeys(("act", "data_format", "depth_mult", "width_mult", "hidden_dim", "use_focal_loss", "with_mask",
+                     "trt", "export_onnx", "exclude_nms", "exclude_post_process", "for_distill", "for_mot",
+                     "mot_metric", "num_joints", "use_simple_ema", "ema_start_iters"), _OTHERS),
+}
+
+# Names of PaddleDetection's classes that are left out on purpose, and what to take.
+ABSENT = {
+    "VOCDataSet": "VOC's files are converted once: ppgfl data convert --from voc FOLDER annotations.json, then name: "
+                  "COCODataSet with anno_path: annotations.json, and metric: COCO",
+    "RandomDistort": "the configs of GFL change no colours; remove the line",
+    "RandomExpand": "GFL's configs do without it; RandomResize is what draws sizes",
+    "RandomCrop": "GFL's configs do without it; RandomResize is what draws sizes",
+    "BatchRandomResize": "RandomResize among the sample_transforms draws sizes, and PadBatch makes them one",
 }
 
 _READER = {
-    "sample_transforms": Key("list of transforms of one image, in order", ()),
-    "batch_transforms": Key("list of transforms of a whole batch, in order", ()),
-    "batch_size": Key("images of a batch, of each process", 1),
-    "shuffle": Key("a new order in every epoch", False),
-    "drop_last": Key("leave the last batch out when it is not full", False),
+    "sample_transforms": Key("list of transforms of one image, in order", (), Transforms),
+    "batch_transforms": Key("list of transforms of a whole batch, in order", (), Optional[Transforms]),
+    "batch_size": Key("images of a batch, of each process", 1, Count),
+    "shuffle": Key("a new order in every epoch", False, bool),
+    "drop_last": Key("leave the last batch out when it is not full", False, bool),
     "inputs_def": Key("`image_shape: [3, height, width]`: of TestReader, the size of an exported graph's input; -1: "
-                      "any"),
+                      "any", None, Optional[dict[str, Any]]),
     "drop_empty": Key(NO_EFFECT),
     "use_shared_memory": Key(NO_EFFECT),
     "collate_batch": Key(NO_EFFECT),
@@ -96,64 +153,142 @@ _READER = {
 
 SECTIONS = {
     "GFL": {
-        "backbone": Key("name of its section", "ResNet"),
-        "neck": Key("name of its section", "FPN"),
-        "head": Key("name of its section", "GFLHead")},
+        "backbone": Key("name of its section", "ResNet", Part),
+        "neck": Key("name of its section", "FPN", Part),
+        "head": Key("name of its section", "GFLHead", Part)},
     "TrainReader": _READER, "EvalReader": _READER, "TestReader": _READER,
     "LearningRate": {
-        "base_lr": Key("for a step of `total_batch_size` images; scaled to the real one unless given with `-o`", 0.01),
-        "schedulers": Key("list of two: the decay, then the warm-up", ("PiecewiseDecay", "LinearWarmup")),
+        "base_lr": Key("for a step of `total_batch_size` images; scaled to the real one unless given with `-o`", 0.01,
+                       Positive),
+        "schedulers": Key("list of two: the decay, then the warm-up", ("PiecewiseDecay", "LinearWarmup"),
+                          Annotated[Sequence[Part], Length(1, 2), "the decay, then the warm-up"]),
         "total_batch_size": Key("images of a step over all processes that `base_lr` is meant for: PaddleDetection's 8 "
-                                "GPUs with 2 each", 16)},
+                                "GPUs with 2 each", 16, Count)},
     "OptimizerBuilder": {
-        "optimizer": Key("`type`: Momentum, SGD, Adam or AdamW, and arguments of that class of paddle.optimizer",
-                         {"type": "Momentum", "momentum": 0.9}),
-        "regularizer": Key("`type`: L1 or L2, and `factor`; null for none", {"type": "L2", "factor": 1e-4}),
-        "clip_grad_by_norm": Key("largest norm over all gradients"),
-        "clip_grad_by_value": Key("largest value of a gradient")},
+        "optimizer": Key("`type`: Momentum, SGD, Adam or AdamW, and its keys (below)",
+                         {"type": "Momentum", "momentum": 0.9},
+                         Annotated[dict[str, Any], "as in {type: AdamW, beta1: 0.9}"]),
+        "regularizer": Key("`type`: L1 or L2, and `factor`; null for none, as it is by default where the optimizer has "
+                           "a weight_decay of its own", {"type": "L2", "factor": 1e-4},
+                           Optional[Annotated[dict[str, Any], "as in {type: L2, factor: 0.0001}"]]),
+        "clip_grad_by_norm": Key("largest norm over all gradients", None, Optional[Positive]),
+        "clip_grad_by_value": Key("largest value of a gradient", None, Optional[Positive])},
     "export": {
-        "post_process": Key("false: the graph ends with the head's maps", True),
-        "nms": Key("false: the graph ends with the boxes and scores of every cell", True),
-        "benchmark": Key("true: the same as `post_process: false`", False),
-        "fuse_conv_bn": Key("fold BatchNorm into the convolutions", False)},
+        "post_process": Key("false: the graph ends with the head's maps", True, bool),
+        "nms": Key("false: the graph ends with the boxes and scores of every cell", True, bool),
+        "benchmark": Key("true: the same as `post_process: false`", False, bool),
+        "fuse_conv_bn": Key("fold BatchNorm into the convolutions", False, bool)},
 }
 
-# Keys of a section that its class does not take, since `build` passes them on elsewhere.
-OTHER_KEYS = {
-    "GFLHead": {
-        "loss_class": "QualityFocalLoss", "loss_dfl": "DistributionFocalLoss", "loss_bbox": "GIoULoss",
-        "loss_qfl": "the name of loss_class in PaddleDetection's first GFLv2 files", "nms": "MultiClassNMS",
-        "cell_offset": "the cell at column i sits at (i + cell_offset) * stride; also a key of Gt2GFLTarget (0)",
-        "upstream_scores": "as the top-level key", "nms_pre": NO_EFFECT},
-    "MultiClassNMS": dict.fromkeys(("return_index", "return_rois_num", "trt"), NO_EFFECT),
-    "QualityFocalLoss": {"reduction": NO_EFFECT},
-    "DistributionFocalLoss": {"reduction": NO_EFFECT},
-    "GIoULoss": {"reduction": NO_EFFECT},
-    "KnowledgeDistillationKLDivLoss": {"reduction": NO_EFFECT},
-    "COCODataSet": {"use_default_label": NO_EFFECT},
-    "ImageFolder": {"data_fields": NO_EFFECT, "use_default_label": NO_EFFECT},
+# The keys inside of other keys.
+INPUTS = {"image_shape": Key("[3, height, width]", None, Optional[Sequence[int]]), "num_max_boxes": Key(NO_EFFECT)}
+REGULARIZER = {"type": Key("L1 or L2", "L2", Literal["L1", "L2"]),
+               "factor": Key("of the penalty", 1e-4, NotNegative)}
+_DECAY = Key("of the weights, instead of `regularizer`", None, Optional[NotNegative])
+_ANY_OPTIMIZER = {"weight_decay": _DECAY,
+                  "multi_precision": Key("keep float32 copies of float16 parameters", False, bool)}
+_ADAM = {"beta1": Key("share of the old mean of the gradient that is kept", 0.9, ShareBelowOne),
+         "beta2": Key("the same of its square", 0.999, ShareBelowOne),
+         "epsilon": Key("added to the divisor", 1e-8, Positive),
+         "lazy_mode": Key("only rows with a gradient are changed", False, bool),
+         "amsgrad": Key("divide by the largest mean so far; Paddle 3", False, bool)}
+_ALL_AT_ONCE = {"use_multi_tensor": Key("change all parameters in one go", False, bool)}
+# Keys of OptimizerBuilder.optimizer beside `type`: arguments of that class of paddle.optimizer.
+OPTIMIZERS: dict[str, dict[str, Key]] = {
+    "Momentum": {"momentum": Key("share of the old step that is kept", 0.9, ShareBelowOne),
+                 "use_nesterov": Key("Nesterov's way", False, bool), **_ANY_OPTIMIZER, **_ALL_AT_ONCE,
+                 "rescale_grad": Key("factor of the gradients", 1.0, Positive)},
+    "SGD": _ANY_OPTIMIZER,
+    "Adam": {**_ADAM, **_ANY_OPTIMIZER, **_ALL_AT_ONCE},
+    "AdamW": {**_ADAM, **_ANY_OPTIMIZER, "weight_decay": Key("of the weights", 0.01, NotNegative)},
 }
-OTHER_KEYS["LDGFLHead"] = {**OTHER_KEYS["GFLHead"],
-                           **dict.fromkeys(("loss_ld", "loss_ld_vlr", "loss_kd"), "KnowledgeDistillationKLDivLoss")}
+
+_REDUCTION = {"reduction": Key(NO_EFFECT)}
+_DEFAULT_LABEL = {"use_default_label": Key(NO_EFFECT)}
+# Keys of a section that its class does not take, since `build` passes them on elsewhere.
+OTHER_KEYS: dict[str, dict[str, Key]] = {
+    "GFLHead": {
+        "loss_class": Key("QualityFocalLoss", kind=Part), "loss_dfl": Key("DistributionFocalLoss", kind=Part),
+        "loss_bbox": Key("GIoULoss", kind=Part),
+        "loss_qfl": Key("the name of loss_class in PaddleDetection's first GFLv2 files", kind=Part),
+        "nms": Key("MultiClassNMS", kind=Union[Part, Automatic]),
+        "cell_offset": Key("the cell at column i sits at (i + cell_offset) * stride; also a key of Gt2GFLTarget (0)",
+                           kind=Share),
+        "upstream_scores": Key("as the top-level key", kind=bool), "nms_pre": Key(NO_EFFECT)},
+    "MultiClassNMS": dict.fromkeys(("return_index", "return_rois_num", "trt"), Key(NO_EFFECT)),
+    "QualityFocalLoss": _REDUCTION, "DistributionFocalLoss": _REDUCTION, "GIoULoss": _REDUCTION,
+    "KnowledgeDistillationKLDivLoss": _REDUCTION,
+    "COCODataSet": _DEFAULT_LABEL,
+    "ImageFolder": {"data_fields": Key(NO_EFFECT), **_DEFAULT_LABEL},
+}
+OTHER_KEYS["LDGFLHead"] = {**OTHER_KEYS["GFLHead"], **dict.fromkeys(
+    ("loss_ld", "loss_ld_vlr", "loss_kd"), Key("KnowledgeDistillationKLDivLoss", kind=Part))}
 
 
 def setting(cfg: Mapping[str, Any], name: str) -> Any:
-    """The value of a top-level key, or its default where the config lacks it."""
-    return cfg.get(name, TOP_LEVEL[name].default)
+    """The value of a top-level key, or its default where the config lacks it. Raises a ConfigError for one of another
+    kind."""
+    known = TOP_LEVEL[name]
+    return read(name, cfg.get(name, known.default), known.kind)
 
 
 def section(cfg: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """All keys of a section, with their defaults where the config lacks them. Raises ConfigError for one it does not
-    know."""
-    defaults = {key: known.default for key, known in SECTIONS[name].items()}
-    return {**defaults, **known_only(name, cfg.get(name) or {}, SECTIONS[name])}
+    """All keys of a section, with their defaults where the config lacks them. Raises ConfigError for one that it does
+    not know, and for a value of another kind."""
+    given = known_only(name, cfg.get(name, {}), SECTIONS[name])
+    return {key: read(f"{name}.{key}", given.get(key, known.default), known.kind)
+            for key, known in SECTIONS[name].items()}
+
+
+def optimizer_section(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """The section OptimizerBuilder, as `section`, with what is in `optimizer` and `regularizer` read too. Raises
+    ConfigError, also where two of its keys do the same."""
+    name = "OptimizerBuilder"
+    keys = section(cfg, name)
+    arguments = dict(keys["optimizer"])
+    kind = arguments.pop("type", "Momentum")
+    if not isinstance(kind, str) or kind not in OPTIMIZERS:
+        raise ConfigError(f"{name}.optimizer.type: {shown(kind)}; {nearest(kind, OPTIMIZERS)}")
+    arguments = read_keys(f"{name}.optimizer", arguments, OPTIMIZERS[kind])
+    keys["optimizer"] = {"type": kind, **arguments}
+    decays = kind == "AdamW" or arguments.get("weight_decay") is not None
+    if decays and "regularizer" not in cfg.get(name, {}):
+        keys["regularizer"] = None
+    if keys["regularizer"] is not None:
+        keys["regularizer"] = read_keys(f"{name}.regularizer", keys["regularizer"], REGULARIZER)
+        if decays:
+            raise ConfigError(f"{name}.regularizer: {kind} decays weights itself; set regularizer to null and "
+                              "optimizer.weight_decay to the factor")
+    if keys["clip_grad_by_norm"] is not None and keys["clip_grad_by_value"] is not None:
+        raise ConfigError(f"{name}: clip_grad_by_norm and clip_grad_by_value; only one of them, set the other to null")
+    return keys
+
+
+def read_keys(where: str, args: Any, known: Mapping[str, Key]) -> dict[str, Any]:
+    """Those keys that are given, read. Raises ConfigError for an unknown one, and for a value of another kind."""
+    given = known_only(where, args, known)
+    return {key: read(f"{where}.{key}", value, known[key].kind) for key, value in given.items()}
+
+
+def keys_of(name: str, cls: Callable[..., Any]) -> dict[str, Any]:
+    """{key: its kind} of a class's section: the arguments that it takes, and what `build` passes on elsewhere."""
+    own = {key: kind for key, kind in kinds_of(cls).items() if key != "section"}
+    return {**own, **{key: known.kind for key, known in OTHER_KEYS.get(name, {}).items()}}
 
 
 def known_only(where: str, args: Any, known: Mapping[str, Any]) -> dict[str, Any]:
-    """`args` itself, a mapping whose keys are all in `known`. Raises ConfigError, with the nearest key."""
+    """`args`, a mapping, without the keys that `known` lacks and `null` has taken away. Raises a ConfigError for
+    others that it lacks, with the nearest key."""
     if not isinstance(args, dict):
-        raise ConfigError(f"{where}: {args!r}; it must be a mapping of keys")
-    for key in args:
-        if key not in known:
+        raise ConfigError(f"{where}: {shown(args)}; it must be a mapping of keys")
+    for key, value in args.items():
+        if key not in known and value is not None:
             raise ConfigError(f"{where}: unknown key '{key}', {nearest(key, known)}")
-    return args
+    return {key: value for key, value in args.items() if key in known}
+
+
+def unknown_name(where: str, name: object, known: Iterable[str]) -> str:
+    """A message about a class that does not exist, with what to take instead."""
+    absent = ABSENT.get(name) if isinstance(name, str) else None
+    advice = f"ppgfl leaves it out on purpose: {absent}" if absent else nearest(name, known)
+    return f"{where}: unknown name {shown(name)}; {advice}"

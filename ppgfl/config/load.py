@@ -12,8 +12,12 @@ from typing import Any
 import yaml
 
 from ..errors import ConfigError
+from ..system.log import logger
+from .keys import OPTIMIZERS
 
 LARGEST = 100_000  # values in a config
+# What PyYAML raises, with Python's own errors for a date or a tagged value that is none: `2026-13-45`, `!!bool x`.
+UNREADABLE = (yaml.YAMLError, ValueError, KeyError, AttributeError, TypeError, RecursionError)
 # What a slim config says about the training of the student; all else in it is about the teacher.
 OF_TRAINING = ("epoch", "TrainReader", "LearningRate", "OptimizerBuilder", "use_ema", "ema_decay", "ema_decay_type")
 
@@ -30,7 +34,8 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = (), *,
 
     Returns:
         A plain dict. Files (or shipped configs) named under `_BASE_` are merged in order, then the file itself: dicts
-        merge deeply, everything else is replaced. `!Name {a: 1}` reads as `{name: Name, a: 1}`.
+        merge deeply, everything else is replaced. `!Name {a: 1}` reads as `{name: Name, a: 1}`. Where another optimizer
+        is chosen, what only the inherited one takes stays behind, with one line.
 
     Raises:
         ConfigError: a missing file, bad YAML, a duplicate key, a loop of `_BASE_`, an override that fits nowhere.
@@ -48,7 +53,7 @@ def _add_slim_config(cfg: dict[str, Any], path: str | os.PathLike[str]) -> None:
     if slim.get("slim") != "Distill":
         raise ConfigError(f"{path}: slim is {slim.get('slim')!r}; ppgfl knows slim: Distill only (neither pruning nor "
                           "training with quantised weights)")
-    merge(cfg, copy.deepcopy({key: slim[key] for key in OF_TRAINING if key in slim}))
+    _merge_whole(cfg, copy.deepcopy({key: slim[key] for key in OF_TRAINING if key in slim}))
     cfg["teacher"] = slim
 
 
@@ -95,8 +100,35 @@ def _load_with_bases(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
         if base_path is None:
             raise ConfigError(f"{path}: _BASE_ names {base}, but there is no {path.parent / base}, and no shipped "
                               "config of that name")
-        merge(cfg, _load_with_bases(base_path, (*chain, path)))
-    return merge(cfg, own)
+        _merge_whole(cfg, _load_with_bases(base_path, (*chain, path)))
+    return _merge_whole(cfg, own)
+
+
+def _merge_whole(into: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """`merge` of two whole configs."""
+    _leave_behind(into, other)
+    return merge(into, other)
+
+
+def _leave_behind(into: dict[str, Any], other: dict[str, Any]) -> None:
+    """Where `other` chooses another optimizer than `into`, take out of `into` what the new one does not take: arguments
+    of the old one, and the regularizer where the new one decays weights itself. Says so."""
+    inherited, chosen = (cfg.get("OptimizerBuilder") for cfg in (into, other))
+    if not isinstance(inherited, dict) or not isinstance(chosen, dict):
+        return
+    old, new = inherited.get("optimizer"), chosen.get("optimizer")
+    if not isinstance(old, dict) or not isinstance(new, dict) or new.get("type") in (None, old.get("type", "Momentum")):
+        return
+    kind = str(new["type"])
+    left = [key for key in old if key != "type" and key not in new and key not in OPTIMIZERS.get(kind, old)]
+    for key in left:
+        del old[key]
+    if kind == "AdamW" and "regularizer" not in chosen and inherited.get("regularizer"):
+        inherited["regularizer"] = None
+        left.append("regularizer")
+    if left:
+        logger.info("OptimizerBuilder.optimizer.type: %s instead of %s, so that these stay behind: %s", kind,
+                    old.get("type", "Momentum"), ", ".join(left))
 
 
 def merge(into: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
@@ -113,7 +145,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
         cfg = yaml.load(text, Loader=_Loader)  # a SafeLoader: see below
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except (*UNREADABLE, OSError) as error:
         raise ConfigError(f"{path}: {_one_line(error)}") from error
     if cfg is None:
         return {}
@@ -121,7 +153,14 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: holds a {type(cfg).__name__}; a config is a mapping of keys")
     if _size(cfg, {}) > LARGEST:
         raise ConfigError(f"{path}: its aliases (*name) make more than {LARGEST:,} values, or a loop; write them out")
-    return cfg
+    return {key: _unshared(value) for key, value in cfg.items()}
+
+
+def _unshared(value: Any) -> Any:
+    """A copy in which each place of an alias (*name) has its own value, so that a change stays where it is made."""
+    if isinstance(value, dict):
+        return {key: _unshared(each) for key, each in value.items()}
+    return [_unshared(each) for each in value] if isinstance(value, list) else value
 
 
 def _size(value: Any, known: dict[int, float]) -> float:
@@ -147,9 +186,13 @@ def _apply_override(cfg: dict[str, Any], override: str) -> None:
     if not equals or not all(keys):
         raise ConfigError(f"-o {override}: must read key=value, as in -o TestReader.batch_size=4")
     try:
-        value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
+        value = _unshared(yaml.load(text, Loader=_Loader))
+    except UNREADABLE as error:
         raise ConfigError(f"-o {override}: the value is not YAML: {_one_line(error)}") from error
+    whole: Any = value
+    for key in reversed(keys):
+        whole = {key: whole}
+    _leave_behind(cfg, whole)
     parent: Any = cfg
     for depth, key in enumerate(keys[:-1]):
         if isinstance(parent, dict) and parent.get(key) is None:
@@ -181,6 +224,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":  # <<, which the SafeLoader merges below
+                continue
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, str) and key in seen:
                 raise yaml.constructor.ConstructorError(
@@ -198,6 +243,19 @@ def _construct_named(loader: _Loader, name: str, node: yaml.Node) -> dict[Any, A
         None, None, f"!{name} must be followed by a mapping, as in !{name} {{a: 1}}", node.start_mark)
 
 
+def _construct_number(loader: _Loader, node: yaml.ScalarNode) -> int | float:
+    """YAML 1.1 reads 012 as 10 and 1:30 as 90: nobody who writes that means it."""
+    kind = node.tag.rpartition(":")[2]
+    value = loader.construct_yaml_int(node) if kind == "int" else loader.construct_yaml_float(node)
+    digits = node.value.lstrip("+-")
+    if ":" in digits or (kind == "int" and digits.isdigit() and digits[0] == "0" and len(digits) > 1):
+        raise yaml.constructor.ConstructorError(
+            None, None, f"{node.value} is {value} in YAML; write it so, or in quotes if it is text", node.start_mark)
+    return int(value) if kind == "int" else float(value)
+
+
+for _kind in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _construct_number)
 _Loader.add_multi_constructor("!", _construct_named)
 # YAML 1.1 reads 1e-3 as a string, since it has no dot: a trap for learning rates.
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))

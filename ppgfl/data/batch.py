@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Annotated, Any, Optional
 
 import numpy as np
 
 from ..errors import ConfigError, DataError
+from ..kinds import Range
 from .image import is_out_of_memory
 
 Sample = dict[str, Any]
@@ -74,7 +75,7 @@ class PadBatch:
         pad_to_stride: height and width become multiples of it; 0 or 1: only as large as the largest image.
     """
 
-    def __init__(self, pad_to_stride: int = 0) -> None:
+    def __init__(self, pad_to_stride: Annotated[int, Range(0, 4096)] = 0) -> None:
         if not isinstance(pad_to_stride, int) or pad_to_stride < 0:
             raise ConfigError(f"PadBatch.pad_to_stride: {pad_to_stride!r}; it is a whole number, 32 for GFL")
         self.stride = max(1, pad_to_stride)
@@ -111,5 +112,9 @@ def _reason(error: BaseException) -> str:
 
 
 def collate(samples: list[Sample]) -> Batch:
-    """Samples of equal image sizes -> a batch of numpy arrays."""
+    """Samples of equal image sizes -> a batch of numpy arrays. Raises a ConfigError for images of other sizes."""
+    sizes = {sample["image"].shape[1:] for sample in samples}
+    if len(sizes) > 1:
+        raise ConfigError(f"batch_transforms: the images of a batch have the sizes {sorted(sizes)}; add PadBatch, "
+                          "which makes them one")
     return {key: np.stack([np.asarray(sample[key]) for sample in samples]) for key in BATCH_KEYS if key in samples[0]}

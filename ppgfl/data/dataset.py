@@ -4,10 +4,12 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 
 from ..errors import DataError
+from ..kinds import Classes, File, Range
 from ..system.log import logger
 from . import class_names
 from .annotations import REASONS, Annotations, Entry, Id, read_annotations, some, twice
@@ -45,9 +47,10 @@ class COCODataSet:
             unknown images, an image outside of the data set.
     """
 
-    def __init__(self, dataset_dir: str = "", image_dir: str = "", anno_path: str | Sequence[str] = "",
-                 data_fields: Sequence[str] = ("image",), sample_num: int = -1, load_crowd: bool = False,
-                 allow_empty: bool = False, empty_ratio: float = 1.0, repeat: int = 1, allow_outside: bool = False,
+    def __init__(self, dataset_dir: File | None = "", image_dir: File | None = "",
+                 anno_path: File | Sequence[File] | None = "", data_fields: Sequence[str] = ("image",),
+                 sample_num: Annotated[int, Range(-1)] = -1, load_crowd: bool = False, allow_empty: bool = False,
+                 empty_ratio: float = 1.0, repeat: Annotated[int, Range(1, 10_000)] = 1, allow_outside: bool = False,
                  section: str = "EvalDataset") -> None:
         self.section = section
         self.load_crowd = load_crowd
@@ -131,13 +134,13 @@ class COCODataSet:
                 f"{self.section}.image_dir, or restore the files")
 
 
-def annotation_files(dataset_dir: str, anno_path: str | Sequence[str]) -> list[Path]:
+def annotation_files(dataset_dir: File | None, anno_path: File | Sequence[File] | None) -> list[Path]:
     """The files that the two keys name."""
     paths = [anno_path] if isinstance(anno_path, (str, os.PathLike)) else anno_path
     return [Path(dataset_dir or "", path or "").expanduser() for path in paths or [""]]
 
 
-def locate(found: Annotations, dataset_dir: str, image_dir: str, section: str, *,
+def locate(found: Annotations, dataset_dir: File | None, image_dir: File | None, section: str, *,
            allow_outside: bool = False) -> list[str]:
     """The path of each listed image. A backslash parts folders where no file has one in its name.
 
@@ -193,9 +196,9 @@ class ImageFolder:
         DataError: a path that does not exist, a folder without images.
     """
 
-    def __init__(self, dataset_dir: str = "", anno_path: str = "",
-                 image_dir: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (), sample_num: int = -1,
-                 num_classes: int = NUM_CLASSES, section: str = "TestDataset") -> None:
+    def __init__(self, dataset_dir: File | None = "", anno_path: File | None = "",
+                 image_dir: File | Sequence[File] | None = (), sample_num: Annotated[int, Range(-1)] = -1,
+                 num_classes: Classes = NUM_CLASSES, section: str = "TestDataset") -> None:
         paths = [image_dir] if isinstance(image_dir, (str, os.PathLike)) else list(image_dir or ())
         files = [file for path in paths for file in _images_at(Path(path).expanduser())]
         files = files[:sample_num] if sample_num > 0 else files

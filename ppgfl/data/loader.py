@@ -29,7 +29,6 @@ from .failure import Failure
 from .image import is_out_of_memory, read_image
 from .shared_memory import SharedBatch, remove_shared
 
-POLICIES = ("error", "skip")  # what becomes of an image that cannot be read
 AHEAD = 2  # batches of each worker that wait to be used
 POLL_SECONDS = 0.5  # how often a request to stop is looked at while waiting for a batch
 # A batch and messages about images that were left out, or why there is none.

@@ -7,10 +7,11 @@ https://arxiv.org/abs/2102.12252, section 3.3.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
+from ..kinds import Classes, Range, Share, Strides
 from .batch import Sample
 from .coco_classes import NUM_CLASSES
 
@@ -35,9 +36,9 @@ class Gt2GFLTarget:
             `valuable_region`).
     """
 
-    def __init__(self, num_classes: int = NUM_CLASSES,
-                 downsample_ratios: Sequence[int] = (8, 16, 32, 64, 128), grid_cell_scale: float = 4,
-                 cell_offset: float = 0, compute_vlr_region: bool = False) -> None:
+    def __init__(self, num_classes: Classes = NUM_CLASSES, downsample_ratios: Strides = (8, 16, 32, 64, 128),
+                 grid_cell_scale: Annotated[float, Range(0, 1000, without=(0,))] = 4, cell_offset: Share = 0,
+                 compute_vlr_region: bool = False) -> None:
         self.num_classes = num_classes
         self.strides = list(downsample_ratios)
         self.grid_cell_scale = grid_cell_scale

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from ..errors import ConfigError
+from ..kinds import Pixels, Positive, Share
 from .batch import Sample
 from .image import read_image
 
@@ -38,7 +39,8 @@ class Resize:
         interp: OpenCV's number of the interpolation: 0 nearest, 1 linear, 2 cubic, 3 area, 4 Lanczos.
     """
 
-    def __init__(self, target_size: int | Sequence[int], keep_ratio: bool, interp: int = cv2.INTER_LINEAR) -> None:
+    def __init__(self, target_size: Pixels | Sequence[Pixels], keep_ratio: bool,
+                 interp: int = cv2.INTER_LINEAR) -> None:
         size = [target_size] * 2 if isinstance(target_size, int) else list(target_size)
         if len(size) != 2 or not all(isinstance(n, (int, float)) and n > 0 for n in size):
             raise ConfigError(f"Resize.target_size: {target_size!r}; it is one positive number, or height and width")
@@ -79,14 +81,24 @@ class RandomResize:
         random_interp: draw the interpolation as well.
     """
 
-    def __init__(self, target_size: Any, keep_ratio: bool = True, interp: int = cv2.INTER_LINEAR,
-                 random_range: bool = False, random_size: bool = True, random_interp: bool = False) -> None:
+    def __init__(self, target_size: Pixels | Sequence[Pixels] | Sequence[Sequence[Pixels]],
+                 keep_ratio: bool = True, interp: int = cv2.INTER_LINEAR, random_range: bool = False,
+                 random_size: bool = True, random_interp: bool = False) -> None:
         if (random_range or random_size) and not isinstance(target_size, (list, tuple)):
             raise ConfigError(f"RandomResize.target_size: {target_size!r}; it must be a list of sizes")
-        if random_range and len(target_size) != 2:
+        sizes: Any = target_size if random_range or random_size else [target_size]
+        if random_range and (len(sizes) != 2 or not all(isinstance(size, (list, tuple)) and len(size) == 2
+                                                        for size in sizes) or sizes[0][0] > sizes[1][0]):
             raise ConfigError(f"RandomResize.target_size: {target_size!r}; random_range needs a smallest and a "
                               "largest [short, long]")
-        self.target_size = target_size
+        if not sizes:
+            raise ConfigError("RandomResize.target_size: it must have a size")
+        try:
+            for size in sizes:
+                Resize(size, keep_ratio, interp)
+        except ConfigError as error:
+            raise ConfigError(f"RandomResize.target_size or interp: {error}") from error
+        self.target_size: Any = target_size
         self.keep_ratio = keep_ratio
         self.interp = interp
         self.random_range = random_range
@@ -112,7 +124,7 @@ class RandomFlip:
         prob: of an image to be mirrored.
     """
 
-    def __init__(self, prob: float = 0.5) -> None:
+    def __init__(self, prob: Share = 0.5) -> None:
         if not 0 <= prob <= 1:
             raise ConfigError(f"RandomFlip.prob: {prob!r}; it is a probability, 0 to 1")
         self.prob = prob
@@ -136,7 +148,7 @@ class NormalizeImage:
         norm_type: "mean_std", or "none" to leave mean and std out.
     """
 
-    def __init__(self, mean: Sequence[float] = (0.485, 0.456, 0.406), std: Sequence[float] = (0.229, 0.224, 0.225),
+    def __init__(self, mean: Sequence[float] = (0.485, 0.456, 0.406), std: Sequence[Positive] = (0.229, 0.224, 0.225),
                  is_scale: bool = True, norm_type: str = "mean_std") -> None:
         if norm_type not in ("mean_std", "none"):
             raise ConfigError(f"NormalizeImage.norm_type: {norm_type!r}; allowed: mean_std, none")

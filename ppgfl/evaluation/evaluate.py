@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..build import build_dataset, check
+from ..classes import number_of_classes, with_weights
 from ..config.check import check_classes
 from ..data import class_names
 from ..data.annotations import SAME_NAME
@@ -42,6 +43,7 @@ def evaluate(cfg: dict[str, Any], *, weights: str | os.PathLike[str] | None = No
 
     Raises: ConfigError, DataError, CheckpointError.
     """
+    cfg = with_weights(cfg, weights)
     if detector is None:
         check(cfg)
     dataset = _eval_dataset(cfg)
@@ -82,7 +84,7 @@ def detect_on(dataset: COCODataSet, detector: RowDetector) -> Results:
 def _eval_dataset(cfg: dict[str, Any]) -> COCODataSet:
     dist.start()
     dataset = build_dataset(cfg, "EvalDataset")
-    check_classes(cfg, dataset.class_names, dataset.anno_path)
+    check_classes({**cfg, "num_classes": number_of_classes(cfg)}, dataset.class_names, dataset.anno_path)
     return dataset
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import paddle
 
 from ..build import build_dataset, build_loader, build_reader, check, skips_corrupt_images
+from ..classes import with_weights
 from ..config import load_config
 from ..config.keys import section, setting
 from ..data.batch import Sample
@@ -138,7 +139,7 @@ class Detector:
             self.detect = open_detector({}, exported=config, runner=runner, slicing=slicing)
             self.class_names = self.detect.class_names or []
             return
-        cfg = load_config(config, overrides)
+        cfg = with_weights(load_config(config, overrides), weights)
         check(cfg)
         runtime.select_device(setting(cfg, "use_gpu"))
         self.detect = open_detector(cfg, weights=weights, slicing=slicing)

@@ -16,7 +16,9 @@ import yaml
 from paddle.static import InputSpec
 
 from ..build import build_dataset, check, load_model
+from ..classes import with_weights
 from ..config.keys import section, setting
+from ..data.batch import PadBatch
 from ..data.transforms import NormalizeImage
 from ..errors import ConfigError, ExportError
 from ..system.atomic_write import write_text
@@ -70,8 +72,9 @@ def write_graphs(cfg: dict[str, Any], weights: str | os.PathLike[str] | None, fo
                  with_nms: bool = False, int8: str | Sequence[str] | None = None,
                  verify: Sequence[str | os.PathLike[str]] | None = None) -> dict[str, dict[str, float]]:
     """What `export` does once its arguments are known to be right; `formats` are of `formats_for`."""
+    cfg = with_weights(cfg, weights)
     image_shape = _image_shape(cfg)
-    model = load_model(cfg, weights)
+    model = load_model(cfg)
     options = section(cfg, "export")
     if options["fuse_conv_bn"]:
         fuse_conv_bn(model)
@@ -104,7 +107,7 @@ def _image_shape(cfg: dict[str, Any]) -> list[int | None]:
     """[N, 3, H, W] with None for what is free."""
     shape = (section(cfg, "TestReader")["inputs_def"] or {}).get("image_shape") or [3, -1, -1]
     shape = [-1, *shape] if len(shape) == 3 else list(shape)
-    if len(shape) != 4 or shape[1] != 3 or not all(isinstance(n, int) for n in shape):
+    if len(shape) != 4 or shape[1] != 3 or not all(isinstance(n, int) and (n == -1 or n > 0) for n in shape):
         raise ConfigError(f"TestReader.inputs_def.image_shape: {shape}; it is [3, height, width], -1 for any size")
     if any(n > 0 and n % 32 for n in shape[2:]):
         raise ConfigError(f"TestReader.inputs_def.image_shape: {shape}; height and width must be multiples of 32")
@@ -182,16 +185,18 @@ def describe(cfg: dict[str, Any], image_shape: Sequence[int | None],
     reader, preprocess = section(cfg, "TestReader"), []
     for entry in [*reader["sample_transforms"], *(reader["batch_transforms"] or [])]:
         (name, args), = entry.items()
+        args = args or {}
         if name == "PadBatch":
-            preprocess.append({"type": "PadStride", "stride": args["pad_to_stride"]})
+            stride = args.get("pad_to_stride", inspect.signature(PadBatch).parameters["pad_to_stride"].default)
+            preprocess.append({"type": "PadStride", "stride": stride})
         elif name == "NormalizeImage":  # the runners know no defaults
             known = inspect.signature(NormalizeImage).parameters
             defaults = {key: known[key].default for key in ("is_scale", "mean", "std")}
-            values = {**defaults, **(args or {})}
+            values = {**defaults, **args}
             preprocess.append({"type": name, **{key: list(value) if isinstance(value, tuple) else value
                                                 for key, value in values.items()}})
         elif name != "Decode":
-            preprocess.append({"type": name, **(args or {})})
+            preprocess.append({"type": name, **args})
     return {
         "mode": "paddle", "draw_threshold": 0.5, "metric": setting(cfg, "metric"),
         "use_dynamic_shape": None in image_shape[2:], "arch": "GFL", "min_subgraph_size": 16, "Preprocess": preprocess,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..build import build_dataset, check
+from ..classes import with_weights
 from ..data.batch import Sample
 from ..data.image import write_image
 from ..errors import ConfigError, DataError
@@ -48,7 +49,8 @@ def infer(cfg: dict[str, Any], images: str | os.PathLike[str] | Sequence[str], *
         raise ConfigError("--resume goes with --save_results jsonl, whose shards say what is done")
     check(cfg)
     dist.start()
-    cfg = {**cfg, "TestDataset": {**cfg.get("TestDataset", {"name": "ImageFolder"}), "image_dir": images}}
+    cfg = with_weights(cfg, weights)
+    cfg = {**cfg, "TestDataset": {**(cfg.get("TestDataset") or {"name": "ImageFolder"}), "image_dir": images}}
     dataset = build_dataset(cfg, "TestDataset")
     files = [record["im_file"] for record in dataset.records]
     folder = Path(output_dir)

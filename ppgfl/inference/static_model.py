@@ -14,7 +14,7 @@ import numpy as np
 
 from ..build import CLASSES, load_model
 from ..config.keys import setting
-from ..errors import ConfigError, ExportError
+from ..errors import ExportError
 from ..model.gfl import GFL
 from ..system import runtime
 from ..system.atomic_write import write_json
@@ -23,7 +23,6 @@ from ..weights import checkpoint, download
 from .export import formats_for, write_graphs
 from .runner import make_runner
 
-ENGINES = ("auto", "dygraph", "static")
 MIN_IMAGES_FOR_GRAPH = 3  # from so many on, making a graph takes less time than it saves
 MAX_CACHED_GRAPHS = 4
 CLASS_NAMES = "class_names.json"  # those of the weights, null where they have none
@@ -44,11 +43,9 @@ def load_detection_model(cfg: dict[str, Any], weights: str | os.PathLike[str] | 
     Raises: ConfigError, CheckpointError; ExportError when "static" is asked for and cannot be had.
     """
     engine = setting(cfg, "engine")
-    if engine not in ENGINES:
-        raise ConfigError(f"engine: {engine!r}; allowed: {', '.join(ENGINES)}")
     if engine == "dygraph" or (engine == "auto" and runtime.on_gpu()):
         return load_model(cfg, weights)
-    weights = checkpoint.find(weights or setting(cfg, "weights"))
+    weights = checkpoint.find(weights or setting(cfg, "weights") or "")
     folder = runtime.cache_folder() / "graphs" / _key(cfg, weights)
     few = images is not None and images < MIN_IMAGES_FOR_GRAPH
     if engine == "auto" and few and not folder.is_dir():

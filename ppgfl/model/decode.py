@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import paddle
 from paddle import Tensor
 
+from ..kinds import CountOrAll, Share, ShareAboveZero
 from . import operators
 from .boxes import cell_centers, distances_to_boxes
 from .gfl import Features
@@ -30,12 +31,12 @@ class MultiClassNMS:
         nms_eta: below 1, the threshold shrinks as NMS goes on.
     """
 
-    score_threshold: float = 0.05
-    nms_top_k: int = -1
-    keep_top_k: int = 100
-    nms_threshold: float = 0.5
+    score_threshold: Share = 0.05
+    nms_top_k: CountOrAll = -1
+    keep_top_k: CountOrAll = 100
+    nms_threshold: Share = 0.5
     normalized: bool = True
-    nms_eta: float = 1.0
+    nms_eta: ShareAboveZero = 1.0
 
     def __call__(self, boxes: Tensor, scores: Tensor, score_threshold: float | None = None) -> tuple[Tensor, Tensor]:
         """boxes [N, A, 4], scores [N, C, A] -> bbox [M, 6] (class, score, x1, y1, x2, y2), bbox_num [N] int32.

@@ -16,6 +16,7 @@ import paddle.nn.functional as F
 from paddle import Tensor
 
 from ..errors import ConfigError
+from ..kinds import Channels, NotNegative, Positive
 from .gfl import GFL, Features
 from .losses import by_cell
 
@@ -66,7 +67,7 @@ class KnowledgeDistillationKLDivLoss:
         T: temperature, which softens both distributions; 1 or more.
     """
 
-    loss_weight: float = 1.0
+    loss_weight: NotNegative = 1.0
     T: float = 10
 
     def __post_init__(self) -> None:
@@ -91,11 +92,11 @@ class CWDFeatureLoss:
         weight: factor of the result.
     """
 
-    student_channels: int | None = None
-    teacher_channels: int | None = None
+    student_channels: Channels | None = None
+    teacher_channels: Channels | None = None
     normalize: bool = False
-    tau: float = 1.0
-    weight: float = 1.0
+    tau: Positive = 1.0
+    weight: NotNegative = 1.0
 
     def __post_init__(self) -> None:
         if self.student_channels != self.teacher_channels:

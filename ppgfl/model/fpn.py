@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import paddle
 import paddle.nn.functional as F
@@ -10,6 +10,7 @@ from paddle import ParamAttr, Tensor, nn
 from paddle.nn.initializer import XavierUniform
 
 from ..errors import ConfigError
+from ..kinds import Channels, NotNegative, Positive, Range
 from .layers import ConvNorm, normalization
 
 
@@ -31,9 +32,10 @@ class FPN(nn.Layer):
         strides: of the levels.
     """
 
-    def __init__(self, in_channels: Sequence[int], out_channel: int = 256,
-                 spatial_scales: Sequence[float] = (0.25, 0.125, 0.0625, 0.03125), has_extra_convs: bool = False,
-                 extra_stage: int = 1, use_c5: bool = True, norm_type: str | None = None, norm_decay: float = 0.0,
+    def __init__(self, in_channels: Sequence[Channels], out_channel: Channels = 256,
+                 spatial_scales: Sequence[Positive] = (0.25, 0.125, 0.0625, 0.03125), has_extra_convs: bool = False,
+                 extra_stage: Annotated[int, Range(0, 6)] = 1, use_c5: bool = True,
+                 norm_type: Literal["bn", "sync_bn", "gn"] | None = None, norm_decay: NotNegative = 0.0,
                  freeze_norm: bool = False, relu_before_extra_convs: bool = True) -> None:
         super().__init__()
         self.out_channel = out_channel

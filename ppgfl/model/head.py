@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import paddle
 import paddle.nn.functional as F
@@ -13,6 +14,7 @@ from paddle import ParamAttr, Tensor, nn
 from paddle.nn.initializer import Constant, Normal
 
 from ..errors import ConfigError
+from ..kinds import Bins, Channels, Classes, Layers, ShareInside, Strides
 from . import operators
 from .layers import ConvNorm, DeformConv, normalization
 
@@ -27,9 +29,10 @@ class FCOSFeat(nn.Layer):
         use_dcn: deformable convolutions.
     """
 
-    def __init__(self, feat_in: int = 256, feat_out: int = 256, num_convs: int = 4, norm_type: str = "bn",
-                 use_dcn: bool = False) -> None:
+    def __init__(self, feat_in: Channels = 256, feat_out: Channels = 256, num_convs: Layers = 4,
+                 norm_type: Literal["bn", "sync_bn", "gn"] = "bn", use_dcn: bool = False) -> None:
         super().__init__()
+        self.feat_in, self.feat_out = feat_in, feat_out
         self.cls_tower: list[ConvNorm] = []
         self.reg_tower: list[ConvNorm] = []
         for i in range(num_convs):
@@ -64,7 +67,7 @@ class DGQP(nn.Layer):
         add_mean: look at their mean as well.
     """
 
-    def __init__(self, reg_topk: int = 4, reg_channels: int = 64, add_mean: bool = True) -> None:
+    def __init__(self, reg_topk: Bins = 4, reg_channels: Channels = 64, add_mean: bool = True) -> None:
         super().__init__()
         self.reg_topk = reg_topk
         self.add_mean = add_mean
@@ -124,13 +127,16 @@ class GFLHead(nn.Layer):
         feat_in_chan: channels of the towers' output.
     """
 
-    def __init__(self, conv_feat: FCOSFeat, dgqp_module: DGQP | None = None, *, num_classes: int,
-                 fpn_stride: Sequence[int] = (8, 16, 32, 64, 128), prior_prob: float = 0.01, reg_max: int = 16,
-                 feat_in_chan: int = 256) -> None:
+    def __init__(self, conv_feat: FCOSFeat, dgqp_module: DGQP | None = None, *, num_classes: Classes,
+                 fpn_stride: Strides = (8, 16, 32, 64, 128), prior_prob: ShareInside = 0.01,
+                 reg_max: Bins = 16, feat_in_chan: Channels = 256) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.fpn_stride = list(fpn_stride)
         self.conv_feat = conv_feat
+        self.feat_in_chan = feat_in_chan
+        if dgqp_module is not None and dgqp_module.reg_topk > reg_max + 1:
+            raise ConfigError(f"DGQP.reg_topk: {dgqp_module.reg_topk}; of reg_max {reg_max} there are {reg_max + 1}")
         self.dgqp_module = dgqp_module
         # PaddleDetection: GFLv2 has one channel more, which is never a class
         cls_channels = num_classes if dgqp_module is None else num_classes + 1

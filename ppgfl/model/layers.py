@@ -11,6 +11,8 @@ from paddle.vision.ops import DeformConv2D
 from ..errors import ConfigError
 from . import operators
 
+GROUPS = 32  # of GroupNorm
+
 
 def normalization(norm_type: str, channels: int, *, norm_decay: float = 0.0, frozen: bool = False,
                   learning_rate: float = 1.0) -> nn.Layer:
@@ -27,7 +29,10 @@ def normalization(norm_type: str, channels: int, *, norm_decay: float = 0.0, fro
         return ParamAttr(learning_rate=rate, regularizer=L2Decay(norm_decay), trainable=not frozen)
 
     if norm_type == "gn":
-        return nn.GroupNorm(32, channels, weight_attr=attr(), bias_attr=attr())
+        if channels % GROUPS:
+            raise ConfigError(f"norm_type: gn has {GROUPS} groups, and {channels} channels are no multiple of that; "
+                              "change FPN.out_channel or FCOSFeat.feat_out, or take bn")
+        return nn.GroupNorm(GROUPS, channels, weight_attr=attr(), bias_attr=attr())
     use_global_stats = True if frozen else None  # PaddleDetection: frozen statistics are used in training too
     return nn.BatchNorm2D(channels, weight_attr=attr(), bias_attr=attr(), use_global_stats=use_global_stats)
 

@@ -13,6 +13,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor
 
+from ..kinds import NotNegative, Positive
 from ..system import dist
 from .boxes import boxes_to_distances, cell_centers, distances_to_boxes, giou, iou
 from .gfl import Features
@@ -31,8 +32,8 @@ class QualityFocalLoss:
     """
 
     use_sigmoid: bool = True
-    beta: float = 2.0
-    loss_weight: float = 1.0
+    beta: NotNegative = 2.0
+    loss_weight: NotNegative = 1.0
 
     def __call__(self, prediction: Tensor, quality: Tensor) -> Tensor:
         """prediction and quality [..., C] -> [..., C]; quality is the IoU at the true class and 0 elsewhere."""
@@ -53,7 +54,7 @@ class DistributionFocalLoss:
         loss_weight: factor of the result.
     """
 
-    loss_weight: float = 1.0
+    loss_weight: NotNegative = 1.0
 
     def __call__(self, logits: Tensor, distance: Tensor) -> Tensor:
         """logits [..., R], distance [...] from 0 to below R - 1 -> [...]."""
@@ -72,8 +73,8 @@ class GIoULoss:
         eps: added to divisors.
     """
 
-    loss_weight: float = 1.0
-    eps: float = 1e-10
+    loss_weight: NotNegative = 1.0
+    eps: Positive = 1e-10
 
     def __call__(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Boxes [..., 4] -> [...]."""

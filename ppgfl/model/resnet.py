@@ -5,13 +5,14 @@ Every name here is the name of an entry in PaddleDetection's checkpoints: "res3.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import paddle.nn.functional as F
 from paddle import ParamAttr, Tensor, nn
 from paddle.vision.ops import DeformConv2D
 
 from ..errors import ConfigError
+from ..kinds import NotNegative, Range
 from .layers import ConvNorm, normalization, offset_conv
 
 BLOCKS_PER_STAGE = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -44,9 +45,10 @@ class ResNet(nn.Layer):
         ConfigError: a value outside of what is listed above.
     """
 
-    def __init__(self, depth: int = 50, ch_in: int = 64, variant: str = "b",
-                 lr_mult_list: Sequence[float] = (1.0, 1.0, 1.0, 1.0), norm_type: str = "bn", norm_decay: float = 0.0,
-                 freeze_norm: bool = True, freeze_at: int = 0, return_idx: int | Sequence[int] = (0, 1, 2, 3),
+    def __init__(self, depth: int = 50, ch_in: Annotated[int, Range(2, 4096)] = 64, variant: str = "b",
+                 lr_mult_list: Sequence[NotNegative] = (1.0, 1.0, 1.0, 1.0), norm_type: str = "bn",
+                 norm_decay: NotNegative = 0.0, freeze_norm: bool = True,
+                 freeze_at: Annotated[int, Range(-1, 3)] = 0, return_idx: int | Sequence[int] = (0, 1, 2, 3),
                  dcn_v2_stages: int | Sequence[int] = (-1,), num_stages: int = 4) -> None:
         super().__init__()
         return_idx = _as_list(return_idx)
@@ -108,6 +110,8 @@ def _check(depth: int, variant: str, norm_type: str, lr_mult_list: Sequence[floa
         raise ConfigError(f"ResNet.lr_mult_list: {lr_mult_list!r}; it needs one factor for each of the 4 stages")
     if not return_idx or not all(i in range(num_stages) for i in return_idx):
         raise ConfigError(f"ResNet.return_idx: {return_idx!r}; allowed: stage indices 0 to {num_stages - 1}")
+    if list(return_idx) != sorted(set(return_idx)):
+        raise ConfigError(f"ResNet.return_idx: {return_idx!r}; the maps come in order, once each, as in [1, 2, 3]")
     if not all(i in range(-1, num_stages) for i in dcn_v2_stages):
         raise ConfigError(f"ResNet.dcn_v2_stages: {dcn_v2_stages!r}; allowed: stage indices up to {num_stages - 1}")
 

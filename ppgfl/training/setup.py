@@ -7,13 +7,14 @@ from typing import Any
 
 import paddle
 
-from ..build import build_dataset, build_loader, build_teacher, check_targets
+from ..build import build_dataset, build_loader, build_teacher
 from ..config.check import check_classes
 from ..config.keys import section, setting
 from ..data.dataset import COCODataSet
 from ..data.loader import Loader
 from ..errors import ConfigError
 from ..evaluation.coco import METRICS
+from ..fit import check_targets
 from ..optim import CosineDecay, schedule_of
 from ..system import dist
 from ..system.log import logger
@@ -106,8 +107,8 @@ def set_up(cfg: dict[str, Any], options: Options, folder: RunFolder) -> Run:
     folder.describe(cfg, asdict(options), state.progress, images=len(train_set.records),
                     images_per_step=images_per_step)
     board = Dashboard(_dashboard_folder(cfg, options, folder), resume_step=state.progress.step)
-    step = make_step(cfg, state, teacher, amp=options.amp or (setting(cfg, "amp_level") if cfg.get("amp") else None),
-                     accumulate=options.accumulate, to_static=options.to_static)
+    amp = options.amp or (setting(cfg, "amp_level") if setting(cfg, "amp") else None)
+    step = make_step(cfg, state, teacher, amp=amp, accumulate=options.accumulate, to_static=options.to_static)
     return Run(cfg, options, folder, board, train_set, eval_set, loader, state, step, epochs, steps, images_per_step)
 
 
@@ -142,8 +143,8 @@ def _resume_or_start(cfg: dict[str, Any], options: Options, folder: RunFolder, s
             state.load(stem)
             return
         logger.info("%s: no checkpoint to resume from, so this starts at the first epoch", folder.path)
-    if cfg.get("pretrain_weights"):
-        load_pretrained(state.model, cfg["pretrain_weights"], names=state.model.class_names)
+    if setting(cfg, "pretrain_weights"):
+        load_pretrained(state.model, setting(cfg, "pretrain_weights"), names=state.model.class_names)
 
 
 def _dashboard_folder(cfg: dict[str, Any], options: Options, folder: RunFolder) -> Path | None:

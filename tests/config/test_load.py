@@ -97,3 +97,70 @@ def test_a_base_may_be_a_shipped_config_by_name(tmp_path):
     assert load_config(tmp_path / "mine.yml") == {**load_config("gfl_r18vd_1x_coco"), "num_classes": 3}
     write(tmp_path, gfl_r18vd_1x_coco="num_classes: 7", near="_BASE_: gfl_r18vd_1x_coco.yml")
     assert load_config(tmp_path / "near.yml") == {"num_classes": 7}
+
+
+def test_the_merge_key_of_yaml_merges(tmp_path):
+    write(tmp_path, c="a: &a {x: 1, y: {z: 2}}\nb:\n  <<: *a\n  x: 3\nc: {<<: [{p: 1, q: 1}, {q: 2, r: 2}]}")
+    cfg = load_config(tmp_path / "c.yml")
+    assert cfg == {"a": {"x": 1, "y": {"z": 2}}, "b": {"x": 3, "y": {"z": 2}}, "c": {"p": 1, "q": 1, "r": 2}}
+    write(tmp_path, twice="b: {<<: {x: 1}, x: 1, x: 2}")
+    with pytest.raises(ConfigError, match="'x' stands twice"):
+        load_config(tmp_path / "twice.yml")
+    write(tmp_path, bad="b: {<<: 3}")
+    with pytest.raises(ConfigError, match="expected a mapping"):
+        load_config(tmp_path / "bad.yml")
+
+
+def test_a_change_in_one_place_of_an_alias_stays_there(tmp_path):
+    write(tmp_path, c="a: &a {x: {y: [1]}}\nb: *a\nc: {<<: *a}")
+    cfg = load_config(tmp_path / "c.yml", ["b.x.y.0=2", "c.x.z=3"])
+    assert cfg == {"a": {"x": {"y": [1]}}, "b": {"x": {"y": [2]}}, "c": {"x": {"y": [1], "z": 3}}}
+
+
+@pytest.mark.parametrize("text", ["2026-13-45", "!!bool maybe", "!!int x", "!!timestamp x", "!!float x", "{[1]: 2}",
+                                  "9" * 5000, "012", "-007", "1:30", "1:30.5", "[3, 08, 010]"])
+def test_a_value_that_is_not_what_it_claims_to_be_is_one_line(tmp_path, text):
+    write(tmp_path, c=f"a: {text}")
+    with pytest.raises(ConfigError, match="c.yml"):
+        load_config(tmp_path / "c.yml")
+    with pytest.raises(ConfigError, match="-o a="):
+        load_config("gfl_r18vd_1x_coco", [f"a={text}"])
+
+
+BASE = "OptimizerBuilder: {optimizer: {type: Momentum, momentum: 0.9, weight_decay: 0.1}, regularizer: {type: L2}}"
+
+
+@pytest.mark.parametrize(("own", "optimizer", "regularizer", "said"), [
+    ("{optimizer: {type: SGD}}", {"type": "SGD", "weight_decay": 0.1}, {"type": "L2"}, "momentum"),
+    ("{optimizer: {type: Adam, beta1: 0.8}}", {"type": "Adam", "beta1": 0.8, "weight_decay": 0.1}, {"type": "L2"},
+     "momentum"),
+    ("{optimizer: {type: AdamW}}", {"type": "AdamW", "weight_decay": 0.1}, None, "momentum, regularizer"),
+    ("{optimizer: {type: AdamW}, regularizer: {type: L1}}", {"type": "AdamW", "weight_decay": 0.1}, {"type": "L1"},
+     "momentum"),
+    ("{optimizer: {type: AdamW, momentum: 0.5}}", {"type": "AdamW", "weight_decay": 0.1, "momentum": 0.5}, None,
+     "regularizer"),
+    ("{optimizer: {type: Momentum}}", {"type": "Momentum", "momentum": 0.9, "weight_decay": 0.1}, {"type": "L2"}, None),
+    ("{optimizer: {momentum: 0.5}}", {"type": "Momentum", "momentum": 0.5, "weight_decay": 0.1}, {"type": "L2"}, None),
+    ("{optimizer: {type: Adamm}}", {"type": "Adamm", "momentum": 0.9, "weight_decay": 0.1}, {"type": "L2"}, None),
+    ("{optimizer: AdamW}", "AdamW", {"type": "L2"}, None),
+])
+def test_arguments_of_another_optimizer_stay_behind(tmp_path, caplog, own, optimizer, regularizer, said):
+    write(tmp_path, base=BASE, own=f"_BASE_: base.yml\nOptimizerBuilder: {own}")
+    for read in (lambda: load_config(tmp_path / "own.yml"),
+                 lambda: load_config(tmp_path / "base.yml", [f"OptimizerBuilder={own}"])):
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            builder = read()["OptimizerBuilder"]
+        assert (builder["optimizer"], builder["regularizer"]) == (optimizer, regularizer)
+        assert caplog.messages == ([] if said is None else [
+            f"OptimizerBuilder.optimizer.type: {optimizer['type']} instead of Momentum, so that these stay behind: "
+            f"{said}"])
+
+
+def test_another_optimizer_by_its_type_alone(tmp_path):
+    write(tmp_path, base=BASE)
+    cfg = load_config(tmp_path / "base.yml", ["OptimizerBuilder.optimizer.type=AdamW"])
+    assert cfg["OptimizerBuilder"] == {"optimizer": {"type": "AdamW", "weight_decay": 0.1}, "regularizer": None}
+    write(tmp_path, implied="OptimizerBuilder: {optimizer: {momentum: 0.8}}")
+    cfg = load_config(tmp_path / "implied.yml", ["OptimizerBuilder.optimizer.type=SGD"])
+    assert cfg["OptimizerBuilder"] == {"optimizer": {"type": "SGD"}}

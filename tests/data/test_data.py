@@ -6,7 +6,7 @@ import pytest
 from helpers import COCO_MINI, recorded, sample, tiny_config
 
 from ppgfl import ConfigError, DataError, build, load_config
-from ppgfl.data.batch import PadBatch, Reader
+from ppgfl.data.batch import PadBatch, Reader, collate
 from ppgfl.data.dataset import COCODataSet, ImageFolder
 from ppgfl.data.image import read_image, write_image
 from ppgfl.data.loader import Batches
@@ -163,7 +163,9 @@ def test_pad_batch_pads_right_and_bottom():
 @pytest.mark.parametrize("make", [
     lambda: Resize([1, 2, 3], True), lambda: Resize(0, True), lambda: Resize(5, True, interp=9), lambda: RandomFlip(2),
     lambda: NormalizeImage(std=[0, 1, 1]), lambda: NormalizeImage(norm_type="x"), lambda: RandomResize(5),
-    lambda: RandomResize([1, 2, 3], random_range=True), lambda: PadBatch(-1),
+    lambda: RandomResize([1, 2, 3], random_range=True), lambda: PadBatch(-1), lambda: RandomResize([]),
+    lambda: RandomResize([[9, 90], [8, 90]], random_range=True), lambda: RandomResize([[8, 90, 3]]),
+    lambda: collate([{"image": np.zeros((3, 2, 2))}, {"image": np.zeros((3, 2, 4))}]),
 ])
 def test_bad_arguments_are_config_errors(make):
     with pytest.raises(ConfigError):

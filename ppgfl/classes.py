@@ -1,0 +1,58 @@
+"""How many classes a config means where it does not say: as its annotation file lists, or as its weights have."""
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+from typing import Any
+
+from .config.keys import setting
+from .data.annotations import read_annotations
+from .data.dataset import annotation_files
+from .errors import CheckpointError
+from .system.log import logger
+from .weights import checkpoint
+
+Config = dict[str, Any]
+
+
+def number_of_classes(cfg: Config) -> int | None:
+    """C: the config's `num_classes`; where that is null, as many as the annotation file of TrainDataset lists, or where
+    that is absent as the weights have; None where there are neither. Raises ConfigError, DataError."""
+    given = setting(cfg, "num_classes")
+    if given is not None:
+        return int(given)
+    train = cfg.get("TrainDataset") or {}
+    path = annotation_files(train.get("dataset_dir"), train.get("anno_path"))[0]
+    if path.is_file():
+        return _classes_listed(path, path.stat().st_mtime_ns)
+    try:
+        path = checkpoint.find(setting(cfg, "weights") or "")
+    except CheckpointError:
+        return None
+    return _classes_of_weights(path, path.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=8)
+def _classes_listed(path: Path, _: int) -> int:
+    """Of an annotation file as it was at a time: it may have hundreds of megabytes, and several parts ask."""
+    count = len(read_annotations(path, "TrainDataset").categories)
+    logger.info("num_classes: %d, from %s", count, path)
+    return count
+
+
+@functools.lru_cache(maxsize=8)
+def _classes_of_weights(path: Path, _: int) -> int | None:
+    """Of a file of weights as it was at a time; None when it is not one of a whole detector."""
+    state = checkpoint.read(path)
+    bias = state.get(checkpoint.CLASS_LAYER[1])
+    if bias is None:
+        return None
+    count = len(bias) - any(name.startswith("head.dgqp") for name in state)  # GFLv2 has one channel more
+    logger.info("num_classes: %d, from %s", count, path)
+    return count
+
+
+def with_weights(cfg: Config, weights: str | os.PathLike[str] | None) -> Config:
+    """The config with these weights; None: as it is."""
+    return cfg if weights is None else {**cfg, "weights": weights}
