@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import functools
 import hashlib
 import importlib
 import json
@@ -20,6 +21,7 @@ import re
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -49,8 +51,24 @@ def open_runner(model: str | Path, **settings: Any) -> Runner | OnnxRunner:
     return (OnnxRunner if Path(model).suffix.lower() == ".onnx" else Runner)(model, **settings)
 
 
+class ProcessLock:
+    """A lock that a forked child finds free, also when a thread of its parent held it at the fork."""
+
+    def __init__(self) -> None:
+        self.process, self.lock = os.getpid(), threading.Lock()
+
+    def __enter__(self) -> None:
+        if self.process != os.getpid():
+            self.process, self.lock = os.getpid(), threading.Lock()
+        self.lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.lock.release()
+
+
 class BaseRunner:
-    """What both runners share: images in, detections out. Several threads may call `prepare` at once, one the rest.
+    """What both runners share: images in, detections out. Several threads may call it: images are prepared side by side,
+    the model runs for one at a time. It can be pickled, and opens its model anew where it is unpickled.
 
     Args:
         model: a folder with model.pdmodel or .json (or inference.*), its .pdiparams, and infer_cfg.yml; or one of these
@@ -76,9 +94,15 @@ class BaseRunner:
         for name, value in (("device", device), ("run_mode", run_mode), ("engine", engine)):
             if value not in self.allowed[name]:
                 raise RunnerError(f"{name}: {value!r}; allowed for {model}: {', '.join(self.allowed[name])}")
+        self.settings = {"device": device, "run_mode": run_mode, "cpu_threads": cpu_threads, "engine": engine}
+        self.model = model
+        self.lock = ProcessLock()
         self.threads = cpu_threads or physical_cores()
         self.times = {"preprocess": 0.0, "inference": 0.0, "postprocess": 0.0}  # seconds so far
         self.load(Path(model), device, run_mode, engine)
+
+    def __reduce__(self) -> tuple:
+        return functools.partial(type(self), self.model, **self.settings), ()
 
     def load(self, path: Path, device: str, run_mode: str, engine: str) -> None:
         """Set what is not set yet of the attributes, and all that `run` needs."""
@@ -97,7 +121,7 @@ class BaseRunner:
         """Images -> the input arrays of `detect` (see the function `prepare`)."""
         start = time.perf_counter()
         arrays = prepare(images, self.preprocess)
-        self.times["preprocess"] += time.perf_counter() - start
+        self.count(preprocess=time.perf_counter() - start)
         return arrays
 
     def detect(self, arrays: Arrays) -> list[np.ndarray]:
@@ -106,9 +130,13 @@ class BaseRunner:
         outputs = self.run(arrays)
         finished = time.perf_counter()
         found = self.rows_of(outputs)
-        self.times["inference"] += finished - start
-        self.times["postprocess"] += time.perf_counter() - finished
+        self.count(inference=finished - start, postprocess=time.perf_counter() - finished)
         return found
+
+    def count(self, **seconds: float) -> None:
+        with self.lock:
+            for stage, spent in seconds.items():
+                self.times[stage] += spent
 
     def rows_of(self, outputs: list[np.ndarray]) -> list[np.ndarray]:
         """bbox [M, 6] and bbox_num [N] -> the rows of each image."""
@@ -158,10 +186,11 @@ class Runner(BaseRunner):
         for name in self.inputs:
             if name not in arrays:
                 raise RunnerError(f"{self.model_file}: wants an input '{name}', which this runner does not make")
-            self.predictor.get_input_handle(name).copy_from_cpu(np.ascontiguousarray(arrays[name]))
-        with kept_signal_stack():
+        with self.lock, kept_signal_stack():  # a predictor has one set of inputs and outputs, whoever calls
+            for name in self.inputs:
+                self.predictor.get_input_handle(name).copy_from_cpu(np.ascontiguousarray(arrays[name]))
             self.predictor.run()
-        return [self.predictor.get_output_handle(name).copy_to_cpu() for name in self.predictor.get_output_names()]
+            return [self.predictor.get_output_handle(name).copy_to_cpu() for name in self.predictor.get_output_names()]
 
 
 class OnnxRunner(BaseRunner):

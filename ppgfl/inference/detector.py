@@ -3,7 +3,7 @@ file, all of them also slice by slice."""
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Union, overload
 
@@ -22,7 +22,7 @@ from ..errors import DataError
 from ..system import runtime
 from ..system.log import logger
 from .detections import Detections, split_batch
-from .runner import is_exported, make_runner
+from .runner import is_exported, make_runner, new_lock
 from .slicing import Slicing, detect_sliced
 from .static_model import load_detection_model
 
@@ -33,7 +33,7 @@ Rows = np.ndarray
 
 @dataclass(frozen=True)
 class RowDetector:
-    """A detector of whatever kind; see `open_detector`.
+    """A detector of whatever kind; see `open_detector`. Several threads may call it.
 
     Attributes:
         detect: images [H, W, 3] uint8 BGR -> of each its detections [M, 6]: class index, score, x1, y1, x2, y2 in
@@ -51,6 +51,10 @@ class RowDetector:
 
     def __call__(self, images: Images) -> list[Rows]:
         return self.detect(images)
+
+    def __reduce__(self) -> Any:
+        raise TypeError("what open_detector returns holds an open model, which cannot be pickled or copied; call "
+                        "open_detector in each process, or use ppgfl.Detector, which opens its model anew")
 
 
 def open_detector(cfg: dict[str, Any], *, weights: str | os.PathLike[str] | None = None, model: Any = None,
@@ -90,18 +94,19 @@ def open_detector(cfg: dict[str, Any], *, weights: str | os.PathLike[str] | None
 
 def _of_model(cfg: dict[str, Any], model: Any, reader_name: str) -> RowDetector:
     reader = build_reader(cfg, reader_name)
+    lock = new_lock()
     model.eval()
 
-    @paddle.no_grad()
+    def run(batch: Mapping[str, Any]) -> list[Rows]:
+        with lock, paddle.no_grad():
+            return split_batch(model(batch))
+
     def detect(images: Images) -> list[Rows]:
-        batch = {key: paddle.to_tensor(value) for key, value in reader(images).items()}
-        return split_batch(model(batch))
+        return run({key: paddle.to_tensor(value) for key, value in reader(images).items()})
 
     def detect_records(records: Sequence[Sample]) -> Iterator[tuple[Any, Rows]]:
         for batch in build_loader(cfg, reader_name, records).epoch():
-            with paddle.no_grad():
-                found = split_batch(model(batch))
-            yield from zip((records[place]["im_id"] for place in batch["place"].tolist()), found)
+            yield from zip((records[place]["im_id"] for place in batch["place"].tolist()), run(batch))
 
     return RowDetector(detect, detect_records, section(cfg, reader_name)["batch_size"], model.class_names)
 
@@ -117,7 +122,7 @@ def _one_by_one(detect: Callable[[Images], list[Rows]],
 
 
 class Detector:
-    """A detector to call.
+    """A detector to call, also from several threads. Pickled, it opens its model anew where it is unpickled.
 
         found = Detector("gfl_r50_fpn_1x_coco", weights="gfl_r50_fpn_1x_coco.pdparams")("photo.jpg")
         found.boxes, found.scores, found.labels, found.names
@@ -135,6 +140,7 @@ class Detector:
     def __init__(self, config: str | os.PathLike[str], weights: str | os.PathLike[str] | None = None,
                  overrides: Sequence[str] = (), runner: dict[str, Any] | None = None,
                  slicing: Slicing | None = None) -> None:
+        self.made_of = config, weights, tuple(overrides), runner, slicing
         if is_exported(config):
             self.detect = open_detector({}, exported=config, runner=runner, slicing=slicing)
             self.class_names = self.detect.class_names or []
@@ -144,6 +150,9 @@ class Detector:
         runtime.select_device(setting(cfg, "use_gpu"))
         self.detect = open_detector(cfg, weights=weights, slicing=slicing)
         self.class_names = self.detect.class_names or build_dataset(cfg, "TestDataset").class_names
+
+    def __reduce__(self) -> tuple[type[Detector], tuple[Any, ...]]:
+        return type(self), self.made_of
 
     @overload
     def __call__(self, images: Image) -> Detections: ...

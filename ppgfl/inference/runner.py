@@ -35,17 +35,24 @@ def is_exported(path: str | os.PathLike[str]) -> bool:
 class ExportedModel:
     """A runner of deploy/python/infer.py that raises ExportError. Its methods are explained there.
 
+    Args:
+        path, settings: see `make_runner`.
+
     Attributes:
         class_names: by class index.
         engine: what really computes: "onednn", "openvino", "native", "gpu" or "onnxruntime".
         description: the file and the settings it really runs with.
     """
 
-    def __init__(self, runner: Any) -> None:
-        self.runner = runner
+    def __init__(self, path: str | os.PathLike[str], settings: dict[str, Any]) -> None:
+        self.opened = path, settings
+        self.runner = runner = _checked(load_runner().open_runner, path, **settings)
         self.class_names: list[str] = runner.class_names
         self.engine: str = runner.engine
         self.description: str = runner.description
+
+    def __reduce__(self) -> tuple[type[ExportedModel], tuple[Any, ...]]:
+        return ExportedModel, self.opened
 
     def __call__(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
         return _checked(self.runner, images)
@@ -73,7 +80,12 @@ def make_runner(path: str | os.PathLike[str], **settings: Any) -> ExportedModel:
     for name in settings:
         if name not in known:
             raise ExportError(f"{path}: its runner has no setting '{name}'; it has {', '.join(known)}")
-    return ExportedModel(_checked(infer.open_runner, path, **{"cpu_threads": runtime.physical_cores(), **settings}))
+    return ExportedModel(path, {"cpu_threads": runtime.physical_cores(), **settings})
+
+
+def new_lock() -> Any:
+    """The lock with which the runners let one thread at a time to a model."""
+    return load_runner().ProcessLock()
 
 
 def _checked(call: Callable[..., Any], *args: Any, **settings: Any) -> Any:

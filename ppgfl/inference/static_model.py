@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import shutil
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -71,15 +70,13 @@ class StaticModel:
     def __init__(self, folder: Path, engine: str = "auto") -> None:
         self.runner = make_runner(folder, device="GPU" if runtime.on_gpu() else "CPU", engine=engine)
         self.class_names: list[str] | None = json.loads((folder / CLASS_NAMES).read_text(encoding="utf-8"))
-        self.lock = threading.Lock()  # a predictor serves one thread at a time
         logger.info("running %s", self.runner.description)
 
     def eval(self) -> None:
         """It always is in evaluation mode."""
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        with self.lock:
-            bbox, bbox_num = self.runner.run({name: batch[name].numpy() for name in ("image", "scale_factor")})
+        bbox, bbox_num = self.runner.run({name: batch[name].numpy() for name in ("image", "scale_factor")})
         return {"bbox": bbox, "bbox_num": bbox_num}
 
 
