@@ -42,7 +42,16 @@ from .model.gfl import GFL
 from .model.head import DGQP, FCOSFeat, GFLHead
 from .model.losses import DistributionFocalLoss, GFLCriterion, GIoULoss, QualityFocalLoss
 from .model.resnet import ResNet
-from .optim import EMA, CosineDecay, ExpWarmup, LinearWarmup, PiecewiseDecay, make_optimizer, make_schedule
+from .optim import (
+    EMA,
+    CosineDecay,
+    ExpWarmup,
+    LinearWarmup,
+    PiecewiseDecay,
+    Schedule,
+    make_optimizer,
+    make_schedule,
+)
 from .system.log import logger
 from .weights.checkpoint import load_weights
 
@@ -268,7 +277,14 @@ def skips_corrupt_images(cfg: Config) -> bool:
 
 def build_optimizer(cfg: Config, model: GFL, *, steps_per_epoch: int,
                     total_batch_size: int | None = None) -> Optimizer:
-    """The optimizer of the sections LearningRate and OptimizerBuilder, with its schedule as `._learning_rate`.
+    """The optimizer of the sections LearningRate and OptimizerBuilder, with its schedule as `._learning_rate`; see
+    `build_schedule`."""
+    schedule = build_schedule(cfg, steps_per_epoch=steps_per_epoch, total_batch_size=total_batch_size)
+    return make_optimizer(model, schedule, **optimizer_section(cfg))
+
+
+def build_schedule(cfg: Config, *, steps_per_epoch: int, total_batch_size: int | None = None) -> Schedule:
+    """The schedule of the section LearningRate.
 
     Args:
         total_batch_size: images per step over all processes. The config's rate belongs to a step of
@@ -287,8 +303,7 @@ def build_optimizer(cfg: Config, model: GFL, *, steps_per_epoch: int,
     schedulers = rates["schedulers"]
     decay = _make(cfg, DECAYS, schedulers[0], "LearningRate.schedulers[0]")
     warmup = _make(cfg, WARMUPS, schedulers[1], "LearningRate.schedulers[1]") if len(schedulers) > 1 else None
-    return make_optimizer(model, make_schedule(base_lr, decay, warmup, steps_per_epoch),
-                          **optimizer_section(cfg))
+    return make_schedule(base_lr, decay, warmup, steps_per_epoch)
 
 
 def build_ema(cfg: Config, model: GFL) -> EMA | None:

@@ -1,6 +1,7 @@
 """Command lines: arguments -> one call each. `tools/*.py` are these, under the names users know."""
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
@@ -214,11 +215,13 @@ def data(args: Namespace) -> int:
     from ..classes import number_of_classes
     from ..config import load_config
     from ..data.check import check
+    from ..training.setup import rehearse
 
     cfg = load_config(args.config, args.opt)
     build.check(cfg)
     cfg["num_classes"] = number_of_classes(cfg)
-    return 0 if check(cfg, output_dir=args.output_dir, decode=not args.no_decode) else 1
+    rehearsal = functools.partial(rehearse, cfg) if isinstance(cfg.get("TrainDataset"), dict) else None
+    return 0 if check(cfg, output_dir=args.output_dir, decode=not args.no_decode, rehearse=rehearsal) else 1
 
 
 def _convert(args: Namespace) -> bool:

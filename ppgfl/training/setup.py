@@ -7,7 +7,7 @@ from typing import Any
 
 import paddle
 
-from ..build import build_dataset, build_loader, build_teacher
+from ..build import build_dataset, build_loader, build_schedule, build_teacher
 from ..config.check import check_classes
 from ..config.keys import section, setting
 from ..data.dataset import COCODataSet
@@ -82,7 +82,7 @@ def set_up(cfg: dict[str, Any], options: Options, folder: RunFolder) -> Run:
     Raises: ConfigError, DataError, CheckpointError, OSError.
     """
     paddle.seed(options.seed)
-    train_set, eval_set, cfg = _data_sets(cfg, options)
+    train_set, eval_set, cfg = _data_sets(cfg, evaluate=options.evaluate)
     loader = build_loader(cfg, "TrainReader", train_set.records, seed=options.seed, rank=dist.rank(),
                           world_size=dist.world_size())
     steps = len(loader) // options.accumulate
@@ -112,7 +112,19 @@ def set_up(cfg: dict[str, Any], options: Options, folder: RunFolder) -> Run:
     return Run(cfg, options, folder, board, train_set, eval_set, loader, state, step, epochs, steps, images_per_step)
 
 
-def _data_sets(cfg: dict[str, Any], options: Options) -> tuple[COCODataSet, COCODataSet | None, dict[str, Any]]:
+def rehearse(cfg: dict[str, Any]) -> list[str]:
+    """All that a training does before it makes a model; what its schedule will not do, in lines.
+
+    Raises: ConfigError, DataError: what the training would stop with.
+    """
+    train_set, _, cfg = _data_sets(cfg, evaluate=isinstance(cfg.get("EvalDataset"), dict))
+    steps = len(build_loader(cfg, "TrainReader", train_set.records))
+    epochs = setting(cfg, "epoch")
+    logger.info("a training on one device has %d epochs of %d steps: %d", epochs, steps, epochs * steps)
+    return schedule_check.findings(cfg, build_schedule(cfg, steps_per_epoch=steps), epochs=epochs)
+
+
+def _data_sets(cfg: dict[str, Any], *, evaluate: bool) -> tuple[COCODataSet, COCODataSet | None, dict[str, Any]]:
     """The two data sets and the config with the number of classes that they have. Raises a ConfigError that lists the
     classes when config, training set and validation set disagree."""
     if section(cfg, "GFL")["head"] == "LDGFLHead" and not cfg.get("teacher"):
@@ -126,7 +138,7 @@ def _data_sets(cfg: dict[str, Any], options: Options) -> tuple[COCODataSet, COCO
     if setting(cfg, "num_classes") is None:
         cfg = {**cfg, "num_classes": len(train_set.class_names)}
         logger.info("num_classes: %d, from %s", cfg["num_classes"], train_set.anno_path)
-    eval_set = build_dataset(cfg, "EvalDataset") if options.evaluate else None
+    eval_set = build_dataset(cfg, "EvalDataset") if evaluate else None
     if eval_set and sorted(eval_set.class_names) != sorted(train_set.class_names):
         raise ConfigError(f"classes disagree: num_classes {setting(cfg, 'num_classes')}; training set "
                           f"{train_set.anno_path} {train_set.class_names}; validation set {eval_set.anno_path} "

@@ -124,3 +124,32 @@ def test_a_config_without_annotations():
     cfg["TrainDataset"] = cfg["EvalDataset"] = {"name": "ImageFolder"}
     with pytest.raises(ConfigError, match="no COCODataSet under TrainDataset or EvalDataset"):
         check.check(cfg)
+
+
+def apart(small_coco, tmp_path):
+    """Options of `data check` for two data sets without a fault: the second is the first with other pictures."""
+    root = shutil.copytree(small_coco, tmp_path / "train")
+    return ["-o", f"EvalDataset.dataset_dir={small_coco}", f"TrainDataset.dataset_dir={root}",
+            "TrainDataset.image_dir=val2017", "TrainDataset.anno_path=annotations/instances_val2017.json"]
+
+
+def test_advice_on_the_training(run_here, small_coco, tmp_path):
+    done = run_here("ppgfl", "data", "check", "gfl_r18vd_1x_coco", *apart(small_coco, tmp_path), "epoch=4",
+                    "TrainReader.batch_size=2", "worker_num=0", cwd=tmp_path)
+    text = done.stdout + done.stderr
+    assert done.returncode == 0, text
+    assert "has 4 epochs of 2 steps: 8" in text
+    assert "note  LinearWarmup.steps: the warm-up takes" in text or "schedulers.1.steps: the warm-up takes" in text
+    assert "nothing is wrong" in text
+
+
+@pytest.mark.parametrize(("option", "reason"), [
+    ("TrainReader.batch_size=9", "TrainReader.batch_size: 9"), ("TrainDataset.data_fields=[image]", "data_fields"),
+    ("num_classes=79", "num_classes is 79")])
+def test_a_training_that_would_stop_is_bad(run_here, small_coco, tmp_path, option, reason):
+    done = run_here("ppgfl", "data", "check", "gfl_r18vd_1x_coco", *apart(small_coco, tmp_path), "worker_num=0", option,
+                    cwd=tmp_path)
+    text = done.stdout + done.stderr
+    assert done.returncode == 1, text
+    assert reason in text
+    assert "something is wrong" in text
