@@ -184,10 +184,10 @@ def main():
     recorded = {}
     for case in (case for case in CASES if all(word in case for word in args.words)):
         row, names = compare(case, environments)
-        recorded[case] = layers(names)
+        recorded[case] = {"config": CASES[case][0], "overrides": CASES[case][1], "layers": layers(names)}
         print("| " + " | ".join(map(str, row)) + " |", flush=True)
     if args.record:
-        RECORDED.write_text(json.dumps(recorded, indent=0) + "\n")
+        RECORDED.write_text(json.dumps(recorded, indent=0) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

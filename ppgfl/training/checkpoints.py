@@ -158,7 +158,9 @@ def _read_optimizer(stem: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     resume = state.pop("ppgfl", None) if isinstance(state, dict) else None
     if isinstance(resume, dict) and "checksums" in resume:
         return state, resume
-    if isinstance(state, dict) and isinstance(state.get("LR_Scheduler"), dict) and "last_epoch" in state:
+    schedule = state.get("LR_Scheduler") if isinstance(state, dict) else None
+    if isinstance(schedule, dict) and isinstance(schedule.get("last_epoch"), int) and isinstance(
+            state.get("last_epoch"), int):
         return _read_paddledetection(stem, state)
     raise CheckpointError(f"{file}: was written by neither ppgfl nor PaddleDetection; start from its weights with "
                           f"-o pretrain_weights={stem}.pdparams instead")
@@ -168,21 +170,32 @@ def _read_paddledetection(stem: Path, state: Mapping[str, Any]) -> tuple[dict[st
     """The optimizer's state of a checkpoint of PaddleDetection, and what else it says of the run, in our words.
 
     Its releases make the layers in different orders (a bottleneck's shortcut is the first up to 2.6.0, the last since),
-    but its weights' file holds the name of each parameter.
+    but the file of the model's own weights holds the name of each parameter.
     """
-    weights, step = Path(f"{stem}.pdparams"), state["LR_Scheduler"]["last_epoch"]
-    content = safe_pickle.load(weights)
-    table = content.get(NAME_TABLE) if isinstance(content, dict) else None
-    if not isinstance(table, dict):
-        raise CheckpointError(f"{weights}: does not name its parameters ({NAME_TABLE}), so which layer the optimizer's "
-                              f"state belongs to is unknown; start from it with -o pretrain_weights={weights} instead")
-    resume = {"epoch": state["last_epoch"], "step": step, "checksums": {},
-              "parameter_names": {entry: name.partition("_deepcopy_")[0] for entry, name in table.items()}}
-    if Path(f"{stem}.pdema").is_file():
+    arrays = {key: value[1] if isinstance(value, tuple) and len(value) == 2 else value for key, value in state.items()
+              if key not in (NAME_TABLE, "LR_Scheduler")}
+    files = [Path(f"{stem}{suffix}") for suffix in (".pdparams", ".pdema")]
+    average = files[1].is_file()
+    names = next((table for table in map(_name_table, files if average else files[:1])
+                  if all(_owner(key, table.values()) for key, value in arrays.items() if isinstance(value, np.ndarray))),
+                 None)
+    if not names:
+        raise CheckpointError(f"{files[0]}: does not name the parameters as {stem}.pdopt does ({NAME_TABLE}), so which "
+                              "layer a part of the optimizer's state belongs to is unknown; start from its weights with "
+                              f"-o pretrain_weights={files[0]} instead")
+    step = state["LR_Scheduler"]["last_epoch"]
+    resume = {"epoch": state["last_epoch"], "step": step, "checksums": {}, "parameter_names": names}
+    if average:
         # PaddleDetection: it goes on from the corrected average, as if that had been the running one
-        resume.update(ema_step=step, ema_average=read(weights))
-    pairs = {key: value[1] if isinstance(value, tuple) and len(value) == 2 else value for key, value in state.items()}
-    return {key: value for key, value in pairs.items() if key not in (NAME_TABLE, "LR_Scheduler")}, resume
+        resume.update(ema_step=step, ema_average=read(files[0]))
+    return arrays, resume
+
+
+def _name_table(file: Path) -> dict[str, str]:
+    """{entry: paddle's name} in a file of weights; a copy of the model, as PaddleDetection saves some, has its names."""
+    content = safe_pickle.load(file)
+    table = content.get(NAME_TABLE) if isinstance(content, dict) else None
+    return {entry: str(name).partition("_deepcopy_")[0] for entry, name in table.items()} if isinstance(table, dict) else {}
 
 
 def load_training(stem: Path, *, model: GFL, optimizer: Optimizer, ema: EMA | None,
@@ -197,8 +210,9 @@ def load_training(stem: Path, *, model: GFL, optimizer: Optimizer, ema: EMA | No
     raw = f"{stem}{'.pdparams' if ema is None else '.pdema'}"
     values = _fitting(targets, read(raw), raw)
     averages = _fitting(ema.average, resume["ema_average"], f"{stem}: EMA") if ema is not None else {}
-    state = _rename(state, resume["parameter_names"], parameter_names)
-    _check_owners(state, {parameter_names[entry]: target for entry, target in targets.items()}, f"{stem}.pdopt")
+    names = resume["parameter_names"]
+    _check_owners(state, {names[entry]: target for entry, target in targets.items() if entry in names}, f"{stem}.pdopt")
+    state = _rename(state, names, parameter_names)
 
     for name, value in values.items():
         targets[name].set_value(value)
