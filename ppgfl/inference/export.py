@@ -208,5 +208,5 @@ def _step_of(cfg: Mapping[str, Any], transform: Any, entry: Mapping[str, Any]) -
         return {"type": "PadStride", "stride": transform.stride}
     if kind in ("Decode", "Permute"):
         return {"type": kind} if kind == "Permute" else {}
-    raise ConfigError(f"TestReader: {kind} cannot be exported; what runs an export knows Resize, NormalizeImage, Permute "
-                      "and PadBatch")
+    raise ConfigError(f"TestReader: {kind} cannot be exported; what runs an export knows Resize, NormalizeImage, "
+                      "Permute and PadBatch")

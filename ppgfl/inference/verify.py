@@ -72,9 +72,9 @@ def _prepared(runner: ExportedModel, picture: np.ndarray, sample: Batch) -> Batc
     made = runner.prepare([picture])
     for name, array in made.items():
         if not np.array_equal(array, sample[name]):
-            raise ExportError(f"{runner.description.split()[0]}: the runner makes {name} {_shown(array)} of an image where "
-                              f"TestReader makes {_shown(sample[name])}; height and width must be multiples of 32: add "
-                              "PadBatch: {pad_to_stride: 32} to its batch_transforms; nothing was written")
+            raise ExportError(f"{runner.description.split()[0]}: the runner makes {name} {_shown(array)} of an image "
+                              f"where TestReader makes {_shown(sample[name])}; height and width must be multiples of "
+                              "32: add PadBatch: {pad_to_stride: 32} to its batch_transforms; nothing was written")
     return made
 
 

@@ -176,13 +176,13 @@ def _read_paddledetection(stem: Path, state: Mapping[str, Any]) -> tuple[dict[st
               if key not in (NAME_TABLE, "LR_Scheduler")}
     files = [Path(f"{stem}{suffix}") for suffix in (".pdparams", ".pdema")]
     average = files[1].is_file()
+    keys = [key for key, value in arrays.items() if isinstance(value, np.ndarray)]
     names = next((table for table in map(_name_table, files if average else files[:1])
-                  if all(_owner(key, table.values()) for key, value in arrays.items() if isinstance(value, np.ndarray))),
-                 None)
+                  if all(_owner(key, table.values()) for key in keys)), None)
     if not names:
         raise CheckpointError(f"{files[0]}: does not name the parameters as {stem}.pdopt does ({NAME_TABLE}), so which "
-                              "layer a part of the optimizer's state belongs to is unknown; start from its weights with "
-                              f"-o pretrain_weights={files[0]} instead")
+                              "layer a part of the optimizer's state belongs to is unknown; start from its weights "
+                              f"with -o pretrain_weights={files[0]} instead")
     step = state["LR_Scheduler"]["last_epoch"]
     resume = {"epoch": state["last_epoch"], "step": step, "checksums": {}, "parameter_names": names}
     if average:
@@ -192,16 +192,17 @@ def _read_paddledetection(stem: Path, state: Mapping[str, Any]) -> tuple[dict[st
 
 
 def _name_table(file: Path) -> dict[str, str]:
-    """{entry: paddle's name} in a file of weights; a copy of the model, as PaddleDetection saves some, has its names."""
+    """{entry: paddle's name} in a file of weights; for a copy of a model, which PaddleDetection may save, its names."""
     content = safe_pickle.load(file)
     table = content.get(NAME_TABLE) if isinstance(content, dict) else None
-    return {entry: str(name).partition("_deepcopy_")[0] for entry, name in table.items()} if isinstance(table, dict) else {}
+    table = table if isinstance(table, dict) else {}
+    return {entry: str(name).partition("_deepcopy_")[0] for entry, name in table.items()}
 
 
 def load_training(stem: Path, *, model: GFL, optimizer: Optimizer, ema: EMA | None,
                   parameter_names: Mapping[str, str]) -> dict[str, Any]:
-    """Put everything of a checkpoint back. Returns the `progress` that was saved, of PaddleDetection's the epoch and the
-    step. Raises CheckpointError."""
+    """Put everything of a checkpoint back. Returns the `progress` that was saved; of PaddleDetection's the epoch and
+    the step. Raises CheckpointError; the model is unchanged then."""
     state, resume = _read_optimizer(stem)
     if (ema is not None) != ("ema_average" in resume):
         raise CheckpointError(f"{stem}.pdopt: was saved {'with' if ema is None else 'without'} an EMA; set use_ema to "
@@ -232,8 +233,8 @@ def load_training(stem: Path, *, model: GFL, optimizer: Optimizer, ema: EMA | No
 def _fitting(targets: Mapping[str, Tensor], entries: Mapping[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
     report, values = match(targets, entries, where)
     if not report.complete:
-        raise CheckpointError(f"{where}: does not fit the model: {report.summary()}; resume with the config of that run",
-                              report)
+        raise CheckpointError(f"{where}: does not fit the model: {report.summary()}; resume with the config of that "
+                              "run", report)
     return values
 
 

@@ -27,8 +27,8 @@ from .checkpoints import SUFFIXES
 if TYPE_CHECKING:
     from .state import Progress
 
-# Of PaddleDetection.
-WITHOUT_DEFAULT = ("architecture", "metric", "num_classes", "epoch", "snapshot_epoch", "save_dir", "log_iter", "worker_num")
+WITHOUT_DEFAULT = ("architecture", "metric", "num_classes", "epoch", "snapshot_epoch", "save_dir", "log_iter",
+                   "worker_num")  # in PaddleDetection
 FIRST_COLUMNS = ("epoch", "step", "lr")  # of results.csv; then the losses, which depend on the config, and METRICS
 
 
@@ -132,8 +132,8 @@ class RunFolder:
 
 
 def for_both(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """The same config as PaddleDetection reads it too: with the values that it has no defaults for, and without the keys
-    that stop it, since it takes none in a section but its own."""
+    """The same config as PaddleDetection reads it too: with the values that it has no defaults for, and without the
+    keys that stop it, since it takes none in a section but its own."""
     cfg = {**{name: setting(cfg, name) for name in WITHOUT_DEFAULT}, **cfg}
     rates = dict(cfg.get("LearningRate") or {})
     if "total_batch_size" in rates:  # in the rate instead

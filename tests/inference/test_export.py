@@ -85,9 +85,9 @@ def test_a_step_that_no_runner_knows_is_refused(r18vd_weights, tmp_path):
 
 
 @pytest.mark.parametrize(("overrides", "changed"), [
-    ([], {"interp": 0}), ([], {"target_size": [64, 90]}),
+    ([], {"interp": 0}),
     (["TestReader.batch_transforms=null", f"{RESIZE}.target_size=[70, 100]"], {}),
-], ids=["interp", "size", "no padding"])
+], ids=["interp", "no padding"])
 def test_the_proof_prepares_images_as_the_folder_says(r18vd_weights, tmp_path, monkeypatch, overrides, changed):
     real = describe
 

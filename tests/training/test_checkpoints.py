@@ -21,8 +21,8 @@ RECORDED = json.loads((GOLDEN / "parameter_names.json").read_text(encoding="utf-
 
 
 def test_names_are_counted_as_if_the_model_came_first():
-    assert counted_anew({"a": "conv2d_7.w_0", "a.bias": "conv2d_7.b_0", "b": "conv2d_12.w_0", "c": "deform_conv2d_3.w_0",
-                         "alias": "conv2d_7.w_0", "buffer": "generated_tensor_5"}) == {
+    assert counted_anew({"a": "conv2d_7.w_0", "a.bias": "conv2d_7.b_0", "b": "conv2d_12.w_0",
+                         "c": "deform_conv2d_3.w_0", "alias": "conv2d_7.w_0", "buffer": "generated_tensor_5"}) == {
         "a": "conv2d_0.w_0", "a.bias": "conv2d_0.b_0", "b": "conv2d_1.w_0", "c": "deform_conv2d_0.w_0",
         "alias": "conv2d_0.w_0", "buffer": "generated_tensor_5"}
 
@@ -32,7 +32,8 @@ def test_every_parameter_has_paddledetections_name(case):
     """Made in another order, a layer would get another's momentum: benchmarks/exchange.py recorded the order."""
     cfg = merge(load_config(RECORDED[case]["config"], ["use_gpu=false"]), RECORDED[case]["overrides"])
     names = counted_anew({entry: value.name for entry, value in build_model(cfg).state_dict().items()})
-    numbers = {name.partition(".")[0]: entry.rpartition(".")[0] for entry, name in reversed(names.items()) if "." in name}
+    numbers = {name.partition(".")[0]: entry.rpartition(".")[0]
+               for entry, name in reversed(names.items()) if "." in name}
     wanted = {f"{kind}_{i}": layer for kind, made in RECORDED[case]["layers"].items() for i, layer in enumerate(made)}
     assert numbers == wanted
 
@@ -40,7 +41,8 @@ def test_every_parameter_has_paddledetections_name(case):
 # --- checkpoints
 
 
-BOTTLENECKS = ("ResNet.depth=50", "ResNet.variant=b", "ResNet.num_stages=2", "ResNet.return_idx=[1]", "FPN.extra_stage=2")
+BOTTLENECKS = ("ResNet.depth=50", "ResNet.variant=b", "ResNet.num_stages=2", "ResNet.return_idx=[1]",
+               "FPN.extra_stage=2")
 
 
 def state_of(shapes, folder, *more):
@@ -63,6 +65,10 @@ def momenta(state):
             if f"{name}_velocity_0" in filed}
 
 
+def weights(state):
+    return {entry: value.numpy() for entry, value in state.model.state_dict().items()}
+
+
 def shortcut_first(names):
     """The names of versions that made a bottleneck's shortcut first: ppgfl's before, PaddleDetection's up to 2.6.0."""
     blocks = {entry.partition(".short.")[0] for entry in names if ".short." in entry}
@@ -79,15 +85,14 @@ def shortcut_first(names):
 def write_paddledetection(state, stem, names, *, average=None, named=".pdparams"):
     """The files of a checkpoint as PaddleDetection writes them after two epochs of four steps; with an average, either
     of the two files of weights may hold the model's own names (`named`)."""
-    weights = {entry: value.numpy() for entry, value in state.model.state_dict().items()}
     computed = {entry: f"eager_tmp_{i}" for i, entry in enumerate(names)}
-    files = {".pdparams": {**(average or weights), NAME_TABLE: names if named == ".pdparams" else computed},
+    files = {".pdparams": {**(average or weights(state)), NAME_TABLE: names if named == ".pdparams" else computed},
              ".pdopt": {**{f"{names[entry]}_velocity_0": (f"{names[entry]}_velocity_0", value)
                            for entry, value in momenta(state).items()},
                         "LR_Scheduler": {"last_epoch": 8, "last_lr": 0.123}, "last_epoch": 2}}
     if average:
         copied = {entry: f"{name}_deepcopy_7" for entry, name in names.items()}
-        files[".pdema"] = {**weights, NAME_TABLE: copied if named == ".pdema" else computed}
+        files[".pdema"] = {**weights(state), NAME_TABLE: copied if named == ".pdema" else computed}
     for suffix, content in files.items():
         stem.with_suffix(suffix).write_bytes(pickle.dumps(content, protocol=4))
 
@@ -132,7 +137,7 @@ def test_a_checkpoint_of_paddledetection_is_resumed_by_layer(shapes, tmp_path, o
     resumed.load(tmp_path / "1")
     assert same(momenta(resumed), momenta(state))
     assert len(momenta(resumed)) > 40
-    assert same(*({name: value.numpy() for name, value in each.model.state_dict().items()} for each in (resumed, state)))
+    assert same(weights(resumed), weights(state))
     assert (resumed.progress.epoch, resumed.progress.step, resumed.progress.seed) == (2, 8, 0)
     for _ in range(8):
         state.optimizer._learning_rate.step()
@@ -145,7 +150,7 @@ def test_a_checkpoint_of_paddledetection_is_resumed_by_layer(shapes, tmp_path, o
 def test_its_average_of_the_weights_goes_on(shapes, tmp_path, named):
     state = state_of(shapes, tmp_path)
     step(state)
-    average = {entry: value.numpy() + np.float32(1) for entry, value in state.model.state_dict().items()}
+    average = {entry: value + np.float32(1) for entry, value in weights(state).items()}
     write_paddledetection(state, tmp_path / "1", counted_anew(state.parameter_names), average=average, named=named)
     resumed = state_of(shapes, tmp_path)
     resumed.load(tmp_path / "1")
@@ -174,27 +179,27 @@ def test_training_goes_on_from_a_checkpoint_of_paddledetection(shapes, tmp_path,
 def test_what_fits_no_layer_is_refused(shapes, tmp_path):
     def refused(text, *more):
         fresh = state_of(shapes, tmp_path, "use_ema=false", *more)
-        before = {name: value.numpy() for name, value in fresh.model.state_dict().items()}
+        before = weights(fresh)
         with pytest.raises(CheckpointError, match=text) as error:
             fresh.load(tmp_path / "1")
         assert "\n" not in str(error.value)
-        assert same({name: value.numpy() for name, value in fresh.model.state_dict().items()}, before)
+        assert same(weights(fresh), before)
 
     state = state_of(shapes, tmp_path, "use_ema=false")
     step(state)
     names = counted_anew(state.parameter_names)
     write_paddledetection(state, tmp_path / "1", names)
-    weights = pickle.loads((tmp_path / "1.pdparams").read_bytes())
+    params = pickle.loads((tmp_path / "1.pdparams").read_bytes())
     opt = pickle.loads((tmp_path / "1.pdopt").read_bytes())
 
     def write(suffix, content):
         (tmp_path / f"1{suffix}").write_bytes(pickle.dumps(content, protocol=4))
 
-    write(".pdparams", {**weights, NAME_TABLE: shortcut_first(names)})  # not those of its .pdopt
+    write(".pdparams", {**params, NAME_TABLE: shortcut_first(names)})  # not those of its .pdopt
     refused(r"1.pdopt: its state of the optimizer is not that of this model's layers \(\d+ of \d+ parts fit no layer")
-    write(".pdparams", {key: value for key, value in weights.items() if key != NAME_TABLE})
+    write(".pdparams", {key: value for key, value in params.items() if key != NAME_TABLE})
     refused("1.pdparams: does not name the parameters as .*1.pdopt does")
-    write(".pdparams", weights)
+    write(".pdparams", params)
     write(".pdopt", {**opt, "conv2d_999.w_0_velocity_0": np.zeros(3, np.float32)})
     refused("does not name the parameters")
     some = next(key for key in opt if key.endswith("_velocity_0"))
