@@ -71,7 +71,7 @@ def _prepared(runner: ExportedModel, picture: np.ndarray, sample: Batch) -> Batc
     """What the runner makes of a picture by what it reads in the export. Raises ExportError unless it is the sample."""
     made = runner.prepare([picture])
     for name, array in made.items():
-        if not np.array_equal(array, sample[name]):
+        if array.shape != sample[name].shape or not np.allclose(array, sample[name], rtol=1e-6, atol=1e-6):
             raise ExportError(f"{runner.description.split()[0]}: the runner makes {name} {_shown(array)} of an image "
                               f"where TestReader makes {_shown(sample[name])}; height and width must be multiples of "
                               "32: add PadBatch: {pad_to_stride: 32} to its batch_transforms; nothing was written")
