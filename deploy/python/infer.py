@@ -67,8 +67,8 @@ class ProcessLock:
 
 
 class BaseRunner:
-    """What both runners share: images in, detections out. Several threads may call it: images are prepared side by side,
-    the model runs for one at a time. It can be pickled, and opens its model anew where it is unpickled.
+    """What both runners share: images in, detections out. Several threads may call it: images are prepared side by
+    side, the model runs for one at a time. It can be pickled, and opens its model anew where it is unpickled.
 
     Args:
         model: a folder with model.pdmodel or .json (or inference.*), its .pdiparams, and infer_cfg.yml; or one of these

@@ -15,11 +15,11 @@ import paddle
 import yaml
 from paddle.static import InputSpec
 
-from ..build import build_dataset, check, load_model
+from ..build import build_dataset, build_reader, check, load_model
 from ..classes import with_weights
 from ..config.keys import section, setting
 from ..data.batch import PadBatch
-from ..data.transforms import NormalizeImage
+from ..data.transforms import NormalizeImage, Resize
 from ..errors import ConfigError, ExportError
 from ..system.atomic_write import write_text
 from ..system.interrupt import block_signals
@@ -181,24 +181,39 @@ def _move(source: Path, folder: Path) -> list[str]:
 
 def describe(cfg: dict[str, Any], image_shape: Sequence[int | None],
              class_names: list[str] | None = None) -> dict[str, Any]:
-    """The content of infer_cfg.yml, with PaddleDetection's keys; class names that weights lack are TestDataset's."""
-    reader, preprocess = section(cfg, "TestReader"), []
-    for entry in [*reader["sample_transforms"], *(reader["batch_transforms"] or [])]:
-        (name, args), = entry.items()
-        args = args or {}
-        if name == "PadBatch":
-            stride = args.get("pad_to_stride", inspect.signature(PadBatch).parameters["pad_to_stride"].default)
-            preprocess.append({"type": "PadStride", "stride": stride})
-        elif name == "NormalizeImage":  # the runners know no defaults
-            known = inspect.signature(NormalizeImage).parameters
-            defaults = {key: known[key].default for key in ("is_scale", "mean", "std")}
-            values = {**defaults, **args}
-            preprocess.append({"type": name, **{key: list(value) if isinstance(value, tuple) else value
-                                                for key, value in values.items()}})
-        elif name != "Decode":
-            preprocess.append({"type": name, **args})
+    """The content of infer_cfg.yml, with PaddleDetection's keys; class names that weights lack are TestDataset's.
+
+    Raises: ConfigError.
+    """
+    reader = build_reader(cfg, "TestReader")
+    steps = [_step_of(cfg, *pair) for key in ("sample_transforms", "batch_transforms")
+             for pair in zip(getattr(reader, key), section(cfg, "TestReader")[key] or [])]
     return {
         "mode": "paddle", "draw_threshold": 0.5, "metric": setting(cfg, "metric"),
-        "use_dynamic_shape": None in image_shape[2:], "arch": "GFL", "min_subgraph_size": 16, "Preprocess": preprocess,
+        "use_dynamic_shape": None in image_shape[2:], "arch": "GFL", "min_subgraph_size": 16,
+        "Preprocess": [step for step in steps if step],
         "label_list": class_names or build_dataset(cfg, "TestDataset").class_names,
     }
+
+
+def _step_of(cfg: Mapping[str, Any], transform: Any, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """A transform of TestReader, and its entry there, as a step of Preprocess; {} for Decode, which is no step.
+
+    Every value is written out, since programs that read it know no defaults; a size is two whole numbers.
+    """
+    (kind, args), = entry.items()
+    if isinstance(transform, Resize):
+        size = [int(n) if n == int(n) or not transform.keep_ratio else n for n in transform.target_size]
+        return {"type": kind, "target_size": size, "keep_ratio": transform.keep_ratio, "interp": transform.interp}
+    if isinstance(transform, NormalizeImage):
+        known = inspect.signature(NormalizeImage).parameters
+        defaults = {key: known[key].default for key in ("is_scale", "mean", "std")}
+        values = {**defaults, **(cfg.get(kind) or {}), **(args or {})}
+        return {"type": kind, **{key: list(value) if isinstance(value, tuple) else value
+                                 for key, value in values.items()}}
+    if isinstance(transform, PadBatch):
+        return {"type": "PadStride", "stride": transform.stride}
+    if kind in ("Decode", "Permute"):
+        return {"type": kind} if kind == "Permute" else {}
+    raise ConfigError(f"TestReader: {kind} cannot be exported; what runs an export knows Resize, NormalizeImage, "
+                      "Permute and PadBatch")

@@ -12,10 +12,11 @@ import paddle
 
 from ..build import build_reader
 from ..data.batch import Batch
+from ..data.image import read_image
 from ..errors import DataError, ExportError
 from ..system.log import logger
 from .graph import Graph
-from .runner import make_runner
+from .runner import ExportedModel, make_runner
 
 Arrays = Sequence[np.ndarray]
 Paths = Sequence[Union[str, "os.PathLike[str]"]]
@@ -39,11 +40,13 @@ def compare(cfg: dict[str, Any], folder: Path, graphs: Mapping[str, Graph], imag
     Returns: {file name: {"largest_box_difference": pixels, "largest_score_difference"}}.
     Raises: ExportError over the tolerance; DataError for images that the graphs do not take.
     """
-    samples = _samples(cfg, images, image_shape)
+    pictures = [image if isinstance(image, np.ndarray) else read_image(image)
+                for image in (_drawn_images() if images is None else images)]
+    samples = _samples(cfg, pictures, images, image_shape)
     pixels = sum(sample["image"].size for sample in samples)
     logger.info("comparing %s with the model on %d images%s", ", ".join(graphs), len(samples),
                 ": up to a minute on a CPU" if pixels > 3_000_000 else "")
-    wanted = {graph: [_outputs(graph, sample) for sample in samples] for graph in set(graphs.values())}
+    wanted: dict[Graph, list[Arrays]] = {}
     differences = {}
     for name, graph in graphs.items():
         if name.endswith(".onnx") and importlib.util.find_spec("onnxruntime") is None:
@@ -51,7 +54,10 @@ def compare(cfg: dict[str, Any], folder: Path, graphs: Mapping[str, Graph], imag
             continue
         # Paddle 3's oneDNN fails at random with a .json; the proof must not.
         runner = make_runner(folder / name, engine="native" if name.endswith(".json") else "auto")
-        boxes, scores = _largest_differences(graph, runner.run, samples, wanted[graph])
+        inputs = [_prepared(runner, *pair) for pair in zip(pictures, samples)]
+        if graph not in wanted:
+            wanted[graph] = [_outputs(graph, each) for each in inputs]
+        boxes, scores = _largest_differences(graph, runner.run, inputs, wanted[graph])
         logger.info("checked %s on %d images: largest difference %.2g pixels in boxes, %.2g in %s", runner.description,
                     len(samples), boxes, scores, "raw maps" if graph.bare else "scores")
         if not (boxes <= BOX_TOLERANCE and scores <= SCORE_TOLERANCE):
@@ -59,6 +65,21 @@ def compare(cfg: dict[str, Any], folder: Path, graphs: Mapping[str, Graph], imag
                               f"{scores:.2g} in scores (allowed {SCORE_TOLERANCE}); nothing was written")
         differences[name] = {"largest_box_difference": boxes, "largest_score_difference": scores}
     return differences
+
+
+def _prepared(runner: ExportedModel, picture: np.ndarray, sample: Batch) -> Batch:
+    """What the runner makes of a picture by what it reads in the export. Raises ExportError unless it is the sample."""
+    made = runner.prepare([picture])
+    for name, array in made.items():
+        if array.shape != sample[name].shape or not np.allclose(array, sample[name], rtol=1e-6, atol=1e-6):
+            raise ExportError(f"{runner.description.split()[0]}: the runner makes {name} {_shown(array)} of an image "
+                              f"where TestReader makes {_shown(sample[name])}; height and width must be multiples of "
+                              "32: add PadBatch: {pad_to_stride: 32} to its batch_transforms; nothing was written")
+    return made
+
+
+def _shown(array: np.ndarray) -> str:
+    return str(array.tolist()) if array.size <= 4 else f"of shape {list(array.shape)}, mean {array.mean():.4g}"
 
 
 def _inputs(graph: Graph, sample: Batch) -> Batch:
@@ -107,16 +128,17 @@ def _difference(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.abs(a - b).max()) if a.size else 0.0
 
 
-def _samples(cfg: dict[str, Any], images: Paths | None, image_shape: Sequence[int | None]) -> list[Batch]:
-    """Batches of one image, prepared as TestReader says; drawn ones where none are given."""
+def _samples(cfg: dict[str, Any], pictures: Sequence[np.ndarray], images: Paths | None,
+             image_shape: Sequence[int | None]) -> list[Batch]:
+    """Batches of one picture, prepared as TestReader says."""
     reader = build_reader(cfg, "TestReader")
     batches = []
-    for image in _drawn_images() if images is None else images:
-        batch = reader([image])
+    for i, picture in enumerate(pictures):
+        batch = reader([picture])
         wanted = [n if n is not None else m for n, m in zip(image_shape, batch["image"].shape)]
         if list(batch["image"].shape) != wanted:
             raise DataError(f"the graph takes images of {wanted}, but TestReader makes {list(batch['image'].shape)} of "
-                            f"{'a drawn image' if isinstance(image, np.ndarray) else image}; let Resize make that "
+                            f"{'a drawn image' if images is None else images[i]}; let Resize make that "
                             "size (keep_ratio: false), or set TestReader.inputs_def.image_shape to [3, -1, -1]")
         batches.append(batch)
     return batches

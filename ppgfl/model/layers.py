@@ -81,10 +81,11 @@ class DeformConv(nn.Layer):
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, *,
                  weight_attr: ParamAttr | None = None) -> None:
         super().__init__()
-        self.conv_offset = offset_conv(in_channels, kernel_size, bias_learning_rate=2.0)
-        self.conv_dcn = DeformConv2D(
-            in_channels, out_channels, kernel_size, padding=kernel_size // 2, weight_attr=weight_attr,
-            bias_attr=ParamAttr(initializer=Constant(0.0), regularizer=L2Decay(0.0), learning_rate=2.0))
+        # PaddleDetection: in towers both biases learn at twice the rate and do not decay
+        biases = [ParamAttr(initializer=Constant(0.0), regularizer=L2Decay(0.0), learning_rate=2.0) for _ in range(2)]
+        self.conv_offset = offset_conv(in_channels, kernel_size, bias_attr=biases[0])
+        self.conv_dcn = DeformConv2D(in_channels, out_channels, kernel_size, padding=kernel_size // 2,
+                                     weight_attr=weight_attr, bias_attr=biases[1])
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C_in, H, W] -> [N, C_out, H, W]."""
@@ -92,12 +93,11 @@ class DeformConv(nn.Layer):
 
 
 def offset_conv(in_channels: int, kernel_size: int, *, stride: int = 1,
-                bias_learning_rate: float = 1.0) -> nn.Conv2D:
+                bias_attr: ParamAttr | None = None) -> nn.Conv2D:
     """The convolution that predicts 2 offsets and 1 mask per kernel position; it starts as all zeros."""
     return nn.Conv2D(
         in_channels, 3 * kernel_size**2, kernel_size, stride=stride, padding=kernel_size // 2,
-        weight_attr=ParamAttr(initializer=Constant(0.0)),
-        bias_attr=ParamAttr(initializer=Constant(0.0), learning_rate=bias_learning_rate))
+        weight_attr=ParamAttr(initializer=Constant(0.0)), bias_attr=bias_attr or ParamAttr(initializer=Constant(0.0)))
 
 
 def deform(x: Tensor, conv_offset: nn.Conv2D, conv: DeformConv2D) -> Tensor:

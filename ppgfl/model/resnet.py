@@ -182,10 +182,11 @@ class Bottleneck(nn.Layer):
         options: dict[str, Any] = dict(learning_rate=learning_rate, norm=norm)
         stride_1x1, stride_3x3 = (stride, 1) if variant == "a" else (1, stride)
         c_out = width * self.expansion
-        self.short = _shortcut(c_in, c_out, stride, variant, **options) if project else nn.Identity()
         self.branch2a = _conv_norm(c_in, width, 1, stride=stride_1x1, relu=True, **options)
         self.branch2b = _conv_norm(width, width, 3, stride=stride_3x3, relu=True, deformable=deformable, **options)
         self.branch2c = _conv_norm(width, c_out, 1, **options)
+        # PaddleDetection: last here and first in BasicBlock; a .pdopt names layers by the order in which they are made
+        self.short = _shortcut(c_in, c_out, stride, variant, **options) if project else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.branch2c(self.branch2b(self.branch2a(x))) + self.short(x))

@@ -15,7 +15,7 @@ import numpy as np
 import paddle
 import yaml
 
-from ..config.keys import setting
+from ..config.keys import section, setting
 from ..data.image import read_image, write_image
 from ..errors import ConfigError
 from ..evaluation import report
@@ -28,6 +28,8 @@ from .checkpoints import SUFFIXES
 if TYPE_CHECKING:
     from .state import Progress
 
+WITHOUT_DEFAULT = ("architecture", "metric", "num_classes", "epoch", "snapshot_epoch", "save_dir", "log_iter",
+                   "worker_num")  # in PaddleDetection
 FIRST_COLUMNS = ("epoch", "step", "lr")  # of results.csv; then the losses, which depend on the config, and METRICS
 
 
@@ -80,7 +82,7 @@ class RunFolder:
         if not dist.is_main():
             return
         self.path.mkdir(parents=True, exist_ok=True)
-        write_text(self.path / "config.yml", yaml.safe_dump(cfg, sort_keys=False, allow_unicode=True))
+        write_text(self.path / "config.yml", yaml.safe_dump(for_both(cfg), sort_keys=False, allow_unicode=True))
         starts = json.loads(self._text("run.json") or "[]")
         starts.append({
             "command": options["command"], "options": {k: v for k, v in options.items() if k != "command"},
@@ -148,6 +150,25 @@ def only_warned(what: str, instead: str) -> Iterator[None]:
         reason = explain(error) if isinstance(error, OSError) else None
         logger.warning("%s is not written, and training goes on (%s): %s", what, instead,
                        reason or " ".join(traceback.format_exception_only(type(error), error)[-1].split()))
+
+
+def for_both(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """The same config as PaddleDetection reads it too: with the values that it has no defaults for, and without the
+    keys that stop it, since it takes none in a section but its own."""
+    cfg = {**{name: setting(cfg, name) for name in WITHOUT_DEFAULT}, **cfg}
+    rates = dict(cfg.get("LearningRate") or {})
+    if "total_batch_size" in rates:  # in the rate instead
+        images, usual = rates.pop("total_batch_size"), section({}, "LearningRate")["total_batch_size"]
+        cfg["LearningRate"] = {**rates, "base_lr": section(cfg, "LearningRate")["base_lr"] * usual / images}
+    for name in ("GFLHead", "LDGFLHead"):
+        head = dict(cfg.get(name) or {})
+        if "upstream_scores" in head:
+            cfg["upstream_scores"] = head.pop("upstream_scores")
+        if "loss_qfl" in head:  # the name of loss_class in its first GFLv2 files
+            head = {"loss_class": head.pop("loss_qfl"), **head}
+        if head:
+            cfg[name] = head
+    return cfg
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:

@@ -73,8 +73,8 @@ class TrainingState:
 
     def load(self, stem: Path) -> None:
         """Put back what `save` wrote to `stem`.*. Raises CheckpointError; ConfigError when it had another seed."""
-        saved = Progress(**checkpoints.load_training(
-            stem, model=self.model, optimizer=self.optimizer, ema=self.ema, parameter_names=self.parameter_names))
+        saved = Progress(**{"seed": self.progress.seed, **checkpoints.load_training(
+            stem, model=self.model, optimizer=self.optimizer, ema=self.ema, parameter_names=self.parameter_names)})
         if saved.seed != self.progress.seed:
             raise ConfigError(f"--seed: {self.progress.seed}, but {stem} was trained with {saved.seed}; give that one")
         self.progress = saved

@@ -1,5 +1,6 @@
 """The exported folder: its layout, its formats, and the proof that it predicts what the model predicts."""
 import hashlib
+import json
 import sys
 
 import numpy as np
@@ -47,6 +48,59 @@ def test_infer_cfg_is_paddledetections():
     """Its C++, Lite and Serving programs read these keys; tests/golden/infer_cfg.yml is what paddledet 2.6.0 wrote."""
     wanted = yaml.safe_load((ROOT / "tests" / "golden" / "infer_cfg.yml").read_text(encoding="utf-8"))
     assert describe(load_config("gfl_r18vd_1x_coco"), [None, 3, None, None]) == wanted
+
+
+RESIZE = "TestReader.sample_transforms.1.Resize"
+
+
+@pytest.mark.parametrize(("overrides", "step"), [
+    ([f"{RESIZE}.target_size=320"], {"target_size": [320, 320], "keep_ratio": True, "interp": 1}),
+    ([f"{RESIZE}.target_size=[320.0, 512.0]"], {"target_size": [320, 512], "keep_ratio": True, "interp": 1}),
+    ([f"{RESIZE}.interp=2", f"{RESIZE}.keep_ratio=false"], {"target_size": [64, 96], "keep_ratio": False, "interp": 2}),
+    (["TestReader.sample_transforms.1={Resize: {target_size: 64, keep_ratio: true}}"],
+     {"target_size": [64, 64], "keep_ratio": True, "interp": 1}),
+    (["Resize={interp: 2}", "TestReader.sample_transforms.1={Resize: {target_size: 64, keep_ratio: true}}"],
+     {"target_size": [64, 64], "keep_ratio": True, "interp": 2}),
+    (["TestReader.sample_transforms.2=NormalizeImage: {}"],
+     {"is_scale": True, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}),
+    (["NormalizeImage={mean: [0.1, 0.2, 0.3]}", "TestReader.sample_transforms.2=NormalizeImage: null"],
+     {"is_scale": True, "mean": [0.1, 0.2, 0.3], "std": [0.229, 0.224, 0.225]}),
+    (["TestReader.sample_transforms.2.NormalizeImage.norm_type=none"],
+     {"is_scale": True, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "norm_type": "none"}),
+    (["TestReader.batch_transforms=[PadBatch: {}]"], {"stride": 1}),
+])
+def test_every_value_of_the_preparation_is_written_out(overrides, step):
+    """PaddleDetection's C++ and FastDeploy ask for each of these, a size as a list of two whole numbers."""
+    steps = describe(tiny_config("gfl_r18vd_1x_coco", *overrides), [None, 3, None, None])["Preprocess"]
+    assert [each["type"] for each in steps] == ["Resize", "NormalizeImage", "Permute", "PadStride"]
+    found = next(each for each in steps if set(each) - {"type"} == set(step))
+    assert json.dumps({**found, "type": ""}, sort_keys=True) == json.dumps({**step, "type": ""}, sort_keys=True)
+
+
+def test_a_step_that_no_runner_knows_is_refused(r18vd_weights, tmp_path):
+    cfg = tiny_config("gfl_r18vd_1x_coco", "TestReader.sample_transforms.1=RandomFlip: {}")
+    with pytest.raises(ConfigError, match="TestReader: RandomFlip cannot be exported"):
+        export(cfg, weights=r18vd_weights, output_dir=tmp_path / "new", verify=())
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(("overrides", "changed"), [
+    ([], {"interp": 0}),
+    (["TestReader.batch_transforms=null", f"{RESIZE}.target_size=[70, 100]"], {}),
+], ids=["interp", "no padding"])
+def test_the_proof_prepares_images_as_the_folder_says(r18vd_weights, tmp_path, monkeypatch, overrides, changed):
+    real = describe
+
+    def describe_wrongly(*args):
+        settings = real(*args)
+        settings["Preprocess"][0].update(changed)
+        return settings
+
+    monkeypatch.setattr(sys.modules["ppgfl.inference.export"], "describe", describe_wrongly)
+    with pytest.raises(ExportError, match="the runner makes image of shape .* where TestReader makes"):
+        export(tiny_config("gfl_r18vd_1x_coco", *overrides), weights=r18vd_weights, output_dir=tmp_path / "new",
+               format="pdmodel")
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(("options", "outputs"), [

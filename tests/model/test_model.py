@@ -212,3 +212,15 @@ def test_deformable_towers_have_paddledetections_names():
     names = {n.split("fcos_head_cls_tower_conv_0.")[1] for n in state if "cls" in n}
     assert names == {"conv.conv_offset.weight", "conv.conv_offset.bias", "conv.conv_dcn.weight", "conv.conv_dcn.bias",
                      "norm.weight", "norm.bias"}
+
+
+def test_biases_of_deformable_towers_do_not_decay_and_learn_twice_as_fast():
+    """PaddleDetection: both; in a backbone the offsets' biases are as all others."""
+    layer = FCOSFeat(8, 32, num_convs=1, norm_type="gn", use_dcn=True).cls_tower[0].conv
+    for conv, decays in ((layer.conv_offset, 0.0), (layer.conv_dcn, 0.0)):
+        assert conv.bias.regularizer._coeff == decays
+        assert conv.bias.optimize_attr["learning_rate"] == 2.0
+        assert conv.weight.regularizer is None
+    backbone = ResNet(depth=18, num_stages=1, return_idx=[0], dcn_v2_stages=[0]).res2.res2a.branch2b
+    assert backbone.conv_offset.bias.regularizer is None
+    assert backbone.conv_offset.bias.optimize_attr["learning_rate"] == 1.0

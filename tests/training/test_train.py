@@ -25,9 +25,11 @@ from ppgfl import (
 )
 from ppgfl.data.shapes import CLASSES, draw_scene
 from ppgfl.inference.infer import infer
+from ppgfl.optim import schedule_of
 from ppgfl.system.interrupt import stop_requests
 from ppgfl.training import onednn
-from ppgfl.training.run_folder import RunFolder
+from ppgfl.training.run_folder import RunFolder, for_both
+from ppgfl.training.state import new_state
 from ppgfl.weights.checkpoint import load_pretrained, read, read_named
 from ppgfl.weights.safe_pickle import load as load_pickle
 
@@ -73,6 +75,32 @@ def test_a_run_leaves_paddledetections_files(finished):
     assert json.loads((run / "run.json").read_text())[0]["paddle"] == paddle.__version__
     assert set(read(run / "0.pdparams")) == set(read(run / "0.pdema"))
     assert not same(read(run / "0.pdparams"), read(run / "0.pdema"))
+
+
+@pytest.mark.parametrize(("given", "wanted"), [
+    ({"LearningRate": {"base_lr": 0.02, "total_batch_size": 8}}, {"LearningRate": {"base_lr": 0.04}}),
+    ({"LearningRate": {"total_batch_size": 32}}, {"LearningRate": {"base_lr": 0.005}}),
+    ({"LearningRate": {"base_lr": 0.02}}, {"LearningRate": {"base_lr": 0.02}}),
+    ({"GFLHead": {"upstream_scores": True, "loss_qfl": "a", "nms": "b"}},
+     {"upstream_scores": True, "GFLHead": {"loss_class": "a", "nms": "b"}}),
+    ({"epoch": 3, "_": 1}, {"epoch": 3, "_": 1, "architecture": "GFL", "snapshot_epoch": 1}),
+])
+def test_the_config_of_a_run_is_one_of_paddledetection(given, wanted):
+    before = json.dumps(given)
+    found = for_both(given)
+    assert {key: found[key] for key in wanted} == wanted
+    assert json.dumps(given) == before
+
+
+def test_the_config_of_a_run_trains_at_the_same_rate(finished, shapes):
+    cfg = load_config(finished[0] / "run" / "config.yml")
+    assert "total_batch_size" not in cfg["LearningRate"]
+    a, b = (new_state(each, steps_per_epoch=4, total_batch_size=2, seed=0).optimizer
+            for each in (cfg, config(shapes, finished[0])))
+    for _ in range(8):
+        assert a.get_lr() == b.get_lr()
+        for each in (a, b):
+            schedule_of(each).step()
 
 
 def test_paddle_itself_reads_the_files(finished):
@@ -284,7 +312,7 @@ def test_resume_refuses_what_does_not_belong(shapes, tmp_path, finished):
     with pytest.raises(ConfigError, match="was trained with 0"):
         train(config(shapes, tmp_path), resume=str(run / "0"), seed=1)
     (tmp_path / "foreign.pdopt").write_bytes(pickle.dumps({"last_epoch": 3}))
-    with pytest.raises(CheckpointError, match="was not written by ppgfl"):
+    with pytest.raises(CheckpointError, match="was written by neither ppgfl nor PaddleDetection"):
         train(config(shapes, tmp_path), resume=str(tmp_path / "foreign"))
 
 
