@@ -45,6 +45,7 @@ class Ppgfl:
         cfg = merge(ppgfl.load_config(config_file(name), ["use_gpu=false"]), overrides)
         self.state = new_state(cfg, steps_per_epoch=10, total_batch_size=None, seed=0)
         self.model, self.optimizer = self.state.model, self.state.optimizer
+        self.model.class_names = ["a class"] * self.model.head.num_classes  # PaddleDetection must pass over them
 
     def save(self, stem):
         self.state.progress.epoch, self.state.progress.step = 1, 1

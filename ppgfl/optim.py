@@ -32,8 +32,8 @@ class PiecewiseDecay:
     use_warmup: bool = True
 
     def __post_init__(self) -> None:
-        if list(self.milestones) != sorted(self.milestones):
-            raise ConfigError(f"PiecewiseDecay.milestones: {self.milestones!r}; they must be in order, as in [8, 11]")
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ConfigError(f"PiecewiseDecay.milestones: {self.milestones!r}; they must rise, as in [8, 11]")
         factors = len(self.values) - 1 if self.values else len(self.factors())
         if factors != len(self.milestones):
             raise ConfigError(f"PiecewiseDecay: {len(self.milestones)} milestones need as many factors in gamma, or "

@@ -45,7 +45,7 @@ def test_gamma_as_a_list_and_values():
     np.testing.assert_allclose(rates(make_schedule(2.0, decay, None, 1), 4), [3, 1, 0.5, 0.5])
     with pytest.raises(ConfigError, match="milestones need as many"):
         PiecewiseDecay(gamma=[0.5], milestones=[1, 2])
-    with pytest.raises(ConfigError, match=r"milestones: \[11, 8\]; they must be in order"):
+    with pytest.raises(ConfigError, match=r"milestones: \[11, 8\]; they must rise"):
         PiecewiseDecay(milestones=[11, 8])
 
 

@@ -55,11 +55,6 @@ def _of_decay(cfg: dict[str, Any], schedule: Schedule, epochs: int) -> Iterator[
         return
     milestones = list(decay.milestones)
     key = key_of(cfg, 0, "milestones")
-    if any(a >= b for a, b in zip(milestones, milestones[1:])):
-        yield f"{key}: {milestones} are not in rising order, and count as {sorted(milestones)}; write them so"
-    early = [milestone for milestone in milestones if milestone <= 0]
-    if early:
-        yield f"{key}: {early} come before the first step; leave them out"
     late = [milestone for milestone in milestones if milestone >= epochs]
     if late:
         yield (f"{key}: {late} never come, since the run has {epochs} epochs; set them lower than that, or epoch "
