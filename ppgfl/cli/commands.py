@@ -26,8 +26,9 @@ def main(command: str, words: Sequence[str] | None = None, prog: str | None = No
     Returns: the exit code: 0; 1 when the command's own answer is no; 2 after one line on stderr.
     """
     run, add_arguments = COMMANDS[command]
-    parser = ArgumentParser(prog=prog or f"{command}.py", description=run.__doc__,
-                            formatter_class=RawDescriptionHelpFormatter)
+    prog = prog or f"{command}.py"
+    about = (run.__doc__ or "").replace(f"python tools/{command}.py", prog) if prog.startswith("ppgfl ") else run.__doc__
+    parser = ArgumentParser(prog=prog, description=about, formatter_class=RawDescriptionHelpFormatter)
     add_arguments(parser)
     args = parser.parse_args(words)
     set_up(logging.INFO if dist.is_main() else logging.WARNING)
@@ -63,6 +64,26 @@ def _load(args: Namespace) -> dict[str, Any]:
     return cfg
 
 
+def _need_weights(cfg: dict[str, Any], config: str) -> None:
+    """Raise a ConfigError with the run's own weights where the config names none, or some that are not there."""
+    from ..config.keys import setting
+    from ..errors import CheckpointError, ConfigError
+    from ..weights.checkpoint import find
+
+    weights = setting(cfg, "weights")
+    folder = Path(setting(cfg, "save_dir"), Path(config).stem)
+    own = [folder / name for name in ("best_model", "model_final") if (folder / f"{name}.pdparams").is_file()]
+    if not weights and not own:
+        raise ConfigError("weights: none are given; set -o weights=PATH (a file, an address or the name of a released "
+                          "model)")
+    if own:
+        try:
+            find(weights or folder / "none")
+        except CheckpointError as error:
+            what = f"{weights} is not there" if weights else "none are given"
+            raise ConfigError(f"weights: {what}; the run of this config has some: -o weights={own[0]}") from error
+
+
 def evaluate(args: Namespace) -> None:
     """Evaluate a detector on the EvalDataset of a config and print the COCO numbers.
 
@@ -73,6 +94,8 @@ def evaluate(args: Namespace) -> None:
     from ..inference.detector import open_detector
 
     cfg, slicing, detector = _load(args), _slicing(args), None
+    if not (args.json_eval or args.exported):
+        _need_weights(cfg, args.config)
     report_dir = None if args.no_report else Path(args.output_eval) / "report"
     if args.json_eval:
         evaluate_results(cfg, output_dir=args.output_eval, classwise=args.classwise, report_dir=report_dir)
@@ -93,7 +116,9 @@ def infer(args: Namespace) -> None:
     """
     from ..inference.infer import infer
 
-    infer(_load(args), _images(args), output_dir=args.output_dir, draw_threshold=args.draw_threshold,
+    cfg = _load(args)
+    _need_weights(cfg, args.config)
+    infer(cfg, _images(args), output_dir=args.output_dir, draw_threshold=args.draw_threshold,
           save_results=args.save_results, save_threshold=args.save_threshold, slicing=_slicing(args),
           pictures=not args.no_pictures, resume=args.resume)
 
@@ -143,6 +168,7 @@ def export(args: Namespace) -> None:
     from ..inference.export import export
 
     cfg = _load(args)
+    _need_weights(cfg, args.config)
     verify = () if args.no_verify else args.verify_images
     export(cfg, output_dir=Path(args.output_dir) / Path(args.config).stem, format=args.format, onnx=args.onnx,
            with_nms=args.with_nms, int8=args.int8, verify=verify)

@@ -4,7 +4,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # imported where it is used, since it takes half a second
     from pycocotools.cocoeval import COCOeval
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+SIZES = {"s": "small ", "m": "medium ", "l": "large "}
 IGNORED = ("crowd", "marked ignore")  # reasons of objects that need not be found
 Results = list[dict[str, Any]]  # COCO results: image_id, category_id, bbox x y w h, score
 
@@ -78,15 +79,28 @@ def coco_evaluator(dataset: COCODataSet, results: Results) -> COCOeval:
 
 def summarize(evaluator: COCOeval, dataset: COCODataSet, *, classwise: bool = False) -> dict[str, Any]:
     """The twelve COCO numbers of an accumulated `COCOeval`, also logged; see `evaluate.evaluate`."""
-    table = io.StringIO()
-    with contextlib.redirect_stdout(table):
+    with contextlib.redirect_stdout(io.StringIO()):
         evaluator.summarize()
-    for line in table.getvalue().splitlines():
-        logger.info(line.strip())
     metrics: dict[str, Any] = dict(zip(METRICS, (float(n) for n in evaluator.stats)))
+    for line in table(metrics):
+        logger.info(line)
     if classwise:
         metrics["per_class"] = _per_class(evaluator, dataset)
     return metrics
+
+
+def table(metrics: Mapping[str, float]) -> list[str]:
+    """The twelve numbers in four lines that fit a terminal."""
+    def shown(name: str) -> str:
+        if metrics[name] >= 0:
+            return f"{name} {metrics[name]:.3f}"
+        return f"no {SIZES.get(name[-1], '')}objects"
+
+    lines = []
+    for kind, name, others in (("Precision", "AP", METRICS[1:6]), ("Recall   ", "AR100", [*METRICS[6:8], *METRICS[9:]])):
+        main = f"{metrics[name]:.3f}" if metrics[name] >= 0 else "no objects"
+        lines += [f"Average {kind}  IoU=0.50:0.95  area=all  maxDets=100   {main}", "  ".join(map(shown, others))]
+    return lines
 
 
 def _truth(dataset: COCODataSet) -> Results:

@@ -45,3 +45,29 @@ def test_a_command_runs_and_says_what_is_wrong(tmp_path):
     done = run_ppgfl("eval", "-c", "gfl_r18vd_1x_coco", "-o", "EvalDataset.dataset_dir=/nowhere", cwd=ROOT)
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("error: /nowhere")
+
+
+@pytest.mark.parametrize("command", [["eval"], ["infer", "--infer_img", "a.jpg"], ["export"]])
+def test_without_weights_the_run_of_the_config_is_named(run_here, small_coco, tmp_path, command):
+    def error(*options):
+        done = run_here("ppgfl", *command, "-c", "shapes_gfl", "-o", f"save_dir={tmp_path}", "use_gpu=false",
+                        f"EvalDataset.dataset_dir={small_coco}", *options, cwd=tmp_path)
+        assert done.returncode == 2
+        return done.stderr.strip().splitlines()[-1]
+
+    assert error() == "error: weights: none are given; set -o weights=PATH (a file, an address or the name of a " \
+        "released model)"
+    (tmp_path / "shapes_gfl").mkdir()
+    (tmp_path / "shapes_gfl" / "model_final.pdparams").touch()
+    (tmp_path / "shapes_gfl" / "best_model.pdparams").touch()
+    best = tmp_path / "shapes_gfl" / "best_model"
+    assert error() == f"error: weights: none are given; the run of this config has some: -o weights={best}"
+    assert error("weights=gone") == f"error: weights: gone is not there; the run of this config has some: -o weights={best}"
+
+
+@pytest.mark.parametrize("command", ["train", "eval", "infer", "export", "zoo", "data", "doctor", "benchmark", "demo"])
+def test_help_has_examples_under_the_name_that_was_called(run_here, tmp_path, command):
+    done = run_here("ppgfl", command, "--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert done.stdout.count(f"ppgfl {command}") >= 2  # in the usage and in an example
+    assert "python tools/" not in done.stdout
