@@ -97,7 +97,8 @@ def table(metrics: Mapping[str, float]) -> list[str]:
         return f"no {SIZES.get(name[-1], '')}objects"
 
     lines = []
-    for kind, name, others in (("Precision", "AP", METRICS[1:6]), ("Recall   ", "AR100", [*METRICS[6:8], *METRICS[9:]])):
+    for kind, name, others in (("Precision", "AP", METRICS[1:6]),
+                               ("Recall   ", "AR100", [*METRICS[6:8], *METRICS[9:]])):
         main = f"{metrics[name]:.3f}" if metrics[name] >= 0 else "no objects"
         lines += [f"Average {kind}  IoU=0.50:0.95  area=all  maxDets=100   {main}", "  ".join(map(shown, others))]
     return lines

@@ -61,8 +61,9 @@ def test_without_weights_the_run_of_the_config_is_named(run_here, small_coco, tm
     (tmp_path / "shapes_gfl" / "model_final.pdparams").touch()
     (tmp_path / "shapes_gfl" / "best_model.pdparams").touch()
     best = tmp_path / "shapes_gfl" / "best_model"
-    assert error() == f"error: weights: none are given; the run of this config has some: -o weights={best}"
-    assert error("weights=gone") == f"error: weights: gone is not there; the run of this config has some: -o weights={best}"
+    has = f"the run of this config has some: -o weights={best}"
+    assert error() == f"error: weights: none are given; {has}"
+    assert error("weights=gone") == f"error: weights: gone is not there; {has}"
 
 
 @pytest.mark.parametrize("command", ["train", "eval", "infer", "export", "zoo", "data", "doctor", "benchmark", "demo"])
