@@ -27,6 +27,13 @@ FETCHED = re.compile(r"<(?:script|img|iframe|source)\b[^>]*\bsrc=[\"']?https?:[^
                      r"|<link\b(?=[^>]*\brel=[\"']?(?:stylesheet|preload|icon|preconnect))[^>]*\bhref=[\"']?https?:[^>]*>")
 
 
+def on_config(config: MkDocsConfig) -> None:
+    """Give Chinese headings the anchors that they have on GitHub; by default theirs are numbers."""
+    from markdown.extensions.toc import slugify_unicode
+
+    config.mdx_configs["toc"]["slugify"] = slugify_unicode
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages outside of docs/, and what any page links to."""
     from mkdocs.structure.files import File
@@ -60,6 +67,12 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return posixpath.relpath(place_of(target), posixpath.dirname(place) or ".") + (match.group(2) or "")
 
     return LINK.sub(moved, markdown)
+
+
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
+    """Say of Chinese pages that they are: browsers choose fonts by it, and readers for the blind their voice."""
+    chinese = page.file.src_uri == PAGES["README_cn.md"] or page.file.src_uri.startswith("zh/")
+    return output.replace('<html lang="en"', '<html lang="zh-CN"', 1) if chinese else output
 
 
 def on_post_build(config: MkDocsConfig) -> None:

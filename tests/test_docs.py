@@ -182,7 +182,7 @@ def prepares(words):
 
 
 @pytest.mark.drill
-@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)])
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page) and "/zh/" not in page])  # see test_zh.py
 def test_every_command_runs(page, place, monkeypatch):
     for block in blocks(page, "yaml"):
         config = re.sub("/data/", f"{place}/", block)
