@@ -27,7 +27,9 @@ def main(command: str, words: Sequence[str] | None = None, prog: str | None = No
     """
     run, add_arguments = COMMANDS[command]
     prog = prog or f"{command}.py"
-    about = (run.__doc__ or "").replace(f"python tools/{command}.py", prog) if prog.startswith("ppgfl ") else run.__doc__
+    about = run.__doc__ or ""
+    if prog.startswith("ppgfl "):
+        about = about.replace(f"python tools/{command}.py", prog)
     parser = ArgumentParser(prog=prog, description=about, formatter_class=RawDescriptionHelpFormatter)
     add_arguments(parser)
     args = parser.parse_args(words)
