@@ -55,7 +55,6 @@ RESIZE = "TestReader.sample_transforms.1.Resize"
 
 @pytest.mark.parametrize(("overrides", "step"), [
     ([f"{RESIZE}.target_size=320"], {"target_size": [320, 320], "keep_ratio": True, "interp": 1}),
-    ([f"{RESIZE}.target_size=[320.0, 512.0]"], {"target_size": [320, 512], "keep_ratio": True, "interp": 1}),
     ([f"{RESIZE}.interp=2", f"{RESIZE}.keep_ratio=false"], {"target_size": [64, 96], "keep_ratio": False, "interp": 2}),
     (["TestReader.sample_transforms.1={Resize: {target_size: 64, keep_ratio: true}}"],
      {"target_size": [64, 64], "keep_ratio": True, "interp": 1}),

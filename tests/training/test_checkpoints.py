@@ -208,7 +208,7 @@ def test_what_fits_no_layer_is_refused(shapes, tmp_path):
     write(".pdopt", {"last_epoch": 2})
     refused("was written by neither ppgfl nor PaddleDetection")
     write(".pdopt", opt)
-    refused("does not fit the model", "FPN.out_channel=64")
+    refused("does not fit the model", "ResNet.depth=34")
     (tmp_path / "1.pdparams").unlink()
     refused("1.pdparams: cannot be read")
 
