@@ -203,7 +203,8 @@ def _step_of(cfg: Mapping[str, Any], transform: Any, entry: Mapping[str, Any]) -
     """
     (kind, args), = entry.items()
     if isinstance(transform, Resize):
-        return {"type": kind, "target_size": [int(n) for n in transform.target_size], "keep_ratio": transform.keep_ratio, "interp": transform.interp}
+        return {"type": kind, "target_size": list(transform.target_size), "keep_ratio": transform.keep_ratio,
+                "interp": transform.interp}
     if isinstance(transform, NormalizeImage):
         known = inspect.signature(NormalizeImage).parameters
         defaults = {key: known[key].default for key in ("is_scale", "mean", "std")}
