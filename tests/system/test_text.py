@@ -1,7 +1,6 @@
 """What strangers' names may do to a terminal, a log, a file: nothing."""
 import csv
 import json
-import logging
 
 import pytest
 
@@ -38,28 +37,19 @@ def test_addresses_lose_user_and_password(text, seen):
     assert shown(text) == seen
 
 
-@pytest.fixture
-def logged(capsys):
-    """A function: log these, and give what was printed, without the time."""
-    handlers, level, propagate = log.logger.handlers[:], log.logger.level, log.logger.propagate
+def logged(capsys, message, *args):
+    """What is printed for a record, without the time."""
     log.set_up()
-
-    def write(message, *args, level=logging.INFO):
-        log.logger.log(level, message, *args)
-        return capsys.readouterr().out.split("] ", 1)[1]
-
-    yield write
-    log.logger.handlers[:] = handlers
-    log.logger.setLevel(level)
-    log.logger.propagate = propagate
+    log.logger.info(message, *args)
+    return capsys.readouterr().out.split("] ", 1)[1]
 
 
-def test_a_log_line_is_one_line(logged, tmp_path):
-    assert logged("class %s: %.2f", "\x1b[2J\nerror: fake", 0.5) == "INFO: class \\x1b[2J\\nerror: fake: 0.50\n"
-    assert logged("in %s, %s", tmp_path / "a\nb", DataError("x\ny")) == f"INFO: in {tmp_path}/a\\nb, x\\ny\n"
-    assert logged("a\nb %s", ["\n"]) == "INFO: a\nb ['\\n']\n"
-    assert logged("table:\n%s", Lines("1\n2\x07")) == "INFO: table:\n1\n2\\x07\n"
-    assert logged("100% \x1b") == "INFO: 100% \\x1b\n"
+def test_a_log_line_is_one_line(capsys, tmp_path):
+    assert logged(capsys, "class %s: %.2f", "\x1b[2J\nerror: fake", 0.5) == "INFO: class \\x1b[2J\\nerror: fake: 0.50\n"
+    assert logged(capsys, "in %s, %s", tmp_path / "a\nb", DataError("x\ny")) == f"INFO: in {tmp_path}/a\\nb, x\\ny\n"
+    assert logged(capsys, "a\nb %s", ["\n"]) == "INFO: a\nb ['\\n']\n"
+    assert logged(capsys, "table:\n%s", Lines("1\n2\x07")) == "INFO: table:\n1\n2\\x07\n"
+    assert logged(capsys, "100% \x1b") == "INFO: 100% \\x1b\n"
 
 
 def test_an_error_is_one_line(capsys):
