@@ -19,6 +19,7 @@ from ..data.transforms import NormalizeImage
 from ..errors import DataError
 from ..inference.detections import Detections, rows_of_coco
 from ..system.atomic_write import write_csv, write_text
+from ..system.fonts import chart_fonts, chart_text
 from ..system.log import logger
 from . import curves
 
@@ -62,9 +63,11 @@ def write(folder: str | PathLike[str], evaluator: COCOeval, dataset: COCODataSet
     names = [*dataset.class_names, curves.BACKGROUND]
     write_csv(folder / "confusion.csv", [["is \\ found as", *names],
                                          *([name, *line] for name, line in zip(names, matrix.tolist()))])
-    pictures = {"precision_recall": draw_precision_recall(evaluator, dataset.class_names, ranked),
-                "f1_over_score": draw_f1(ranked, dataset.class_names, threshold),
-                "confusion": draw_confusion(matrix, names), "ap_by_size": draw_sizes(metrics)}
+    shown_names = [chart_text(name) for name in names]
+    with chart_fonts(names):
+        pictures = {"precision_recall": draw_precision_recall(evaluator, shown_names, ranked),
+                    "f1_over_score": draw_f1(ranked, shown_names, threshold),
+                    "confusion": draw_confusion(matrix, shown_names), "ap_by_size": draw_sizes(metrics)}
     if training:
         pictures["training"] = draw_training(training)
     worst, best = extremes(curves.image_scores(evaluator, threshold, IOU))

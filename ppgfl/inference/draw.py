@@ -66,7 +66,7 @@ def name_mask(name: str, size: int, room: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=1024)
 def text_mask(text: str, size: int) -> np.ndarray:
-    """A line of text and a space before it: [H, W] uint8, 255 where ink is. All of a size, in pixels, are equally high."""
+    """A line of text, a space before it: [H, W] uint8, 255 where ink is. All of a size, in pixels, are equally high."""
     parts = [(part, open_font(path, size) or open_font(path, 16)) for part, path in split_by_font(text)]
     edge, ascent, height = max(2, size // 4), math.ceil(1.05 * size), math.ceil(1.4 * size)
     if not parts:

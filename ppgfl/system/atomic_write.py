@@ -64,7 +64,7 @@ def write_temporary(path: str | os.PathLike[str], data: bytes, *, sync: bool = F
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    r"""See `write_bytes`; UTF-8. Half a letter, as of a file name that is no UTF-8, becomes \udc80: in JSON the same."""
+    r"""See `write_bytes`; UTF-8; half a letter, as of a file name that is no UTF-8, as \udc80: in JSON the same."""
     write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 

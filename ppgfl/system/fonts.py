@@ -1,4 +1,4 @@
-"""Which TrueType font of this machine has the letters of a text; deploy/python/infer.py has a copy of the most of it."""
+"""Which TrueType font of this machine has the letters of a text."""
 from __future__ import annotations
 
 import contextlib
@@ -17,21 +17,22 @@ from .text import shown
 note = logger.warning
 font_setting = runtime.font_setting
 
-# --- what deploy/python/infer.py has too
+# --- deploy/python/infer.py has a copy of these, which a test compares
 
-FONT_FOLDERS = ("/usr/share/fonts", "/usr/local/share/fonts", "~/.fonts", "~/.local/share/fonts", "/System/Library/Fonts",
-                "/Library/Fonts", "~/Library/Fonts", "C:/Windows/Fonts", "~/AppData/Local/Microsoft/Windows/Fonts")
+FONT_FOLDERS = ("/usr/share/fonts", "/usr/local/share/fonts", "~/.fonts", "~/.local/share/fonts",
+                "/System/Library/Fonts", "/Library/Fonts", "~/Library/Fonts",
+                "C:/Windows/Fonts", "~/AppData/Local/Microsoft/Windows/Fonts")
 # The second is that of `ppgfl[fonts]`.
 FONT_PACKAGES = {"matplotlib": "mpl-data/fonts/ttf/DejaVuSans.ttf", "pylopdf_fonts_zh_cn": "NotoSansSC-Regular.otf"}
 # Asked first; then the others by name, those of another style than upright and regular last.
-FONTS = ("DejaVuSans", "NotoSans-Regular", "Arial", "segoeui", "Helvetica", "NotoSansCJK-Regular", "NotoSansCJKsc-Regular",
-         "NotoSansSC-Regular", "SourceHanSansSC-Regular", "msyh", "PingFang", "wqy-microhei", "DroidSansFallbackFull",
-         "simhei")
+FONTS = ("DejaVuSans", "NotoSans-Regular", "Arial", "segoeui", "Helvetica", "NotoSansCJK-Regular",
+         "NotoSansCJKsc-Regular", "NotoSansSC-Regular", "SourceHanSansSC-Regular", "msyh", "PingFang", "wqy-microhei",
+         "DroidSansFallbackFull", "simhei")
 OTHER_STYLES = re.compile("bold|black|heavy|italic|oblique|thin|light|mono|serif|condensed|display|symbol|math", re.I)
 FONT_HINT = "set PPGFL_FONT to a font file that has them, or pip install 'ppgfl[fonts]' for Chinese"
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def font_files() -> tuple[str, ...]:
     """The fonts of this machine in the order in which they are asked for a letter; none without Pillow."""
     if importlib.util.find_spec("PIL") is None:
@@ -59,13 +60,13 @@ def font_files() -> tuple[str, ...]:
 
 
 @functools.lru_cache(maxsize=256)
-def open_font(path: str, size: int) -> Any:
-    """Pillow's font of a file in pixels, or None if it has none."""
+def open_font(path: str, size: int, layout: int | None = None) -> Any:
+    """Pillow's font of a file in pixels, or None if it has none. layout: 0 basic, 1 Raqm, None the best there is."""
     from PIL import ImageFont
 
     try:
-        # Of the five in a file of Noto CJK that with Chinese forms.
-        return ImageFont.truetype(path, size, index=2 if "CJK" in path and path.endswith(".ttc") else 0)
+        index = 2 if "CJK" in path and path.endswith(".ttc") else 0  # of the five of Noto CJK that with Chinese forms
+        return ImageFont.truetype(path, size, index, layout_engine=layout)
     except (OSError, ValueError):  # damaged, a bitmap font without this size, not of five
         return None
 
@@ -73,7 +74,7 @@ def open_font(path: str, size: int) -> Any:
 @functools.lru_cache(maxsize=1 << 16)
 def has_letter(path: str, letter: str) -> bool:
     """Whether a font draws a letter, and not the sign of what it has not."""
-    font = open_font(path, 16)
+    font = open_font(path, 16, 0)  # Raqm puts a circle below a mark that stands alone
     if font is None:
         return False
     seen, unknown = (font.getmask(one) for one in (letter, "\U0010ffff"))
@@ -103,7 +104,7 @@ def split_by_font(text: str) -> tuple[tuple[str, str], ...]:
     return tuple(parts)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def say_missing_letters() -> None:
     """Once in a process."""
     note(f"no font of this machine has some letters of the names, which are drawn like \\u732b; {FONT_HINT}")
@@ -113,23 +114,23 @@ def say_missing_letters() -> None:
 
 
 def chart_text(name: str) -> str:
-    """A name as matplotlib shows it as it is: not as mathematics, not left out of a legend, with letters of some font."""
-    text = "".join(part for part, _ in split_by_font(shown(name, limit=40))).replace("$", r"\$")
+    """A name that matplotlib shows as it is: not as mathematics, not left out of a legend, in letters of some font."""
+    text = "".join(part for part, _ in split_by_font(shown(name, limit=24))).replace("$", r"\$")
     return f" {text}" if text.startswith("_") or not text else text
 
 
 @contextlib.contextmanager
-def chart_fonts(texts: Iterable[str]) -> Iterator[None]:
-    """Inside, matplotlib draws these texts with the fonts that have their letters."""
+def chart_fonts(names: Iterable[str]) -> Iterator[None]:
+    """Inside, matplotlib makes and draws figures with the fonts that have the letters of these names."""
     import matplotlib
 
-    used = dict.fromkeys(path for text in texts for _, path in split_by_font(text))
+    used = dict.fromkeys(path for name in names for _, path in split_by_font(chart_text(name)))
     families = [*matplotlib.rcParams["font.family"], *map(_chart_family, used)]
     with matplotlib.rc_context({"font.family": list(dict.fromkeys(families))}):
         yield
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _chart_family(path: str) -> str:
     from matplotlib import font_manager
 

@@ -61,7 +61,8 @@ def test_an_error_is_one_line(capsys):
 
 
 @pytest.mark.parametrize(("value", "cell"), [
-    ("=1+1", "'=1+1"), ("+cmd", "'+cmd"), ("-x", "'-x"), ("@SUM(A1)", "'@SUM(A1)"), ("\t=1", "'\t=1"), ("\r=1", "'\r=1"),
+    ("=1+1", "'=1+1"), ("+cmd", "'+cmd"), ("-x", "'-x"), ("@SUM(A1)", "'@SUM(A1)"), ("\t=1", "'\t=1"),
+    ("\r=1", "'\r=1"),
     ("-1+cmd|' /C calc'!A0", "'-1+cmd|' /C calc'!A0"), ("-1", "-1"), ("+1.5e-3", "+1.5e-3"), (-0.25, -0.25), (7, 7),
     (float("-inf"), float("-inf")), ("a=b", "a=b"), ("", ""), ("'=1", "'=1"), (None, None)])
 def test_a_cell_is_never_a_formula(value, cell):
