@@ -23,7 +23,7 @@ def draw_boxes(image: np.ndarray, boxes: np.ndarray, scores: np.ndarray, labels:
     height, width = picture.shape[:2]
     line = max(1, round((height + width) / 700))
     size = max(8, min(12, width // 8), round((height + width) / 100))  # of the letters, in pixels
-    corners = np.clip(np.round(boxes), -10_000, 100_000).astype(int).reshape(-1, 4)
+    corners = np.nan_to_num(np.clip(np.round(boxes), -10_000, 100_000)).astype(int).reshape(-1, 4)
     for box, label in reversed(list(zip(corners, labels))):
         cv2.rectangle(picture, box[:2].tolist(), box[2:].tolist(), class_color(int(label)), line)
     plates: list[tuple[np.ndarray, int, int, int]] = []
