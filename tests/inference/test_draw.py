@@ -1,4 +1,4 @@
-"""Labels: legible in any script, inside the picture, apart from each other, the same in the package and in the runner."""
+"""Labels: legible in any script, inside the picture, apart from each other, in the package as in the runner."""
 import functools
 import importlib.util
 import inspect
