@@ -775,6 +775,7 @@ def font_setting() -> str:
 
 
 def note(line: str) -> None:
+    """What a user should know, on standard error."""
     print(line, file=sys.stderr)
 
 
@@ -791,12 +792,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             files = find_images(args.image_file or args.image_dir)
             (benchmark if args.run_benchmark else detect_files)(runner, files, args, check_interrupt)
     except RunnerError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {shown(error)}", file=sys.stderr)
         return 2
     except OSError as error:
         if error.filename is None:
             raise
-        print(f"error: {error.filename}: {error.strerror}; mend that, or choose another path", file=sys.stderr)
+        print(f"error: {shown(error.filename)}: {error.strerror}; mend that, or choose another path", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped by SIGINT", file=sys.stderr)
@@ -869,7 +870,7 @@ def detect_files(runner: BaseRunner, files: list[Path], args: argparse.Namespace
                  "box": [round(float(n), 2) for n in r[2:]]} for r in rows]})
     if args.save_results:
         write(folder / "results.json", json.dumps(results, ensure_ascii=False).encode("utf-8", "backslashreplace"))
-    print(f"{len(files)} pictures{' and results.json' if args.save_results else ''} in {folder.resolve()}")
+    print(f"{len(files)} pictures{' and results.json' if args.save_results else ''} in {shown(folder.resolve())}")
 
 
 def write(path: Path, data: bytes) -> None:

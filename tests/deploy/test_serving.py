@@ -409,7 +409,7 @@ def test_the_page_draws_in_the_style_of_the_pictures(service, browser):
     assert browser.execute_script("return arguments[0].map(color)", labels) == [list(color) for color in colors]
     inks = ["#000" if draw.text_color(color[::-1]) == (0, 0, 0) else "#fff" for color in colors]
     assert browser.execute_script("return arguments[0].map(color).map(ink)", labels) == inks
-    assert browser.execute_script("return shown(arguments[0])", "行\u202ea\x1b\nb <b>") == "行\\u202ea\\u001b\\u000ab <b>"
+    assert browser.execute_script("return shown('行\\u202ea\\x1b\\nb <b>')") == "行\\u202ea\\u001b\\u000ab <b>"
     spots = browser.execute_script(
         "const taken = [];"
         "for (const box of arguments[0]) taken.push(place(box, 80, 17, {width: 400, height: 300}, taken));"
