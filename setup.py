@@ -12,7 +12,7 @@ FOLDERS += [HERE / "deploy" / name for name in ("python", "serving", "ray")]
 INSIDE = {"ppgfl." + ".".join(folder.relative_to(HERE).parts): str(folder.relative_to(HERE)) for folder in FOLDERS}
 
 ONNX = ["onnx", "onnxruntime"]
-SERVE = ["starlette", "uvicorn", "python-multipart", "prometheus-client", "pillow"]
+SERVE = ["starlette", "uvicorn", "python-multipart", "prometheus-client"]
 
 setup(
     name="ppgfl",
@@ -26,13 +26,14 @@ setup(
     package_dir={"ppgfl": "ppgfl", **INSIDE},
     package_data={"ppgfl": ["py.typed"], **{name: ["*.yml", "*.html"] for name in INSIDE}},
     install_requires=["numpy", "pyyaml", "opencv-python", "pycocotools", "visualdl", "tqdm", "matplotlib",
-                      "pooch", "requests", "filelock"],
+                      "pillow", "requests", "filelock"],
     entry_points={"console_scripts": ["ppgfl = ppgfl.cli:entry"]},
     extras_require={
         "cpu": ["paddlepaddle"],
         "gpu": ["paddlepaddle-gpu"],
         "onnx": ONNX,
         "serve": SERVE,
+        "fonts": ["pylopdf-fonts-zh-cn"],  # Noto Sans SC under the Open Font License, 17 MB
         "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.26", "ruff"],
         "dev": ["pytest>=7.3", "ruff", "mypy", "httpx", "selenium", *ONNX, *SERVE],
     },

@@ -8,6 +8,7 @@ import shutil
 import signal
 import tempfile
 import threading
+import time
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -201,7 +202,7 @@ def teacher_weights(tmp_path_factory):
 def server(tmp_path, monkeypatch):
     """A server with .behave and .requests {path: number of requests}; the cache is a fresh folder."""
     monkeypatch.setenv("PPGFL_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(download, "time", SimpleNamespace(sleep=lambda seconds: None))  # between attempts
+    monkeypatch.setattr(download, "time", SimpleNamespace(sleep=lambda seconds: None, monotonic=time.monotonic))
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.behave, server.requests = whole, {}
     server.url = f"http://127.0.0.1:{server.server_port}"

@@ -4,18 +4,20 @@
     python infer.py --model_dir output_inference/gfl_r50_fpn_1x_coco --image_dir photos --output_dir output
     python infer.py --model_dir model.onnx --image_file photo.jpg --run_benchmark
 
-It needs numpy and OpenCV; for a folder Paddle and PyYAML, for a .onnx ONNX Runtime; neither ppgfl nor PaddleDetection,
-whose folders it reads too. In a program: `open_runner("model.onnx")([image])`.
+It needs numpy and OpenCV; for a folder Paddle and PyYAML, for a .onnx ONNX Runtime; for names beyond ASCII Pillow;
+neither ppgfl nor PaddleDetection, whose folders it reads too. In a program: `open_runner("model.onnx")([image])`.
 """
 from __future__ import annotations
 
 import argparse
+import colorsys
 import contextlib
 import ctypes
 import functools
 import hashlib
-import importlib
+import importlib.util
 import json
+import math
 import os
 import re
 import signal
@@ -23,6 +25,7 @@ import sys
 import tempfile
 import threading
 import time
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -551,6 +554,231 @@ def delayed_interrupt() -> Iterator[Callable[[], None]]:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# --- drawing, as ppgfl does it: the functions up to `font_setting` are copies of its own
+
+# Control characters, marks that turn the direction of a line or are not seen, halves of a letter, ends of lines.
+ESCAPED = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+JOINERS = "\u200c\u200d"  # Persian, Hindi and emoji are spelled with them
+FONT_FOLDERS = ("/usr/share/fonts", "/usr/local/share/fonts", "~/.fonts", "~/.local/share/fonts",
+                "/System/Library/Fonts", "/Library/Fonts", "~/Library/Fonts",
+                "C:/Windows/Fonts", "~/AppData/Local/Microsoft/Windows/Fonts")
+# The second is that of `ppgfl[fonts]`.
+FONT_PACKAGES = {"matplotlib": "mpl-data/fonts/ttf/DejaVuSans.ttf", "pylopdf_fonts_zh_cn": "NotoSansSC-Regular.otf"}
+# Asked first; then the others by name, those of another style than upright and regular last.
+FONTS = ("DejaVuSans", "NotoSans-Regular", "Arial", "segoeui", "Helvetica", "NotoSansCJK-Regular",
+         "NotoSansCJKsc-Regular", "NotoSansSC-Regular", "SourceHanSansSC-Regular", "msyh", "PingFang", "wqy-microhei",
+         "DroidSansFallbackFull", "simhei")
+OTHER_STYLES = re.compile("bold|black|heavy|italic|oblique|thin|light|mono|serif|condensed|display|symbol|math", re.I)
+FONT_HINT = "set PPGFL_FONT to a font file that has them, or pip install 'ppgfl[fonts]' for Chinese"
+
+
+def draw_boxes(image: np.ndarray, boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray,
+               names: Sequence[str]) -> np.ndarray:
+    """A copy of an image [H, W, 3] uint8 BGR with boxes [M, 4], their names and scores; best first, drawn last."""
+    picture = np.ascontiguousarray(image).copy()
+    height, width = picture.shape[:2]
+    line = max(1, round((height + width) / 700))
+    size = max(8, min(12, width // 8), round((height + width) / 100))  # of the letters, in pixels
+    corners = np.nan_to_num(np.clip(np.round(boxes), -10_000, 100_000)).astype(int).reshape(-1, 4)
+    for box, label in reversed(list(zip(corners, labels))):
+        cv2.rectangle(picture, box[:2].tolist(), box[2:].tolist(), class_color(int(label)), line)
+    plates: list[tuple[np.ndarray, int, int, int]] = []
+    taken = np.zeros((len(corners), 4), int)
+    for i, (box, score, label, name) in enumerate(zip(corners, scores, labels, names)):
+        number = text_mask(f"{score:.2f} ", size)
+        text = np.hstack([name_mask(name, size, width - number.shape[1]), number])
+        x, y = place_label(box, text.shape, picture.shape, taken[:i])
+        taken[i] = x, y, x + text.shape[1], y + text.shape[0]
+        plates.append((text, x, y, int(label)))
+    for text, x, y, label in reversed(plates):
+        region = picture[y:y + text.shape[0], x:x + text.shape[1]]  # less than the plate in a picture that is less
+        region[:] = cv2.LUT(cv2.merge([text[:region.shape[0], :region.shape[1]]] * 3), plate_shades(label))
+    return picture
+
+
+def class_color(label: int) -> tuple[int, int, int]:
+    """One bright colour (B, G, R) per class index, the same in every picture, neighbours far apart."""
+    hue = (label * 0.618033988749895) % 1.0  # golden ratio
+    red, green, blue = colorsys.hsv_to_rgb(hue, 0.85, 0.95 - 0.2 * (label % 2))
+    return int(blue * 255), int(green * 255), int(red * 255)
+
+
+def text_color(color: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Black or white (B, G, R), whichever has more contrast with a colour, as WCAG defines it."""
+    linear = [(n / 255 / 12.92 if n <= 10 else ((n / 255 + 0.055) / 1.055) ** 2.4) for n in color]
+    luminance = 0.0722 * linear[0] + 0.7152 * linear[1] + 0.2126 * linear[2]
+    return (0, 0, 0) if luminance > 0.179 else (255, 255, 255)
+
+
+@functools.lru_cache(maxsize=256)
+def plate_shades(label: int) -> np.ndarray:
+    """[1, 256, 3]: the colours of a class's plate from no ink to all."""
+    plate = np.array(class_color(label))
+    ink = np.array(text_color(class_color(label)))
+    return (plate + (ink - plate) * np.arange(256)[:, None] // 255).astype(np.uint8)[None]
+
+
+@functools.lru_cache(maxsize=1024)
+def name_mask(name: str, size: int, room: int) -> np.ndarray:
+    """`text_mask` of a name, at most `room` pixels wide: of the name what fits."""
+    text = name = shown(name, limit=40)
+    while (mask := text_mask(text, size)).shape[1] > room and name:
+        name = name[:max(0, min(len(name) - 1, len(name) * room // mask.shape[1] - 1))]
+        text = name and f"{name}..."
+    return mask
+
+
+@functools.lru_cache(maxsize=1024)
+def text_mask(text: str, size: int) -> np.ndarray:
+    """A line of text, a space before it: [H, W] uint8, 255 where ink is. All of a size, in pixels, are equally high."""
+    parts = [(part, open_font(path, size) or open_font(path, 16)) for part, path in split_by_font(text)]
+    edge, ascent, height = max(2, size // 4), math.ceil(1.05 * size), math.ceil(1.4 * size)
+    if not parts:
+        return ascii_mask(text, size, edge, ascent, height)
+    from PIL import Image, ImageDraw
+
+    widths = [font.getlength(part) for part, font in parts]
+    canvas = Image.new("L", (edge + math.ceil(sum(widths)), height))
+    for i, (part, font) in enumerate(parts):
+        ImageDraw.Draw(canvas).text((edge + sum(widths[:i]), ascent), part, 255, font, anchor="ls")
+    return np.asarray(canvas)
+
+
+def ascii_mask(text: str, size: int, edge: int, ascent: int, height: int) -> np.ndarray:
+    """`text_mask` with OpenCV's own letters: all but ASCII as escapes."""
+    text, font, scale = text.encode("ascii", "backslashreplace").decode(), cv2.FONT_HERSHEY_SIMPLEX, size / 30
+    mask = np.zeros((height, edge + cv2.getTextSize(text, font, scale, 1)[0][0]), np.uint8)
+    return cv2.putText(mask, text, (edge, ascent), font, scale, 255, 1, cv2.LINE_AA)
+
+
+def place_label(box: np.ndarray, label: Sequence[int], picture: Sequence[int], taken: np.ndarray) -> tuple[int, int]:
+    """x, y of a label [h, w] of a box [4] inside a picture [H, W, ...]: above its corner, or near it where that covers
+    least of the labels that are there, [M, 4]."""
+    (x1, y1, x2, y2), (height, width) = box.tolist(), label
+    spots = np.array([(x, y) for x in (x1, x2 - width) for y in (y1 - height, y1, y2, y2 - height)]
+                     + [(x1, y1 + i * height) for i in (1, 2, 3)] + [(x1, y1 - i * height) for i in (2, 3)])
+    spots = spots.clip(0, [max(0, picture[1] - width), max(0, picture[0] - height)])
+    low = np.maximum(spots[:, None], taken[:, :2])
+    high = np.minimum(spots[:, None] + (width, height), taken[:, 2:])
+    x, y = spots[(high - low).clip(0).prod(axis=2).sum(axis=1).argmin()].tolist()
+    return x, y
+
+
+@functools.cache
+def font_files() -> tuple[str, ...]:
+    """The fonts of this machine in the order in which they are asked for a letter; none without Pillow."""
+    if importlib.util.find_spec("PIL") is None:
+        note("Pillow is not installed: names are drawn in ASCII; pip install pillow")
+        return ()
+    files = {os.path.join(folder, name) for start in FONT_FOLDERS
+             for folder, _, names in os.walk(os.path.expanduser(start)) for name in names
+             if name.lower().endswith((".ttf", ".otf", ".ttc")) and not name.startswith("LastResort")}
+    for package, name in FONT_PACKAGES.items():
+        spec = importlib.util.find_spec(package)
+        paths = [os.path.join(folder, name) for folder in (spec and spec.submodule_search_locations) or ()]
+        files.update(path for path in paths if os.path.isfile(path))
+
+    def place(path: str) -> tuple[int, bool, str]:
+        stem = Path(path).stem
+        return FONTS.index(stem) if stem in FONTS else len(FONTS), bool(OTHER_STYLES.search(stem)), path
+
+    own = font_setting()
+    if own and open_font(own, 16) is None:
+        note(f"PPGFL_FONT: {shown(own)}: not a font that can be opened; using the installed ones")
+    found = ([own] if own and open_font(own, 16) else []) + sorted(files, key=place)
+    if not found:
+        note(f"no TrueType font is installed: names are drawn in ASCII; {FONT_HINT}")
+    return tuple(found)
+
+
+@functools.lru_cache(maxsize=256)
+def open_font(path: str, size: int, layout: int | None = None) -> Any:
+    """Pillow's font of a file in pixels, or None if it has none. layout: 0 basic, 1 Raqm, None the best there is."""
+    from PIL import ImageFont
+
+    try:
+        index = 2 if "CJK" in path and path.endswith(".ttc") else 0  # of the five of Noto CJK that with Chinese forms
+        return ImageFont.truetype(path, size, index, layout_engine=layout)
+    except (OSError, ValueError):  # damaged, a bitmap font without this size, not of five
+        return None
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def has_letter(path: str, letter: str) -> bool:
+    """Whether a font draws a letter, and not the sign of what it has not."""
+    font = open_font(path, 16, 0)  # Raqm puts a circle below a mark that stands alone
+    if font is None:
+        return False
+    seen, unknown = (font.getmask(one) for one in (letter, "\U0010ffff"))
+    return (seen.size, bytes(seen)) != (unknown.size, bytes(unknown))
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def split_by_font(text: str) -> tuple[tuple[str, str], ...]:
+    """(part, font file): one part if a font has all letters, else as few as there are; a letter of no font as its
+    escape. Nothing where there is no font."""
+    files = font_files()
+    letters = [letter for letter in dict.fromkeys(text) if not letter.isspace() and letter not in "\u200c\u200d\ufe0f"]
+    for path in files:
+        if all(has_letter(path, letter) for letter in letters):
+            return ((text, path),)
+    parts: list[tuple[str, str]] = []
+    for letter in text if files else "":
+        path = parts[-1][1] if parts else files[0]  # of a space the font before it
+        if letter in letters:
+            path = next((path for path in files if has_letter(path, letter)), "")
+        if not path:
+            say_missing_letters()
+            path, letter = files[0], letter.encode("unicode_escape").decode("ascii")
+        if parts and parts[-1][1] == path:
+            letter = parts.pop()[0] + letter
+        parts.append((letter, path))
+    return tuple(parts)
+
+
+@functools.cache
+def say_missing_letters() -> None:
+    """Once in a process."""
+    note(f"no font of this machine has some letters of the names, which are drawn like \\u732b; {FONT_HINT}")
+
+
+def shown(text: object, *, limit: int | None = None, keep: str = "") -> str:
+    r"""Text with all that would act on a terminal or a page written as its escape, and no password of an address.
+
+    Args:
+        limit: cut to so many characters, the last of them an ellipsis.
+        keep: control characters that stay, as "\n".
+
+    >>> shown("\x1b[31mred\n")
+    '\\x1b[31mred\\n'
+    """
+    line = without_password(str(text))
+    if not line.isprintable():
+        line = "".join(escape(letter) if unicodedata.category(letter) in ESCAPED and letter not in keep + JOINERS
+                       else letter for letter in line)
+    return line if limit is None or len(line) <= limit else line[:limit - 1] + "…"
+
+
+def escape(letter: str) -> str:
+    r"""As Python writes it: \n, \x1b, \u202e, \ud800."""
+    return letter.encode("unicode_escape").decode("ascii")
+
+
+def without_password(text: str) -> str:
+    """Addresses in a text with *** in place of their user and password."""
+    return re.sub(r"(://)[^/\s]*@", r"\1***@", text) if "@" in text else text
+
+
+def font_setting() -> str:
+    """PPGFL_FONT: the font file for names, or ""."""
+    return os.path.expanduser(os.environ.get("PPGFL_FONT", ""))
+
+
+def note(line: str) -> None:
+    """What a user should know, on standard error."""
+    print(line, file=sys.stderr)
+
+
 # --- the command line
 
 
@@ -564,12 +792,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             files = find_images(args.image_file or args.image_dir)
             (benchmark if args.run_benchmark else detect_files)(runner, files, args, check_interrupt)
     except RunnerError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {shown(error)}", file=sys.stderr)
         return 2
     except OSError as error:
         if error.filename is None:
             raise
-        print(f"error: {error.filename}: {error.strerror}; mend that, or choose another path", file=sys.stderr)
+        print(f"error: {shown(error.filename)}: {error.strerror}; mend that, or choose another path", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped by SIGINT", file=sys.stderr)
@@ -641,8 +869,8 @@ def detect_files(runner: BaseRunner, files: list[Path], args: argparse.Namespace
                 {"label": int(r[0]), "name": runner.class_names[int(r[0])], "score": round(float(r[1]), 5),
                  "box": [round(float(n), 2) for n in r[2:]]} for r in rows]})
     if args.save_results:
-        write(folder / "results.json", json.dumps(results, ensure_ascii=False).encode("utf-8"))
-    print(f"{len(files)} pictures{' and results.json' if args.save_results else ''} in {folder.resolve()}")
+        write(folder / "results.json", json.dumps(results, ensure_ascii=False).encode("utf-8", "backslashreplace"))
+    print(f"{len(files)} pictures{' and results.json' if args.save_results else ''} in {shown(folder.resolve())}")
 
 
 def write(path: Path, data: bytes) -> None:
@@ -659,15 +887,10 @@ def write(path: Path, data: bytes) -> None:
 
 
 def draw(image: np.ndarray, rows: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
-    picture = image.copy()
-    for label, score, *box in rows[::-1]:
-        hsv = np.array([[[int(label * 111) % 180, 200, 240]]], np.uint8)
-        color = cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)[0, 0].tolist()
-        x1, y1, x2, y2 = (int(n) for n in np.clip(np.round(box), -10_000, 100_000))
-        cv2.rectangle(picture, (x1, y1), (x2, y2), color, 2)
-        cv2.putText(picture, f"{class_names[int(label)]} {score:.2f}", (max(0, x1), max(12, y1 - 4)),
-                    cv2.FONT_HERSHEY_SIMPLEX, 0.5, color, 1, cv2.LINE_AA)
-    return picture
+    """A copy of an image [H, W, 3] BGR with what was found on it, [M, 6]."""
+    labels = rows[:, 0].astype(int)
+    names = [class_names[i] if i < len(class_names) else f"class {i}" for i in labels]
+    return draw_boxes(image, rows[:, 2:], rows[:, 1], labels, names)
 
 
 def benchmark(runner: BaseRunner, files: list[Path], args: argparse.Namespace, check: Callable[[], None]) -> None:

@@ -13,7 +13,7 @@ from ..system import runtime
 
 GIB = 2**30
 OK, WARN, BAD = "ok", "warn", "bad"
-PACKAGES = ("numpy", "opencv-python", "pycocotools", "pyyaml", "visualdl", "pooch")
+PACKAGES = ("numpy", "opencv-python", "pycocotools", "pyyaml", "visualdl", "pillow")
 EXTRAS = ("onnx", "onnxruntime", "openvino", "starlette")
 Finding = tuple[str, str, str]  # level, topic, text
 

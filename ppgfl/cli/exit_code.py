@@ -9,6 +9,7 @@ from typing import Any
 from ..errors import CheckpointError, Interrupted, UserError
 from ..system import atomic_write, interrupt, runtime
 from ..system.log import logger
+from ..system.text import Lines, shown
 
 
 def exit_code(run: Callable[..., int | None], *args: Any, with_paddle: bool = True) -> int:
@@ -44,10 +45,11 @@ def _mistake(error: BaseException) -> str | None:
     if not isinstance(error, UserError):
         return None
     if isinstance(error, CheckpointError) and error.report is not None:
-        logger.info("%s: entries that do not match\n%s", error.report.path, error.report.table())
+        logger.info("%s: entries that do not match\n%s", error.report.path,
+                    Lines(error.report.table()))
     return str(error)
 
 
 def _say(line: object, code: int) -> int:
-    print(line, file=sys.stderr)
+    print(shown(line), file=sys.stderr)
     return code

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..errors import ConfigError, DataError, UserError
 from ..system import runtime
+from ..system.fonts import chart_fonts, chart_text
 from ..system.log import logger
 from ..system.progress import progress
 from .annotations import SAME_NAME, Annotations, Entry, read_annotations, some, twice
@@ -72,7 +73,8 @@ def check(cfg: Mapping[str, Any], *, output_dir: str | PathLike[str] = "output/d
     well = True
     for report in reports:
         _print(report)
-        _draw(report, Path(output_dir) / f"{report.section}.png")
+        with chart_fonts(report.boxes_of):
+            _draw(report, Path(output_dir) / f"{report.section}.png")
         well = well and not report.faults
     for line in compare(reports, cfg.get("num_classes", 80)):
         well = False
@@ -217,7 +219,8 @@ def _draw(report: Report, path: Path) -> None:
     common = report.boxes_of.most_common(40)
     figure = Figure(figsize=(max(9, 3 + 0.25 * len(common)), 4), layout="constrained")
     classes, sizes = figure.subplots(1, 2, width_ratios=(max(2, len(common) / 12), 2))
-    classes.bar([name for name, _ in common], [count for _, count in common])
+    classes.bar(range(len(common)), [count for _, count in common])
+    classes.set_xticks(range(len(common)), [chart_text(name) for name, _ in common])
     classes.tick_params(axis="x", rotation=90)
     classes.set_title(f"boxes per class ({report.section})")
     if report.sides:

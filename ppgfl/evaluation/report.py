@@ -19,7 +19,9 @@ from ..data.transforms import NormalizeImage
 from ..errors import DataError
 from ..inference.detections import Detections, rows_of_coco
 from ..system.atomic_write import write_csv, write_text
+from ..system.fonts import chart_fonts, chart_text
 from ..system.log import logger
+from ..system.text import shown
 from . import curves
 
 if TYPE_CHECKING:
@@ -62,9 +64,11 @@ def write(folder: str | PathLike[str], evaluator: COCOeval, dataset: COCODataSet
     names = [*dataset.class_names, curves.BACKGROUND]
     write_csv(folder / "confusion.csv", [["is \\ found as", *names],
                                          *([name, *line] for name, line in zip(names, matrix.tolist()))])
-    pictures = {"precision_recall": draw_precision_recall(evaluator, dataset.class_names, ranked),
-                "f1_over_score": draw_f1(ranked, dataset.class_names, threshold),
-                "confusion": draw_confusion(matrix, names), "ap_by_size": draw_sizes(metrics)}
+    shown_names = [chart_text(name) for name in names]
+    with chart_fonts(names):
+        pictures = {"precision_recall": draw_precision_recall(evaluator, shown_names, ranked),
+                    "f1_over_score": draw_f1(ranked, shown_names, threshold),
+                    "confusion": draw_confusion(matrix, shown_names), "ap_by_size": draw_sizes(metrics)}
     if training:
         pictures["training"] = draw_training(training)
     worst, best = extremes(curves.image_scores(evaluator, threshold, IOU))
@@ -261,12 +265,12 @@ def _page(title: str, metrics: Mapping[str, Any], threshold: float, f1: float, r
                 "confusion": f"Confusion (score ≥ {threshold:.2f}, IoU ≥ {IOU})", "ap_by_size": "AP by size"}
     numbers = "".join(f"<div><b>{value:.3f}</b>{name}</div>" for name, value in metrics.items()
                       if isinstance(value, float) and value >= 0)
-    table = "".join("<tr>" + "".join(f"<td>{html.escape(str(value))}</td>" for value in row.values()) + "</tr>"
+    table = "".join("<tr>" + "".join(f"<td>{html.escape(shown(value))}</td>" for value in row.values()) + "</tr>"
                     for row in rows)
     figures = "".join(f"<h2>{captions[name]}</h2>{_embed(picture, '.png')}" for name, picture in pictures.items())
     images = "".join(f"<h2>{kind}</h2><p>Left what is there, right what was found with a score of at least "
                      f"{threshold:.2f}.</p><div class='photos'>" + "".join(
-                         f"<figure>{_embed(picture, '.jpg')}<figcaption>{html.escape(name)}</figcaption></figure>"
+                         f"<figure>{_embed(picture, '.jpg')}<figcaption>{html.escape(shown(name))}</figcaption></figure>"
                          for name, picture in group) + "</div>" for kind, group in photos.items() if group)
     seen = ("<h2>First training batches</h2><p>As the network sees them, with the boxes that are its targets.</p>"
             + "".join(f"<p>{_embed(picture, '.jpg')}</p>" for picture in batches) if batches else "")

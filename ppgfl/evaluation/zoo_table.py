@@ -25,6 +25,7 @@ from ..model.gfl import GFL
 from ..system import runtime
 from ..system.atomic_write import write_csv, write_json, write_text
 from ..system.log import logger
+from ..system.text import Lines
 from ..weights import checkpoint, download, zoo
 from .evaluate import evaluate
 
@@ -67,7 +68,7 @@ def reproduce(names: Sequence[str] = (), *, overrides: Sequence[str] = (),
         _write(folder, {**finished, **rows})
     text = markdown(rows.values())
     write_text(folder / "model_zoo.md", text)
-    logger.info("%s\nwritten to %s: model_zoo.md, .json, .csv", text, folder.resolve())
+    logger.info("%s\nwritten to %s: model_zoo.md, .json, .csv", Lines(text), folder.resolve())
     return list(rows.values())
 
 

@@ -1,13 +1,19 @@
-"""Boxes on pictures."""
+"""Boxes on pictures: a line and a plate of the class's colour, labels that avoid each other.
+
+deploy/python/infer.py has a copy of all functions, since it is one file; a test compares them.
+"""
 from __future__ import annotations
 
 import colorsys
+import functools
+import math
 from collections.abc import Sequence
 
 import cv2
 import numpy as np
 
-FONT = cv2.FONT_HERSHEY_SIMPLEX
+from ..system.fonts import open_font, split_by_font
+from ..system.text import shown
 
 
 def draw_boxes(image: np.ndarray, boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray,
@@ -15,13 +21,22 @@ def draw_boxes(image: np.ndarray, boxes: np.ndarray, scores: np.ndarray, labels:
     """A copy of an image [H, W, 3] uint8 BGR with boxes [M, 4], their names and scores; best first, drawn last."""
     picture = np.ascontiguousarray(image).copy()
     height, width = picture.shape[:2]
-    thickness = max(1, round((height + width) / 700))
-    for box, score, label, name in reversed(list(zip(boxes, scores, labels, names))):
-        color = class_color(int(label))
-        x1, y1, x2, y2 = (int(n) for n in np.clip(np.round(box), -10_000, 100_000))
-        cv2.rectangle(picture, (x1, y1), (x2, y2), color, thickness)
-        text = f"{name if name.isascii() else f'class {label}'} {score:.2f}"  # OpenCV's font has ASCII only
-        _draw_label(picture, text, x1, y1, color)
+    line = max(1, round((height + width) / 700))
+    size = max(8, min(12, width // 8), round((height + width) / 100))  # of the letters, in pixels
+    corners = np.nan_to_num(np.clip(np.round(boxes), -10_000, 100_000)).astype(int).reshape(-1, 4)
+    for box, label in reversed(list(zip(corners, labels))):
+        cv2.rectangle(picture, box[:2].tolist(), box[2:].tolist(), class_color(int(label)), line)
+    plates: list[tuple[np.ndarray, int, int, int]] = []
+    taken = np.zeros((len(corners), 4), int)
+    for i, (box, score, label, name) in enumerate(zip(corners, scores, labels, names)):
+        number = text_mask(f"{score:.2f} ", size)
+        text = np.hstack([name_mask(name, size, width - number.shape[1]), number])
+        x, y = place_label(box, text.shape, picture.shape, taken[:i])
+        taken[i] = x, y, x + text.shape[1], y + text.shape[0]
+        plates.append((text, x, y, int(label)))
+    for text, x, y, label in reversed(plates):
+        region = picture[y:y + text.shape[0], x:x + text.shape[1]]  # less than the plate in a picture that is less
+        region[:] = cv2.LUT(cv2.merge([text[:region.shape[0], :region.shape[1]]] * 3), plate_shades(label))
     return picture
 
 
@@ -32,15 +47,62 @@ def class_color(label: int) -> tuple[int, int, int]:
     return int(blue * 255), int(green * 255), int(red * 255)
 
 
-def _draw_label(picture: np.ndarray, text: str, x: int, y: int, color: tuple[int, int, int]) -> None:
-    """Text on a plate above the corner (x, y), moved so that it stays inside the picture."""
-    height, width = picture.shape[:2]
-    scale = max(0.4, (height + width) / 2800)
-    (text_width, text_height), baseline = cv2.getTextSize(text, FONT, scale, 1)
-    x = max(0, min(x, width - text_width - 2))
-    top = max(0, y - text_height - baseline - 2)
-    bottom = top + text_height + baseline + 2
-    cv2.rectangle(picture, (x, top), (x + text_width + 2, bottom), color, cv2.FILLED)
-    bright = 0.114 * color[0] + 0.587 * color[1] + 0.299 * color[2] > 140
-    ink = (0, 0, 0) if bright else (255, 255, 255)
-    cv2.putText(picture, text, (x + 1, bottom - baseline), FONT, scale, ink, 1, cv2.LINE_AA)
+def text_color(color: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Black or white (B, G, R), whichever has more contrast with a colour, as WCAG defines it."""
+    linear = [(n / 255 / 12.92 if n <= 10 else ((n / 255 + 0.055) / 1.055) ** 2.4) for n in color]
+    luminance = 0.0722 * linear[0] + 0.7152 * linear[1] + 0.2126 * linear[2]
+    return (0, 0, 0) if luminance > 0.179 else (255, 255, 255)
+
+
+@functools.lru_cache(maxsize=1024)
+def name_mask(name: str, size: int, room: int) -> np.ndarray:
+    """`text_mask` of a name, at most `room` pixels wide: of the name what fits."""
+    text = name = shown(name, limit=40)
+    while (mask := text_mask(text, size)).shape[1] > room and name:
+        name = name[:max(0, min(len(name) - 1, len(name) * room // mask.shape[1] - 1))]
+        text = name and f"{name}..."
+    return mask
+
+
+@functools.lru_cache(maxsize=1024)
+def text_mask(text: str, size: int) -> np.ndarray:
+    """A line of text, a space before it: [H, W] uint8, 255 where ink is. All of a size, in pixels, are equally high."""
+    parts = [(part, open_font(path, size) or open_font(path, 16)) for part, path in split_by_font(text)]
+    edge, ascent, height = max(2, size // 4), math.ceil(1.05 * size), math.ceil(1.4 * size)
+    if not parts:
+        return ascii_mask(text, size, edge, ascent, height)
+    from PIL import Image, ImageDraw
+
+    widths = [font.getlength(part) for part, font in parts]
+    canvas = Image.new("L", (edge + math.ceil(sum(widths)), height))
+    for i, (part, font) in enumerate(parts):
+        ImageDraw.Draw(canvas).text((edge + sum(widths[:i]), ascent), part, 255, font, anchor="ls")
+    return np.asarray(canvas)
+
+
+def ascii_mask(text: str, size: int, edge: int, ascent: int, height: int) -> np.ndarray:
+    """`text_mask` with OpenCV's own letters: all but ASCII as escapes."""
+    text, font, scale = text.encode("ascii", "backslashreplace").decode(), cv2.FONT_HERSHEY_SIMPLEX, size / 30
+    mask = np.zeros((height, edge + cv2.getTextSize(text, font, scale, 1)[0][0]), np.uint8)
+    return cv2.putText(mask, text, (edge, ascent), font, scale, 255, 1, cv2.LINE_AA)
+
+
+def place_label(box: np.ndarray, label: Sequence[int], picture: Sequence[int], taken: np.ndarray) -> tuple[int, int]:
+    """x, y of a label [h, w] of a box [4] inside a picture [H, W, ...]: above its corner, or near it where that covers
+    least of the labels that are there, [M, 4]."""
+    (x1, y1, x2, y2), (height, width) = box.tolist(), label
+    spots = np.array([(x, y) for x in (x1, x2 - width) for y in (y1 - height, y1, y2, y2 - height)]
+                     + [(x1, y1 + i * height) for i in (1, 2, 3)] + [(x1, y1 - i * height) for i in (2, 3)])
+    spots = spots.clip(0, [max(0, picture[1] - width), max(0, picture[0] - height)])
+    low = np.maximum(spots[:, None], taken[:, :2])
+    high = np.minimum(spots[:, None] + (width, height), taken[:, 2:])
+    x, y = spots[(high - low).clip(0).prod(axis=2).sum(axis=1).argmin()].tolist()
+    return x, y
+
+
+@functools.lru_cache(maxsize=256)
+def plate_shades(label: int) -> np.ndarray:
+    """[1, 256, 3]: the colours of a class's plate from no ink to all."""
+    plate = np.array(class_color(label))
+    ink = np.array(text_color(class_color(label)))
+    return (plate + (ink - plate) * np.arange(256)[:, None] // 255).astype(np.uint8)[None]

@@ -49,7 +49,7 @@ class JsonLines:
             self.close()
             self.folder.mkdir(parents=True, exist_ok=True)
             path = self.folder / f"{self.prefix}{self.number:05d}.jsonl"
-            self.file = path.open("x", encoding="utf-8")  # noqa: SIM115  (`close` closes it)
+            self.file = path.open("x", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115  (`close`)
             self.number, self.lines = self.number + 1, 0
         try:
             self.file.write(json.dumps(record, ensure_ascii=False) + "\n")

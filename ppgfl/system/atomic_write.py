@@ -11,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from .text import spreadsheet_cell
+
 CAUSES = {
     errno.ENOSPC: "the disk is full; make room there, or choose another folder",
     errno.EDQUOT: "your quota of the disk is used up; make room there, or choose another folder",
@@ -62,8 +64,8 @@ def write_temporary(path: str | os.PathLike[str], data: bytes, *, sync: bool = F
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """See `write_bytes`; UTF-8."""
-    write_bytes(path, text.encode("utf-8"))
+    r"""See `write_bytes`; UTF-8; half a letter, as of a file name that is no UTF-8, as \udc80: in JSON the same."""
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
@@ -72,7 +74,7 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
 
 
 def write_csv(path: str | os.PathLike[str], rows: Iterable[Iterable[Any]]) -> None:
-    """Write rows of values, the first of them the header; see `write_bytes`."""
+    """Write rows of values, the first of them the header, as `spreadsheet_cell` makes them; see `write_bytes`."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    csv.writer(text, lineterminator="\n").writerows(map(spreadsheet_cell, row) for row in rows)
     write_text(path, text.getvalue())

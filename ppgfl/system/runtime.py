@@ -67,6 +67,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ppgfl"
 
 
+def font_setting() -> str:
+    """PPGFL_FONT: the font file for names on pictures and charts, or ""."""
+    return os.path.expanduser(os.environ.get("PPGFL_FONT", ""))
+
+
 def physical_cores() -> int:
     """Physical cores this process may use: its affinity and its container's quota are respected."""
     try:

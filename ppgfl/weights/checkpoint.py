@@ -11,6 +11,7 @@ import numpy as np
 
 from ..errors import CheckpointError
 from ..system.log import logger
+from ..system.text import Lines
 from . import class_names, download, safe_pickle, zoo
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def load_weights(model: nn.Layer, path: str | os.PathLike[str], *, strict: bool 
     for name, value in values.items():
         targets[name].set_value(value)
     if not report.complete:
-        logger.warning("%s: %s\n%s", path, report.summary(), report.table())
+        logger.warning("%s: %s\n%s", path, report.summary(), Lines(report.table()))
     return report
 
 

@@ -3,7 +3,7 @@ was fetched the first time."""
 from __future__ import annotations
 
 import hashlib
-import logging
+import http.client
 import os
 import sys
 import time
@@ -15,9 +15,12 @@ from urllib.parse import quote, unquote, urlsplit
 from ..errors import CheckpointError
 from ..system import runtime
 from ..system.log import logger
+from ..system.text import without_password
 
 ATTEMPTS = 3
 TIMEOUT = 30.0  # seconds without a byte
+WINDOW, LEAST_BYTES = 60.0, 1 << 16  # seconds, and what has to arrive in them
+MOST_BYTES = 8 << 30
 
 
 def is_address(text: str | os.PathLike[str]) -> bool:
@@ -25,9 +28,10 @@ def is_address(text: str | os.PathLike[str]) -> bool:
 
 
 def cached_path(url: str) -> Path:
-    """Where the copy of an address is kept: CACHE/weights/HOST/PATH, whether it is there or not."""
+    """Where the copy of an address is kept: CACHE/weights/HOST/PATH, whether it is there or not; without user and
+    password."""
     parts = urlsplit(url)
-    names = [quote(unquote(name), safe="") for name in (parts.netloc, *parts.path.split("/"))
+    names = [quote(unquote(name), safe="") for name in (parts.netloc.rpartition("@")[2], *parts.path.split("/"))
              if unquote(name) not in ("", ".", "..")]
     if parts.query:
         names[-1] = f"{hashlib.sha256(parts.query.encode()).hexdigest()[:8]}-{names[-1]}"
@@ -43,8 +47,8 @@ def fetch(url: str, *, verify: Callable[[Path], Any] | None = None) -> Path:
         url: http:// or https://.
         verify: called with the path of a new copy; what it raises is passed on, and the copy is removed.
 
-    Raises: CheckpointError: the server cannot be reached, has no such file, cuts the connection, or has another file
-        than the first time.
+    Raises: CheckpointError: the server cannot be reached, has no such file, cuts the connection, sends too
+        slowly or too much, or has another file than the first time.
     """
     from filelock import FileLock
 
@@ -80,30 +84,80 @@ def sha256(path: Path) -> str:
 
 def _download(url: str, path: Path, expected: str | None) -> None:
     """Put the file at `path`, whole or not at all."""
-    import pooch
     import requests
 
-    logger.info("downloading %s to %s", url, path)
-    pooch.get_logger().setLevel(logging.WARNING)  # its lines about hashes
-    downloader = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=TIMEOUT)
+    shown_url = without_password(url)
+    logger.info("downloading %s to %s", shown_url, path)
     by_hand = (f"without a network, put the file at {path}, or set weights= or pretrain_weights= to where you "
                "have it")
+    part = path.with_name(f"{path.name}.part")
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            # It writes beside the path, compares the length that the server promised and the hash, then renames.
-            pooch.retrieve(url, f"sha256:{expected}" if expected else None, path.name, path.parent,
-                           downloader=downloader)
+            found = _stream(url, part)
+            if expected not in (None, found):
+                raise CheckpointError(f"{shown_url}: is not the file that was downloaded the first time; if it was "
+                                      f"changed on purpose, delete {path}.sha256 and try again")
+            os.replace(part, path)
             return
         except requests.RequestException as error:
             answer = getattr(error, "response", None)
             if attempt == ATTEMPTS or (answer is not None and answer.status_code < 500):
                 what = type(error).__name__ if answer is None else f"{answer.status_code} {answer.reason}"
-                raise CheckpointError(f"{url}: cannot be downloaded: {what}; {by_hand}") from error
-        except ValueError as error:  # pooch: another hash
-            raise CheckpointError(f"{url}: is not the file that was downloaded the first time; if it was changed on "
-                                  f"purpose, delete {path}.sha256 and try again") from error
+                raise CheckpointError(f"{shown_url}: cannot be downloaded: {what}; {by_hand}") from error
+        except _TooLarge as error:
+            raise CheckpointError(f"{shown_url}: is larger than {MOST_BYTES >> 20} MiB, which no weights are; "
+                                  f"{by_hand}") from error
+        finally:
+            part.unlink(missing_ok=True)
         logger.info("the download failed; attempt %d of %d", attempt + 1, ATTEMPTS)
         time.sleep(attempt)
+
+
+class _TooLarge(Exception):
+    """A server that sends more than a file of weights holds."""
+
+
+def _stream(url: str, part: Path) -> str:
+    """Write what an address has to a file -> its SHA-256. Raises RequestException, also of a connection that is cut or
+    too slow; _TooLarge; OSError of the disk."""
+    import requests
+    from tqdm import tqdm
+
+    digest, size = hashlib.sha256(), 0
+    headers = {"Accept-Encoding": "identity"}  # the bytes of the file, as many as are promised
+    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as answer, open(part, "wb") as file:
+        answer.raise_for_status()
+        length = answer.headers.get("Content-Length", "")
+        promised = int(length) if length.isdecimal() else 0
+        window_end, window_bytes = time.monotonic() + WINDOW, 0
+        with tqdm(total=promised or None, unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
+            while promised <= MOST_BYTES and (chunk := _read(answer)):
+                file.write(chunk)
+                digest.update(chunk)
+                bar.update(len(chunk))
+                size, window_bytes = size + len(chunk), window_bytes + len(chunk)
+                if size > MOST_BYTES:
+                    break
+                if time.monotonic() > window_end:
+                    if window_bytes < LEAST_BYTES:
+                        raise requests.Timeout("hardly a byte arrives")
+                    window_end, window_bytes = time.monotonic() + WINDOW, 0
+    if max(size, promised) > MOST_BYTES:
+        raise _TooLarge
+    if size < promised:
+        raise requests.ConnectionError("the connection was cut")
+    return digest.hexdigest()
+
+
+def _read(answer: Any) -> bytes:
+    """What has arrived, at least one byte, b"" at the end. Raises RequestException."""
+    import requests
+    import urllib3
+
+    try:
+        return bytes(getattr(answer.raw, "read1", answer.raw.read)(1 << 16))  # urllib3 1 waits for all of them
+    except (urllib3.exceptions.HTTPError, http.client.HTTPException) as error:
+        raise requests.ConnectionError(error) from error
 
 
 def _verified(verify: Callable[[Path], Any], path: Path) -> None:

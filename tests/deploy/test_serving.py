@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from helpers import ROOT, match, read
 
+from ppgfl.inference import draw
 from ppgfl.inference.runner import load_runner
 
 for package in ("starlette", "uvicorn", "multipart", "prometheus_client", "PIL"):
@@ -399,6 +400,24 @@ def wait_for(browser, words):
             return text
         time.sleep(0.05)
     raise AssertionError(f"no {words!r} but {text!r}; {browser.get_log('browser')}")
+
+
+def test_the_page_draws_in_the_style_of_the_pictures(service, browser):
+    browser.get(service)
+    labels = list(range(80))
+    colors = [draw.class_color(label)[::-1] for label in labels]
+    assert browser.execute_script("return arguments[0].map(color)", labels) == [list(color) for color in colors]
+    inks = ["#000" if draw.text_color(color[::-1]) == (0, 0, 0) else "#fff" for color in colors]
+    assert browser.execute_script("return arguments[0].map(color).map(ink)", labels) == inks
+    assert browser.execute_script("return shown('行\\u202ea\\x1b\\nb <b>')") == "行\\u202ea\\u001b\\u000ab <b>"
+    spots = browser.execute_script(
+        "const taken = [];"
+        "for (const box of arguments[0]) taken.push(place(box, 80, 17, {width: 400, height: 300}, taken));"
+        "return taken.map(t => [t.x, t.y])", [[50, 60, 150, 160], [50, 60, 150, 160], [390, -5, 500, 90]])
+    boxes, taken = np.array([[50, 60, 150, 160], [50, 60, 150, 160], [390, -5, 500, 90]]), np.zeros((0, 4), int)
+    for box, spot in zip(boxes, spots):
+        assert list(draw.place_label(box, (17, 80), (300, 400), taken)) == spot
+        taken = np.vstack([taken, [*spot, spot[0] + 80, spot[1] + 17]])
 
 
 def test_the_page_shows_the_boxes(service, browser, small_coco, photos, tmp_path):

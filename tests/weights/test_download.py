@@ -78,6 +78,36 @@ def test_a_file_that_changed_on_the_server_is_refused(server):
     assert not path.exists()
 
 
+@pytest.mark.parametrize("promised", [len(CONTENT), None])
+def test_more_than_weights_hold_is_refused(server, tmp_path, monkeypatch, promised):
+    monkeypatch.setattr(download, "MOST_BYTES", len(CONTENT) - 1)
+    server.behave = lambda path, count: (200, promised, CONTENT, 0)
+    with pytest.raises(CheckpointError, match=r"w\.pdparams: is larger than .* put the file at"):
+        download.fetch(f"{server.url}/w.pdparams")
+    assert server.requests == {"/w.pdparams": 1}
+    assert files(tmp_path) == []
+
+
+def test_a_server_that_sends_hardly_a_byte_is_left(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "WINDOW", 0.2)
+    monkeypatch.setattr(download, "LEAST_BYTES", 1 << 20)
+    server.behave = lambda path, count: (200, len(CONTENT), CONTENT, 0.1)
+    with pytest.raises(CheckpointError, match="cannot be downloaded: Timeout"):
+        download.fetch(f"{server.url}/w.pdparams")
+    assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize("user", ["user:S3CRET", "S3CRET", "user:S3%40CRET", "a:S3CRET@b"])
+def test_a_password_is_in_no_message_and_no_name(server, tmp_path, user, caplog):
+    server.behave = lambda path, count: (404, 4, b"gone", 0)
+    address = server.url.replace("://", f"://{user}@")
+    with caplog.at_level("INFO", "ppgfl"), pytest.raises(CheckpointError, match=r"http://\*\*\*@127.*: 404 ") as caught:
+        download.fetch(f"{address}/w.pdparams")
+    assert "CRET" not in f"{caught.value} {caplog.text}"
+    assert not [path for path in (tmp_path / "home").rglob("*") if "CRET" in path.name]
+    assert download.cached_path(f"{address}/w.pdparams") == download.cached_path(f"{server.url}/w.pdparams")
+
+
 def test_a_copy_put_there_by_hand_is_taken(server):
     path = download.cached_path(f"{server.url}/w.pdparams")
     path.parent.mkdir(parents=True)
