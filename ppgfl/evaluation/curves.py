@@ -216,7 +216,8 @@ def _precision(one: _Matches, counts: np.ndarray, recalls: np.ndarray) -> np.nda
         # How many of the recalls each hit is the first to reach; what none reaches has precision 0.
         reached = np.searchsorted(recalls, hits / positives, side="right")
         steps = np.diff(reached, axis=1, prepend=0, append=len(recalls))
-        levels.append(np.repeat(np.concatenate([best, nothing], axis=1).ravel(), steps.ravel()).reshape(len(counts), -1))
+        levels.append(np.repeat(np.concatenate([best, nothing], axis=1).ravel(), steps.ravel()).reshape(
+            len(counts), len(recalls)))
     return np.stack(levels, axis=1)
 
 
