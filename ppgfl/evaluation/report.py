@@ -83,7 +83,8 @@ def write(folder: str | PathLike[str], evaluator: COCOeval, dataset: COCODataSet
              "Data": str(dataset.anno_path), "Images": f"{len(evaluator.params.imgIds)}",
              "Objects": f"{together.positives} of {len(names) - 1} classes", "Command": _private(command),
              "Made by": f"ppgfl {__version__}",
-             "Interval": "bootstrap: 200 draws of as many of these images, with replacement" if interval else "",
+             "Interval": f"bootstrap: {curves.RESAMPLES} draws of as many of these images, with replacement"
+             if interval else "",
              "Confusion and images": f"at IoU {IOU}, with {kept}"}
     write_text(folder / "report.html", page(
         title, verdict=_verdict(together.positives, best, f1), metrics=metrics, interval=interval, facts=facts,
