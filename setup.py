@@ -24,7 +24,7 @@ setup(
     python_requires=">=3.9",
     packages=find_packages(include=["ppgfl", "ppgfl.*"]) + list(INSIDE),
     package_dir={"ppgfl": "ppgfl", **INSIDE},
-    package_data={"ppgfl": ["py.typed"], **{name: ["*.yml", "*.html"] for name in INSIDE}},
+    package_data={"ppgfl": ["py.typed", "evaluation/*.html"], **{name: ["*.yml", "*.html"] for name in INSIDE}},
     install_requires=["numpy", "pyyaml", "opencv-python", "pycocotools", "visualdl", "tqdm", "matplotlib",
                       "pillow", "requests", "filelock"],
     entry_points={"console_scripts": ["ppgfl = ppgfl.cli:entry"]},

@@ -7,20 +7,25 @@
 
 GET  /         a page to drop images on
 POST /predict  multipart form: `images`, one or several files, and `threshold`; or one image as the body, with
-               ?threshold=; answers JSON
+               ?threshold=; or JSON, {"image": "<base64>", "threshold": 0.5}; answers JSON
 GET  /health   {"status": "ok", ...}
 GET  /metrics  Prometheus text
+
+SIGTERM and Ctrl-C end it once the requests under way are answered, with exit code 0 or that of the signal, 143 or 130.
+A mistake in its arguments is one line and exit code 2.
 """
 from __future__ import annotations
 
-import argparse
 import asyncio
+import base64
 import contextlib
 import io
+import json
 import os
+import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,6 +34,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "python")]
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(2**27))  # a second guard behind `decode`; read by OpenCV once
 
+import arguments  # noqa: E402
 import cv2  # noqa: E402
 import infer  # noqa: E402
 import numpy as np  # noqa: E402
@@ -39,6 +45,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from starlette.applications import Starlette  # noqa: E402
 from starlette.datastructures import UploadFile  # noqa: E402
 from starlette.exceptions import HTTPException  # noqa: E402
+from starlette.middleware.cors import CORSMiddleware  # noqa: E402
 from starlette.requests import ClientDisconnect, Request  # noqa: E402
 from starlette.responses import HTMLResponse, JSONResponse, Response  # noqa: E402
 from starlette.routing import Route  # noqa: E402
@@ -47,6 +54,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol  # noqa: E402
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 HEADER_SECONDS = 10.0  # a client that takes longer to say what it wants is cut off,
 BODY_SECONDS = 30.0  # and one that takes longer to send it
+SEND = ("send a form with the files as `images` (curl -F images=@photo.jpg), one file as the body "
+        "(curl --data-binary @photo.jpg), or JSON, {\"image\": \"<base64 of the file>\"}")
 DRAIN_SECONDS = 2.0  # how long the rest of a refused request is read
 # ASGI's
 Message = MutableMapping[str, Any]
@@ -65,14 +74,15 @@ class Service:
         max_images: per request.
         max_bytes: of a request.
         max_pixels: of an image.
+        cors: origins whose pages may ask from a browser, as https://example.com; "*" is any.
     """
 
     def __init__(self, runner: infer.BaseRunner, *, max_batch: int = 8, max_batch_pixels: int = 1_000_000,
                  max_wait: float = 0.005, max_queue: int = 64, max_images: int = 16, max_bytes: int = 20 * 2**20,
-                 max_pixels: int = 50_000_000) -> None:
+                 max_pixels: int = 50_000_000, cors: Sequence[str] = ()) -> None:
         self.runner = runner
         self.max_queue, self.max_images = max_queue, max_images
-        self.max_bytes, self.max_pixels = max_bytes, max_pixels
+        self.max_bytes, self.max_pixels, self.cors = max_bytes, max_pixels, cors
         self.in_flight = 0
         self.page = (HERE / "page.html").read_text(encoding="utf-8")
         self.registry = CollectorRegistry()
@@ -92,7 +102,10 @@ class Service:
         routes = [Route("/", self.show_page), Route("/predict", self.predict, methods=["POST"]),
                   Route("/health", self.health), Route("/metrics", self.metrics)]
         handlers: dict[Any, Any] = {HTTPException: self.refuse, Exception: self.fail}
-        return self.guarded(Starlette(routes=routes, lifespan=self.lifespan, exception_handlers=handlers))
+        app: App = Starlette(routes=routes, lifespan=self.lifespan, exception_handlers=handlers)
+        if self.cors:
+            app = CORSMiddleware(app, allow_origins=self.cors, allow_methods=["GET", "POST"], allow_headers=["*"])
+        return self.guarded(app)
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -168,23 +181,29 @@ class Service:
             raise HTTPException(400, "the connection ended in the midst of the request") from None
         try:
             threshold = float(threshold)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             threshold = -1.0
         if not 0 <= threshold <= 1:
             raise HTTPException(422, "threshold: it is a number from 0 to 1")
         if not files:
-            raise HTTPException(400, "no image: send a multipart form with one or several `images`, or an image as the "
-                                     "body")
+            raise HTTPException(400, f"the request is empty: {SEND}")
         return files, threshold
 
     async def read_body(self, request: Request) -> tuple[list[bytes], Any]:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "multipart/form-data":
-            body = await request.body()
-            return [body] if body else [], request.query_params.get("threshold", "0.5")
+            body, threshold = await request.body(), request.query_params.get("threshold", "0.5")
+            if kind == "application/json" or body.lstrip()[:1] == b"{":
+                return unpack_json(body, threshold)
+            if body.isascii() and 0 not in body and body:
+                raise HTTPException(415, f"the body is text, not an image: {SEND}")
+            return [body] if body else [], threshold
         async with request.form(max_files=self.max_images, max_fields=16) as form:
             files = [await value.read() for name, value in form.multi_items()
                      if name == "images" and isinstance(value, UploadFile)]
+            if not files:
+                names = ", ".join(sorted({ascii(name)[:40] for name in form})[:5]) or "nothing"
+                raise HTTPException(400, f"the form has {names}, but no file named `images`: {SEND}")
             return files, form.get("threshold", request.query_params.get("threshold", "0.5"))
 
     def guarded(self, app: App) -> App:
@@ -252,6 +271,21 @@ class Service:
         return JSONResponse({"error": "the detector failed; the log of the service says why"}, status_code=500)
 
 
+def unpack_json(body: bytes, threshold: Any) -> tuple[list[bytes], Any]:
+    """([the bytes of the image], threshold) of {"image": "<base64>", "threshold": 0.5}; "data:...;base64," may lead."""
+    try:
+        content = json.loads(body)
+    except (ValueError, RecursionError):
+        raise HTTPException(400, f"the body is not valid JSON: {SEND}") from None
+    if not isinstance(content, dict) or not isinstance(content.get("image"), str):
+        raise HTTPException(400, f"the JSON has no text `image`: {SEND}")
+    try:
+        text = "".join(content["image"].rpartition(",")[2].split())  # base64 is often broken into lines
+        return [base64.b64decode(text, validate=True)], content.get("threshold", threshold)
+    except ValueError:
+        raise HTTPException(400, f"`image` of the JSON is not base64: {SEND}") from None
+
+
 class Connection(H11Protocol):
     """uvicorn's connection, which by itself waits for the header of a request for ever: some hundred clients that send
     none, or a byte now and then, would take all the places (`limit_concurrency`) of those who want something."""
@@ -270,24 +304,20 @@ class Connection(H11Protocol):
             self.loop.call_later(HEADER_SECONDS, self._look, now)
 
 
+def check_address(host: str, port: int) -> None:
+    """Raises OSError where it cannot be listened at, now rather than after the model is loaded."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    socket.create_server((host, port), family=family).close()
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__)
-    parser.add_argument("--model_dir", required=True, help="the exported folder, or a .onnx")
-    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 serves other machines too (127.0.0.1)")
-    parser.add_argument("--port", type=int, default=8866, help="0: any free one (8866)")
-    parser.add_argument("--device", type=str.upper, default="CPU", choices=infer.DEVICES)
-    parser.add_argument("--run_mode", default="paddle", choices=infer.RUN_MODES)
-    parser.add_argument("--engine", default="auto", choices=infer.ENGINES)
-    parser.add_argument("--cpu_threads", type=int, help="default: the physical cores")
-    parser.add_argument("--max_batch", type=int, default=8, help="images of one size computed together (8)")
-    parser.add_argument("--max_batch_megapixels", type=float,
-                        help="of a batch of several; larger ones gain nothing on a CPU (1; 100 on a GPU)")
-    parser.add_argument("--max_wait_ms", type=float, default=5.0, help="how long an image waits for others (5)")
-    parser.add_argument("--max_queue", type=int, default=64, help="images at a time; more get a 503 (64)")
-    parser.add_argument("--max_images", type=int, default=16, help="per request (16)")
-    parser.add_argument("--max_megabytes", type=float, default=20.0, help="per request (20)")
-    parser.add_argument("--max_megapixels", type=float, default=50.0, help="per image (50)")
-    args = parser.parse_args()
+    args = arguments.parse(__doc__)
+    try:
+        check_address(args.host, args.port)
+    except OSError as error:
+        print(f"error: --host {args.host} --port {args.port}: cannot listen there ({error.strerror}); choose others",
+              file=sys.stderr)
+        return 2
     try:
         runner = infer.open_runner(args.model_dir, device=args.device, run_mode=args.run_mode,
                                    cpu_threads=args.cpu_threads, engine=args.engine)
@@ -298,8 +328,8 @@ def main() -> int:
     megapixels = args.max_batch_megapixels or {"CPU": 1, "GPU": 100}[args.device]
     service = Service(
         runner, max_batch=args.max_batch, max_batch_pixels=int(megapixels * 1e6), max_wait=args.max_wait_ms / 1000,
-        max_queue=args.max_queue, max_images=args.max_images, max_bytes=int(args.max_megabytes * 2**20),
-        max_pixels=int(args.max_megapixels * 1e6))
+        max_queue=args.max_queue, max_images=min(args.max_images, args.max_queue),
+        max_bytes=int(args.max_megabytes * 2**20), max_pixels=int(args.max_megapixels * 1e6), cors=args.cors)
     print(f"running {runner.description}", flush=True)
     uvicorn.run(service.app(), http=Connection, ws="none", host=args.host, port=args.port, access_log=False,
                 timeout_keep_alive=10, limit_concurrency=4 * args.max_queue, timeout_graceful_shutdown=30)

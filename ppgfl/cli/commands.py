@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import shlex
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
@@ -100,14 +101,20 @@ def evaluate(args: Namespace) -> None:
         _need_weights(cfg, args.config)
     report_dir = None if args.no_report else Path(args.output_eval) / "report"
     if args.json_eval:
-        evaluate_results(cfg, output_dir=args.output_eval, classwise=args.classwise, report_dir=report_dir)
+        evaluate_results(cfg, output_dir=args.output_eval, classwise=args.classwise, report_dir=report_dir,
+                         command=_command_line())
         return
     if args.exported or slicing:
         build.check(cfg)
         runner = {"run_mode": args.run_mode} if args.run_mode else None
         detector = open_detector(cfg, exported=args.exported, runner=runner, slicing=slicing, reader="EvalReader")
     evaluate(cfg, detector=detector, output_dir=args.output_eval, classwise=args.classwise,
-             save_prediction_only=args.save_prediction_only, report_dir=report_dir)
+             save_prediction_only=args.save_prediction_only, report_dir=report_dir, command=_command_line())
+
+
+def _command_line() -> str:
+    """As it could be typed again, without the folder of the program."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def infer(args: Namespace) -> None:

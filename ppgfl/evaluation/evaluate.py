@@ -25,7 +25,8 @@ RESULT_FILE = "bbox.json"
 
 def evaluate(cfg: dict[str, Any], *, weights: str | os.PathLike[str] | None = None,
              detector: RowDetector | None = None, output_dir: str | os.PathLike[str] = ".", classwise: bool = False,
-             save_prediction_only: bool = False, report_dir: str | os.PathLike[str] | None = None) -> dict[str, Any]:
+             save_prediction_only: bool = False, report_dir: str | os.PathLike[str] | None = None,
+             command: str = "") -> dict[str, Any]:
     """Evaluate a detector on the config's `EvalDataset`.
 
     Args:
@@ -36,6 +37,7 @@ def evaluate(cfg: dict[str, Any], *, weights: str | os.PathLike[str] | None = No
         classwise: also the AP of each class.
         save_prediction_only: write `bbox.json` and stop; for data sets without annotations.
         report_dir: where to write report.html with its CSV files (see `report`); None: nowhere.
+        command: the command line, for the report.
 
     Returns:
         {"AP": ..., "AP50", "AP75", "APs", "APm", "APl", "AR1", ...}, 0 to 1, -1 where there is nothing to find;
@@ -55,15 +57,17 @@ def evaluate(cfg: dict[str, Any], *, weights: str | os.PathLike[str] | None = No
         file = Path(output_dir) / RESULT_FILE
         write_json(file, results)
         logger.info("%d detections written to %s", len(results), file.resolve())
-    return {} if save_prediction_only else _numbers(dataset, results, classwise, report_dir)
+    return {} if save_prediction_only else _numbers(dataset, results, classwise, report_dir,
+                                                       detector.source, command)
 
 
 def evaluate_results(cfg: dict[str, Any], *, output_dir: str | os.PathLike[str] = ".", classwise: bool = False,
-                     report_dir: str | os.PathLike[str] | None = None) -> dict[str, Any]:
+                     report_dir: str | os.PathLike[str] | None = None, command: str = "") -> dict[str, Any]:
     """As `evaluate`, of the `bbox.json` that an earlier run has written; no model is run."""
     check(cfg)
     dataset = _eval_dataset(cfg)
-    return _numbers(dataset, read_results(Path(output_dir) / RESULT_FILE, dataset), classwise, report_dir)
+    file = Path(output_dir) / RESULT_FILE
+    return _numbers(dataset, read_results(file, dataset), classwise, report_dir, f"those that wrote {file}", command)
 
 
 def detect_on(dataset: COCODataSet, detector: RowDetector) -> Results:
@@ -89,12 +93,13 @@ def _eval_dataset(cfg: dict[str, Any]) -> COCODataSet:
 
 
 def _numbers(dataset: COCODataSet, results: Results, classwise: bool,
-             report_dir: str | os.PathLike[str] | None) -> dict[str, Any]:
+             report_dir: str | os.PathLike[str] | None, weights: str, command: str) -> dict[str, Any]:
     """The COCO numbers of results, logged and, if wished, on a page."""
     evaluator = coco_evaluator(dataset, results)
     metrics = summarize(evaluator, dataset, classwise=classwise)
     if report_dir and dist.is_main():
-        report.write(report_dir, evaluator, dataset, metrics, title=f"{dataset.anno_path.stem}, AP {metrics['AP']:.3f}")
+        report.write(report_dir, evaluator, dataset, metrics, title=f"{dataset.anno_path.stem}, AP {metrics['AP']:.3f}",
+                     weights=weights, command=command)
     for name, ap in metrics.get("per_class", {}).items():
         logger.info("AP %6.3f  %s", ap, name)
     return metrics

@@ -42,12 +42,14 @@ class RowDetector:
             batches are read and prepared ahead where `detect` takes time for it.
         batch_size: images that `detect` should be called with at a time.
         class_names: by class index; None: unknown, so those of the config's data set.
+        source: what it was opened from, for a report: a file of weights, an exported model with its settings.
     """
 
     detect: Callable[[Images], list[Rows]]
     detect_records: Callable[[Sequence[Sample]], Iterator[tuple[Any, Rows]]]
     batch_size: int = 1
     class_names: list[str] | None = None
+    source: str = ""
 
     def __call__(self, images: Images) -> list[Rows]:
         return self.detect(images)
@@ -79,9 +81,10 @@ def open_detector(cfg: dict[str, Any], *, weights: str | os.PathLike[str] | None
     if exported is not None:
         run = make_runner(exported, **(runner or {}))
         logger.info("running %s", run.description)
-        detector = RowDetector(run, _one_by_one(run, skip), class_names=run.class_names)
+        detector = RowDetector(run, _one_by_one(run, skip), class_names=run.class_names, source=run.description)
     else:
-        detector = _of_model(cfg, model or load_detection_model(cfg, weights, images=images), reader)
+        source = "" if model else str(weights or setting(cfg, "weights"))
+        detector = _of_model(cfg, model or load_detection_model(cfg, weights, images=images), reader, source)
     if slicing is None:
         return detector
     whole, batch_size = detector.detect, detector.batch_size
@@ -92,7 +95,7 @@ def open_detector(cfg: dict[str, Any], *, weights: str | os.PathLike[str] | None
     return replace(detector, detect=detect, detect_records=_one_by_one(detect, skip))
 
 
-def _of_model(cfg: dict[str, Any], model: Any, reader_name: str) -> RowDetector:
+def _of_model(cfg: dict[str, Any], model: Any, reader_name: str, source: str) -> RowDetector:
     reader = build_reader(cfg, reader_name)
     lock = new_lock()
     model.eval()
@@ -108,7 +111,7 @@ def _of_model(cfg: dict[str, Any], model: Any, reader_name: str) -> RowDetector:
         for batch in build_loader(cfg, reader_name, records).epoch():
             yield from zip((records[place]["im_id"] for place in batch["place"].tolist()), run(batch))
 
-    return RowDetector(detect, detect_records, section(cfg, reader_name)["batch_size"], model.class_names)
+    return RowDetector(detect, detect_records, section(cfg, reader_name)["batch_size"], model.class_names, source)
 
 
 def _one_by_one(detect: Callable[[Images], list[Rows]],

@@ -12,7 +12,9 @@ from typing import Any
 
 from . import runtime
 from .log import logger
-from .text import shown
+from .text import cut, shown
+
+CHART_WIDTH = 22  # letters of a name in a chart
 
 note = logger.warning
 font_setting = runtime.font_setting
@@ -115,7 +117,7 @@ def say_missing_letters() -> None:
 
 def chart_text(name: str) -> str:
     """A name that matplotlib shows as it is: not as mathematics, not left out of a legend, in letters of some font."""
-    text = "".join(part for part, _ in split_by_font(shown(name, limit=24))).replace("$", r"\$")
+    text = "".join(part for part, _ in split_by_font(cut(shown(name), CHART_WIDTH))).replace("$", r"\$")
     return f" {text}" if text.startswith("_") or not text else text
 
 

@@ -1,6 +1,7 @@
 """Text of strangers (class names, file names, addresses), safe to show in a terminal, a log, a picture, a table."""
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
 
@@ -29,6 +30,12 @@ def shown(text: object, *, limit: int | None = None, keep: str = "") -> str:
         line = "".join(escape(letter) if unicodedata.category(letter) in ESCAPED and letter not in keep + JOINERS
                        else letter for letter in line)
     return line if limit is None or len(line) <= limit else line[:limit - 1] + "…"
+
+
+def cut(text: str, width: int) -> str:
+    """Text of at most so many letters, of which wide ones count twice; what is cut ends in an ellipsis."""
+    ends = list(itertools.accumulate(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text))
+    return text if not ends or ends[-1] <= width else text[:sum(end < width for end in ends)] + "…"
 
 
 def escape(letter: str) -> str:

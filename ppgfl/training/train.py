@@ -210,6 +210,7 @@ def _report(run: Run, evaluator: Any, metrics: dict[str, float]) -> None:
         if dist.is_main():
             pictures = report.write(path / "report", evaluator, run.eval_set, metrics, training=progress.rows,
                                     batches=run.folder.batches(),
+                                    weights=str(path / "best_model"), command=run.options.command,
                                     title=f"{path.name}, epoch {progress.epoch}, AP {metrics['AP']:.3f}")
             run.board.images("report/best", pictures.items(), progress.step)
 

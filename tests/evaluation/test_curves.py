@@ -1,4 +1,9 @@
 """The numbers behind the report: by hand, against a naive count, and against pycocotools."""
+import contextlib
+import copy
+import io
+import json
+
 import numpy as np
 import pytest
 
@@ -21,8 +26,6 @@ FOUND = [(1, 3, [0, 0, 10, 10], 0.9),    # a cat
 @pytest.fixture
 def data(tmp_path):
     """(data set, COCOeval) of the boxes above."""
-    import json
-
     for name in ("1.jpg", "2.jpg"):
         (tmp_path / name).touch()
     content = {"images": [{"id": i, "file_name": f"{i}.jpg", "width": 100, "height": 100} for i in (1, 2)],
@@ -107,9 +110,73 @@ def test_interpolated_precision_agrees_with_the_ranking(data):
         assert p == pytest.approx(reached.max() if len(reached) else 0.0)
 
 
-def test_against_a_naive_count_on_random_boxes(tmp_path):
-    import json
+def repeated(evaluator, counts):
+    """A `COCOeval` in which image i occurs `counts[i]` times, accumulated by pycocotools itself."""
+    images, areas = len(evaluator.params.imgIds), len(evaluator.params.areaRng)
+    twin = copy.deepcopy(evaluator)
+    order = np.repeat(np.arange(images), counts)
+    twin.evalImgs = [evaluator.evalImgs[block * images + i] for block in range(len(evaluator.params.catIds) * areas)
+                     for i in order]
+    for params in (twin.params, twin._paramsEval):
+        params.imgIds = list(range(len(order)))
+    twin.accumulate()
+    precision = twin.eval["precision"][:, :, :, 0, -1]
+    return precision[precision > -1].mean()
 
+
+def many_images(tmp_path, decimals):
+    """A COCOeval of 30 images and 3 classes, with crowds and a class that one image has."""
+    rng = np.random.default_rng(5)
+    truth, results = [], []
+    for i in range(30):
+        (tmp_path / f"{i}.jpg").touch()
+        for _ in range(rng.integers(0, 5)):
+            box = [*rng.uniform(0, 60, 2), *rng.uniform(10, 40, 2)]
+            category = 3 if i == 7 else int(rng.integers(1, 3))
+            truth.append({"id": len(truth) + 1, "image_id": i, "category_id": category, "bbox": box,
+                          "iscrowd": int(rng.random() < 0.15)})
+            results += [{"image_id": i, "category_id": category, "score": round(float(rng.random()), decimals),
+                         "bbox": (np.array(box) + rng.normal(0, 3, 4)).tolist()} for _ in range(3)]
+    content = {"images": [{"id": i, "file_name": f"{i}.jpg", "width": 100, "height": 100} for i in range(30)],
+               "categories": [{"id": i, "name": str(i)} for i in (1, 2, 3)], "annotations": truth}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    return coco_evaluator(COCODataSet(str(tmp_path), "", "a.json", allow_empty=True), results)
+
+
+def test_every_image_once_gives_pycocotools_ap_exactly(tmp_path, data):
+    for evaluator in (many_images(tmp_path, 9), many_images(tmp_path, 1), data[1]):  # 1: many equal scores
+        images = len(evaluator.params.imgIds)
+        with contextlib.redirect_stdout(io.StringIO()):
+            evaluator.summarize()
+        assert curves.resampled_ap(evaluator, np.ones((1, images), int)).tolist() == [evaluator.stats[0]]
+
+
+def test_images_that_count_several_times_are_pycocotools_repeated(tmp_path):
+    """Also when the class of one image is not drawn."""
+    evaluator = many_images(tmp_path, 9)
+    counts = np.random.default_rng(1).multinomial(30, np.full(30, 1 / 30), size=45)
+    assert (counts[:, 7] == 0).any()
+    with contextlib.redirect_stdout(io.StringIO()):
+        wanted = [repeated(evaluator, row) for row in counts]
+    np.testing.assert_allclose(curves.resampled_ap(evaluator, counts), wanted, rtol=1e-12)
+    assert curves.resampled_ap(evaluator, np.zeros((1, 30), int)).tolist() == [-1]
+
+
+def test_the_interval_of_the_ap(tmp_path, data):
+    evaluator = many_images(tmp_path, 9)
+    ap = float(curves.resampled_ap(evaluator, np.ones((1, 30), int))[0])
+    low, high = curves.ap_interval(evaluator, ap)
+    assert (low, high) == curves.ap_interval(evaluator, ap)  # from a seed
+    assert low < ap < high
+    assert curves.ap_interval(evaluator, ap, seed=1) == pytest.approx((low, high), abs=0.03)
+    counts = np.random.default_rng(0).multinomial(30, np.full(30, 1 / 30), size=200)
+    assert high - ap == pytest.approx(1.96 * curves.resampled_ap(evaluator, counts).std())
+    assert curves.ap_interval(evaluator, -1.0) is None
+    data[1].params.imgIds = data[1].params.imgIds[:1]
+    assert curves.ap_interval(data[1], 0.5) is None  # of one image
+
+
+def test_against_a_naive_count_on_random_boxes(tmp_path):
     rng = np.random.default_rng(3)
     images = [{"id": i, "file_name": f"{i}.jpg", "width": 100, "height": 100} for i in range(1, 9)]
     for image in images:

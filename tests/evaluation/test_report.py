@@ -1,18 +1,24 @@
 """The page of a run: complete, self-contained, and right about what it shows."""
 import csv
+import datetime
+import html
 import json
 import re
+import warnings
 
 import numpy as np
 import paddle
 import pytest
 from helpers import tiny_config
 
+import ppgfl
 from ppgfl import build
 from ppgfl.data.batch import Reader
 from ppgfl.data.transforms import NormalizeImage
-from ppgfl.evaluation import report
+from ppgfl.evaluation import charts, report
 from ppgfl.evaluation.coco import coco_evaluator, summarize
+from ppgfl.system.fonts import chart_text
+from ppgfl.system.text import cut
 
 
 @pytest.fixture
@@ -25,10 +31,11 @@ def written(small_coco, tmp_path):
                 "bbox": [float(b[0]), float(b[1]), float(b[2] - b[0]), float(b[3] - b[1])]}
                for r in dataset.records for b, c in zip(r["gt_bbox"], r["gt_class"])]
 
-    def write(change=lambda results: results, **options):
+    def write(change=lambda results: results, names=(), **options):
+        dataset.class_names[:len(names)] = names
         evaluator = coco_evaluator(dataset, change(perfect))
         pictures = report.write(tmp_path / "report", evaluator, dataset, summarize(evaluator, dataset),
-                                title="<a> run & more", **options)
+                                **{"title": "<a> run & more", **options})
         return tmp_path / "report", pictures, dataset, perfect
 
     return write
@@ -58,9 +65,34 @@ def test_the_truth_itself(written):
     assert all(picture.dtype == np.uint8 and picture.ndim == 3 for picture in pictures.values())
 
 
-def test_nothing_found(written):
-    folder, _, _, _ = written(lambda results: [])
-    assert "best F1 over all classes, 0.000" in (folder / "report.html").read_text(encoding="utf-8")
+def test_nothing_right_advises_no_threshold(written):
+    def beside(results):
+        return [{**one, "bbox": [one["bbox"][0] + 4 * one["bbox"][2], *one["bbox"][1:]]} for one in results]
+
+    def rarely(results):  # one in fifty: F1 below 0.1
+        return [*results[:1], *beside(results * 50)]
+
+    for change, words in ((lambda results: [], "no detection is right"), (beside, "no detection is right"),
+                          (rarely, "even with the best threshold F1 is 0.0")):
+        folder = written(change)[0]
+        page = (folder / "report.html").read_text(encoding="utf-8")
+        assert "Not usable yet" in page
+        assert words in page
+        assert 'id="threshold"' not in page
+    for row in read_csv(written(beside)[0] / "per_class.csv"):
+        assert (row["best threshold"], row["precision"]) == ("", "")  # not 1.0: nothing is right at any score
+        assert row["F1"] == ("0.0" if row["boxes"] != "0" else "")
+
+
+def test_what_the_page_says_about_the_run(written):
+    facts = {"weights": "http://me:s3c@ret@host/w.pdparams", "command": "ppgfl eval -o weights=ftp://a:b@c/d <x>"}
+    page = (written(**facts)[0] / "report.html").read_text(encoding="utf-8")
+    text = html.unescape(re.sub("<[^>]*>", " ", page))
+    for words in ("http://***@host/w.pdparams", "ppgfl eval -o weights=ftp://***@c/d <x>", "instances_val2017.json",
+                  f"ppgfl {ppgfl.__version__}", "AP 1.000  95 % interval 1.000 to 1.000", "APm none  AP of medium",
+                  datetime.date.today().strftime("%Y-%m-")):
+        assert words in text, words
+    assert "s3c" not in text
 
 
 def test_the_page_needs_no_network_and_escapes_names(written):
@@ -73,6 +105,64 @@ def test_the_page_needs_no_network_and_escapes_names(written):
     assert not re.findall(r"(?:src|href)=[\"'](?!data:)", page)
     assert "http" not in re.sub(r"base64,[^\"]*", "", page)
     assert page.count("<img") == len(pictures) + 4  # four images have boxes
+
+
+def test_names_are_shown_and_never_obeyed(written):
+    """Markup, a formula, what matplotlib leaves out of legends, control characters, a mark of direction, length."""
+    names = ["<img src=x onerror=alert(1)>", "$\\frac{$", "_hidden", "\x1b[31m\u202egpj", "猫\u200d\u3000猫", "n" * 200]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        folder = written(names=names)[0]
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    cells = re.findall(r'<th scope="row" title="([^"]*)"><bdi>([^<]*)</bdi>', page)
+    assert [html.unescape(cell) for _, cell in cells[:6]] == [
+        names[0], names[1], "_hidden", "\\x1b[31m\\u202egpj", names[4], names[5]]
+    assert all(title == cell for title, cell in cells)
+    assert page.count("<img") == 4 + 4
+
+
+def test_names_in_charts():
+    assert chart_text("person") == "person"
+    assert chart_text("a" * 22) == "a" * 22
+    assert chart_text("a" * 23) == "a" * 21 + "…"
+    assert cut("猫" * 12, 22) == "猫" * 10 + "…"  # twice as wide
+    assert chart_text("$a$") == r"\$a\$"
+    assert chart_text("_a") == " _a"
+    assert chart_text("\ud800") == r"\ud800"
+    assert chart_text("a\nb\x07") == r"a\nb\x07"
+
+
+def test_curves_lie_in_the_unit_square_with_one_legend_below_them(written, monkeypatch):
+    figures = []
+    picture = charts._picture
+    monkeypatch.setattr(charts, "_picture", lambda figure: figures.append(figure) or picture(figure))
+    written()
+    for figure in figures[:2]:
+        panels = figure.axes[:2]
+        assert all(panel.get_xlim() == panel.get_ylim() == (0, 1) for panel in panels)
+        legend, = figure.legends
+        assert not any(panel.get_legend() for panel in panels)
+        assert legend.get_window_extent().y1 < min(panel.get_tightbbox().y0 for panel in panels)
+    assert figures[0].axes[2].get_ylabel() == "IoU"
+    assert figures[3].axes[0].get_ylim() == (0, 1)
+
+
+def test_the_page_fits_a_phone_and_a_wide_screen(written, browser):
+    folder = written(names=["n" * 200, "<b>x</b>"], command="x" * 500, title="t" * 300)[0]
+    browser.get(f"file://{folder}/report.html")
+    for width in (390, 1280, 1600):
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride",
+                                {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width == 390})
+        page_width = browser.execute_script("return document.documentElement.scrollWidth")
+        assert width - 20 < page_width <= width  # but for a scrollbar
+        assert browser.execute_script("return innerWidth") == width
+    assert browser.execute_script("return [...document.images].every(i => i.alt.length > 10)")
+    picture = browser.find_element("css selector", ".zoom")
+    picture.click()
+    shown = browser.find_element("css selector", "dialog[open] img")
+    assert shown.size["width"] == browser.execute_script("return arguments[0].naturalWidth", shown)
+    browser.find_element("css selector", "dialog button").click()
+    assert not browser.find_elements("css selector", "dialog[open]")
 
 
 def test_the_page_in_a_browser(written, browser):
