@@ -219,4 +219,4 @@ def test_a_chart_takes_no_name_for_something_else():
     shown = [entry.get_text() for entry in axes.legend().get_texts()]
     assert len(shown) == len(names)
     drawn = [entry._preprocess_math(entry.get_text()) for entry in axes.get_legend().get_texts()]
-    assert drawn == [(text, False) for text in ("$a$", " _b", " ", "a\\$b$c$", "x" * 23 + "…", r"\n")]
+    assert drawn == [(text, False) for text in ("$a$", " _b", " ", "a\\$b$c$", "x" * 21 + "…", r"\n")]
