@@ -1,5 +1,6 @@
 """deploy/serving: many clients, hostile requests, and the page in a real browser."""
 import asyncio
+import base64
 import importlib.util
 import json
 import select
@@ -187,6 +188,70 @@ def test_a_decompression_bomb_is_not_unpacked():
         (code, body), = post(service, png_of_size(*size))
         assert code == expected, body
         assert "image 0" in body["error"]
+
+
+def ask(service, method="POST", **request):
+    """One request -> the answer."""
+    async def send():
+        transport = httpx.ASGITransport(service.app())
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return await client.request(method, "/predict", **request)
+
+    return asyncio.run(send())
+
+
+def test_what_is_no_image_is_told_what_to_send():
+    _, service, gate = cardboard()
+    gate.set()
+    encoded = base64.b64encode(PNG).decode()
+    for request, code, words in (
+            ({"files": {"file": PNG}}, 400, "the form has 'file', but no file named `images`"),
+            ({"files": {"a": PNG, "b\x1b": PNG}}, 400, "the form has 'a', 'b"),
+            ({"data": {"images": "@photo.jpg"}, "files": {"x": b""}}, 400, "but no file named `images`"),
+            ({"content": b""}, 400, "the request is empty"),
+            ({"content": encoded.encode()}, 415, "the body is text"),
+            ({"data": {"images": "photo.jpg"}}, 415, "the body is text"),
+            ({"content": b"{"}, 400, "not valid JSON"),
+            ({"content": b'{"a":' * 100_000}, 400, "not valid JSON"),
+            ({"json": [encoded]}, 400, "no text `image`"),
+            ({"json": {"images": [encoded]}}, 400, "no text `image`"),
+            ({"json": {"image": 5}}, 400, "no text `image`"),
+            ({"json": {"image": "ä!"}}, 400, "is not base64"),
+            ({"json": {"image": encoded[:-1]}}, 400, "is not base64")):
+        answer = ask(service, **request)
+        assert (answer.status_code, answer.json()["error"].count("curl -F images=@photo.jpg")) == (code, 1), request
+        assert words in answer.json()["error"]
+    assert ask(service, json={"image": "aGVsbG8="}).status_code == 415  # base64, but of no image
+    for threshold in ("x", None, [], 2, -1, 10**400):
+        assert ask(service, json={"image": encoded, "threshold": threshold}).status_code == 422, threshold
+
+
+def test_base64_in_json():
+    _, service, gate = cardboard()
+    gate.set()
+    encoded = base64.b64encode(PNG).decode()
+    for text in (encoded, f"data:image/png;base64,{encoded}", "\n".join(encoded[i:i + 20] for i in range(0, 999, 20))):
+        answer = ask(service, json={"image": text, "threshold": 0.8})
+        assert (answer.status_code, len(answer.json()["results"][0]["detections"])) == (200, 1)
+    answer = ask(service, json={"image": encoded, "threshold": 0.95})
+    assert answer.json()["results"] == [{"width": 9, "height": 8, "detections": []}]
+    form = {"Content-Type": "application/x-www-form-urlencoded"}  # what curl -d sends
+    assert ask(service, content=json.dumps({"image": encoded}), headers=form).status_code == 200
+    assert ask(service, content=PNG, headers=form).status_code == 200
+
+
+def test_other_pages_are_answered_only_if_told_to():
+    asks = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "content-type"}
+    for cors, allowed in (((), None), (("https://a.example",), "https://a.example"), (("https://b.example",), None),
+                          (("*",), "*")):
+        _, service, gate = cardboard(cors=cors)
+        gate.set()
+        answers = [ask(service, "OPTIONS", headers=asks), ask(service, content=PNG, headers=asks),
+                   ask(service, content=b"x", headers=asks)]
+        assert [answer.headers.get("access-control-allow-origin") for answer in answers] == [allowed] * 3, cors
+        assert [answer.status_code for answer in answers[1:]] == [200, 415]
+        assert answers[0].status_code == (200 if allowed else 400 if cors else 405)
 
 
 # --- the real thing
@@ -387,6 +452,30 @@ def test_a_folder_that_cannot_be_served_is_one_line(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+def test_arguments_that_make_no_sense_are_one_line(monkeypatch, capsys):
+    load("batching")
+    server = load("server")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        for words in ("--max_batch 0", "--max_batch 1.5", "--port 70000", "--port -1", "--max_queue 0",
+                      "--max_images 0", "--max_megabytes nan", "--max_megapixels inf", "--max_wait_ms -1",
+                      "--cpu_threads 0", "--max_batch_megapixels 0", "--device TPU", "--colour red",
+                      f"--port {taken.getsockname()[1]}", "--host 192.0.2.1"):
+            monkeypatch.setattr(sys, "argv", ["server.py", "--model_dir", "none", *words.split()])
+            try:
+                code = server.main()
+            except SystemExit as end:
+                code = end.code
+            line, = capsys.readouterr().err.splitlines()
+            assert (code, line[:7]) == (2, "error: ")
+            assert words.split()[0] in line
+
+
+def test_it_ends_when_asked_to(exported):
+    process, _ = start("--model_dir", exported[0])
+    process.terminate()
+    assert process.wait(30) in (0, 143, -signal.SIGTERM)
+
+
 # --- the page
 
 
@@ -420,6 +509,43 @@ def test_the_page_draws_in_the_style_of_the_pictures(service, browser):
         taken = np.vstack([taken, [*spot, spot[0] + 80, spot[1] + 17]])
 
 
+def test_labels_can_be_read_on_every_colour(service, browser):
+    """WCAG's contrast of what the browser paints."""
+    browser.get(service)
+    painted = browser.execute_script("""
+        const context = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
+        const pixel = style => { context.fillStyle = style; context.fillRect(0, 0, 1, 1);
+                                 return [...context.getImageData(0, 0, 1, 1).data].slice(0, 3); };
+        return Array.from({length: 500}, (_, label) => [pixel(`rgb(${color(label)})`), pixel(ink(color(label)))]);""")
+    value = np.array(painted) / 255  # [class, plate and ink, RGB]
+    luminance = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722]
+    contrast = (luminance.max(axis=1) + 0.05) / (luminance.min(axis=1) + 0.05)
+    assert contrast.min() >= 4.5
+    assert len(np.unique(value[:80, 0], axis=0)) == 80
+
+
+def test_the_page_fits_a_phone_and_shows_any_name(browser, tmp_path):
+    """Names that look like markup, of 200 letters, and that turn the direction round, without a service."""
+    page = SERVER.with_name("page.html").read_text(encoding="utf-8")
+    (tmp_path / "page.html").write_text(page, encoding="utf-8")
+    browser.get(f"file://{tmp_path}/page.html")
+    names = ["<b>x</b><img src=x onerror=alert(1)>", "n" * 200, "قطة", "\u202egpj.exe", "猫"]
+    for width in (390, 1280):
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride",
+                                {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width == 390})
+        shown = browser.execute_script("""
+            picture = document.createElement("canvas");
+            result = {width: 300, height: 150, milliseconds: 1, detections: arguments[0].map((name, label) =>
+                ({name, label, score: 0.9, box: [290, 10 * label, 299, 100]}))};
+            document.getElementById("result").className = "shown";
+            show();
+            return [document.documentElement.scrollWidth, document.images.length, document.querySelectorAll("b").length,
+                    [...document.querySelectorAll("#rows td:first-child")].map(td => [td.textContent, td.title])];
+            """, names)
+        assert shown[0] <= width
+        assert shown[1:] == [0, 0, [[name.replace("\u202e", "\\u202e")] * 2 for name in names]]
+
+
 def test_the_page_shows_the_boxes(service, browser, small_coco, photos, tmp_path):
     path = sorted((small_coco / "val2017").iterdir())[0]
     wanted = photos[0][1]
@@ -446,5 +572,18 @@ def test_the_page_shows_the_boxes(service, browser, small_coco, photos, tmp_path
     (tmp_path / "note.jpg").write_text("not an image")
     browser.find_element("id", "file").send_keys(str(tmp_path / "note.jpg"))
     wait_for(browser, "not a JPEG, PNG, WEBP, BMP image")
+    result = browser.find_element("id", "result")
+    assert not result.is_displayed()  # the old one is gone, and stays so
+    browser.execute_script("const s = document.getElementById('threshold'); s.value = 0;"
+                           "s.dispatchEvent(new Event('input')); window.dispatchEvent(new Event('resize'))")
+    wait_for(browser, "not a JPEG, PNG, WEBP, BMP image")
+    assert not result.is_displayed()
+    browser.find_element("id", "file").send_keys(str(path))
+    assert f"{len(wanted)} detection" in wait_for(browser, " ms")
+    canvas = browser.find_element("id", "canvas")
+    assert canvas.get_attribute("role") == "img"
+    assert canvas.get_attribute("aria-label").startswith(f"The image with {len(wanted)} boxes: ")
+    box = browser.find_element("id", "list").size
+    assert box["height"] <= 0.76 * browser.execute_script("return innerHeight")  # however long the list is
     complaints = [entry for entry in browser.get_log("browser") if "415" not in entry["message"]]
     assert not complaints, json.dumps(complaints, indent=1)
