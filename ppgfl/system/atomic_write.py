@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import hashlib
 import io
 import json
 import os
@@ -27,6 +28,8 @@ CAUSES = {
     errno.EMFILE: "too many open files; raise the limit (ulimit -n), or set worker_num lower",
 }
 
+MAX_NAME_BYTES = 255  # of one name in a path, on nearly all disks
+
 
 def explain(error: OSError) -> str | None:
     """The line about an OSError that a user can mend: where, what, the mend. None for any other."""
@@ -38,16 +41,32 @@ def explain(error: OSError) -> str | None:
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """Write a file and make its folder if needed. Raises OSError, with the path, and leaves what was there."""
     write_temporary(path, data)
-    os.replace(f"{path}.tmp", path)
+    os.replace(temporary_of(path), path)
+
+
+def temporary_of(path: str | os.PathLike[str]) -> Path:
+    """Where `write_temporary` writes: `path`.tmp."""
+    folder, name = os.path.split(path)
+    return Path(folder, with_ending(name, ".tmp"))
+
+
+def with_ending(name: str, ending: str) -> str:
+    """A file's name with an ending behind it; of a name that gets longer than a file system takes, the front and a sum
+    of it all."""
+    raw = os.fsencode(name)
+    if len(raw) + len(ending) <= MAX_NAME_BYTES:
+        return name + ending
+    front = raw[:MAX_NAME_BYTES - len(ending) - 17].decode("utf-8", "ignore")
+    return f"{front}-{hashlib.sha256(raw).hexdigest()[:16]}{ending}"
 
 
 def write_temporary(path: str | os.PathLike[str], data: bytes, *, sync: bool = False) -> None:
-    """Write `path`.tmp: the first half of `write_bytes`, for files that belong together.
+    """Write `temporary_of(path)`: the first half of `write_bytes`, for files that belong together.
 
     With `sync` it is on the disk when this returns, so that a power cut cannot leave it empty.
     Raises OSError, with the path; nothing of it is left then.
     """
-    temporary = Path(f"{path}.tmp")
+    temporary = temporary_of(path)
     try:
         temporary.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
@@ -62,8 +81,8 @@ def write_temporary(path: str | os.PathLike[str], data: bytes, *, sync: bool = F
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """See `write_bytes`; UTF-8."""
-    write_bytes(path, text.encode("utf-8"))
+    r"""See `write_bytes`; UTF-8. Half a letter, as of a file name that is no UTF-8, becomes \udc80: in JSON the same."""
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
@@ -72,7 +91,11 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
 
 
 def write_csv(path: str | os.PathLike[str], rows: Iterable[Iterable[Any]]) -> None:
-    """Write rows of values, the first of them the header; see `write_bytes`."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    write_text(path, text.getvalue())
+    """Write rows of values, the first of them the header; see `write_bytes`. File names keep their bytes, so a file with
+    names that are no UTF-8 is read with errors="surrogateescape"."""
+    lines = []
+    for row in rows:
+        line = io.StringIO()
+        csv.writer(line).writerow(row)  # only with these ends of lines it quotes both \r and \n
+        lines.append(line.getvalue()[:-2] + "\n")
+    write_bytes(path, "".join(lines).encode("utf-8", "surrogateescape"))
