@@ -37,8 +37,8 @@ def find_images(place: str | os.PathLike[str], leave_out: str | os.PathLike[str]
     if not os.path.isdir(path):
         if os.path.isfile(path) or os.path.islink(path) and not os.path.exists(path):
             return [path]
-        raise DataError(f"{path if '://' in path else os.path.abspath(path)}: no such image or folder; addresses have to "
-                        "be downloaded first, and patterns (*.png) are not looked up")
+        raise DataError(f"{path if '://' in path else os.path.abspath(path)}: no such image or folder; what has an address "
+                        "is downloaded first, and patterns (*.png) are not looked up")
     hidden: list[Path] = []
     if leave_out and os.path.isdir(leave_out) and Path(path).resolve() in Path(leave_out).resolve().parents:
         logger.info("%s: not searched for images, since results go there", os.path.abspath(leave_out))
@@ -53,9 +53,9 @@ def find_images(place: str | os.PathLike[str], leave_out: str | os.PathLike[str]
 
 
 def read_list(path: str | os.PathLike[str], folder: str = "") -> list[str]:
-    """The images that a text file lists, one a line, each below `folder`. It may be UTF-8 (other bytes stay as they are,
-    for the names of files that have such) or UTF-16 with its mark. Lines that begin with # are comments, and blanks at
-    the ends are not of a name, unless there is a file that is called so.
+    """The images that a text file lists, one a line, each below `folder`. It is UTF-8 (other bytes stay as they are, for
+    the names of files that have such) or UTF-16 with its mark. Lines that begin with # are comments, and blanks around
+    a name do not count, unless there is a file that is called so.
 
     Raises: DataError: no such file, no image in it, another encoding.
     """
@@ -70,10 +70,10 @@ def read_list(path: str | os.PathLike[str], folder: str = "") -> list[str]:
     if "\0" in text:
         raise DataError(f"{where}: neither UTF-8 nor UTF-16 with a mark at its front; save it as UTF-8")
     for line in text.split("\n"):
-        name = next((name for name in (line, line.rstrip("\r")) if name and os.path.lexists(os.path.join(folder, name))),
-                    line.strip())
-        if name and (not name.startswith("#") or os.path.lexists(os.path.join(folder, name))):
-            images.append(os.path.join(folder, name))
+        spelled = [os.path.join(folder, name) for name in (line, line.rstrip("\r"), line.strip()) if name.strip()]
+        there = [file for file in spelled if os.path.lexists(file)]
+        if there or spelled and not line.lstrip().startswith("#"):
+            images.append((there or spelled[-1:])[0])
     if not images:
         raise DataError(f"{where}: the list is empty")
     return images

@@ -168,8 +168,8 @@ class Detector:
     def __call__(self, images: Image | list[Any] | tuple[Any, ...]) -> Detections | list[Detections]:
         """An image, or a list of them -> `Detections`, or a list of them.
 
-        An image is a path, an array [H, W, 3] uint8 BGR (as cv2 reads it; [H, W] for grey), or an image of Pillow, as it
-        is: a rotation in its EXIF data is applied to paths only. Boxes are in pixels of the image, not clipped to it.
+        An image is a path, an array [H, W, 3] uint8 BGR (as cv2 reads it; [H, W] for grey), or one of Pillow, as it is:
+        a rotation in its EXIF data is applied to paths only. Boxes are in pixels of the image, not clipped to it.
         Raises: DataError: a file that cannot be read, an array of another kind.
         """
         if not isinstance(images, (list, tuple)):
@@ -192,8 +192,8 @@ def _as_array(image: Image) -> np.ndarray:
     pillow = sys.modules.get("PIL.Image")  # loaded by whoever has an image of it
     if pillow is not None and isinstance(image, pillow.Image):
         if image.mode not in PILLOW_MODES:
-            raise DataError(f"cannot detect on a Pillow image of mode {image.mode!r}, whose values need not be 0 to 255; "
-                            "scale them, then image.convert('L') or image.convert('RGB')")
+            raise DataError(f"cannot detect on a Pillow image of mode {image.mode!r}, whose values may pass 255; scale "
+                            "them to 0 to 255, then image.convert('L')")
         image = np.ascontiguousarray(np.asarray(image.convert("RGB"))[..., ::-1])
     if not isinstance(image, np.ndarray):
         raise DataError(f"cannot detect on a {type(image).__name__}; give a path, an image of Pillow, or a uint8 array "

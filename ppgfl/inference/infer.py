@@ -32,14 +32,15 @@ def infer(cfg: dict[str, Any], images: str | os.PathLike[str] | Sequence[str], *
 
     Args:
         cfg: the dict of `load_config`.
-        images: a folder (searched recursively, but for `output_dir`), a file, or a list of them. Results carry the names
-            as they are given here; links are not resolved into them.
+        images: a folder (searched recursively, but for `output_dir`), a file, or a list of them. Results carry the
+            names as they are given here; links are not resolved into them.
         weights: a .pdparams file; without it the config's `weights`.
         output_dir: pictures keep their names below it, and their sub-folders where the images come from several; a name
             without the ending of an image gets .png behind it.
         draw_threshold: boxes that score at least this much are drawn.
         save_results: None, or "json", "csv", "coco": `results.json`, `results.csv`, `bbox.json` in `output_dir`, the
-            last with `images.json`, which says which image each id is; or "jsonl": shards of one line per image, written as they come, for folders that do not fit into memory.
+            last with `images.json`, which says which image each id is; or "jsonl": shards of one line per
+            image, written as they come, for folders that do not fit into memory.
         save_threshold: smallest score of a saved result.
         slicing: a `slicing.Slicing`, to look at images slice by slice.
         pictures: whether to draw any.

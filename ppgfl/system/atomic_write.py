@@ -81,7 +81,7 @@ def write_temporary(path: str | os.PathLike[str], data: bytes, *, sync: bool = F
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    r"""See `write_bytes`; UTF-8. Half a letter, as of a file name that is no UTF-8, becomes \udc80: in JSON the same."""
+    r"""See `write_bytes`; UTF-8. Half a letter, as in a file name that is not UTF-8, becomes \udc80, as JSON has it."""
     write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
@@ -91,11 +91,15 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
 
 
 def write_csv(path: str | os.PathLike[str], rows: Iterable[Iterable[Any]]) -> None:
-    """Write rows of values, the first of them the header; see `write_bytes`. File names keep their bytes, so a file with
-    names that are no UTF-8 is read with errors="surrogateescape"."""
+    """Write rows of values, the first of them the header; see `write_bytes`. File names keep their bytes: a file with
+    names that are not UTF-8 is read with errors="surrogateescape"."""
     lines = []
     for row in rows:
         line = io.StringIO()
         csv.writer(line).writerow(row)  # only with these ends of lines it quotes both \r and \n
         lines.append(line.getvalue()[:-2] + "\n")
-    write_bytes(path, "".join(lines).encode("utf-8", "surrogateescape"))
+    text = "".join(lines)
+    try:
+        write_bytes(path, text.encode("utf-8", "surrogateescape"))
+    except UnicodeEncodeError:  # half a letter that no byte of a file name stands for
+        write_text(path, text)
