@@ -299,16 +299,16 @@ def read_settings(params_file: Path) -> dict:
         raise RunnerError(f"{path}: no such file; the export writes it beside the model; found {found}")
     try:
         text = path.read_text(encoding="utf-8")
-        # A few lines of aliases can stand for a list of billions; no export needs one.
-        alias = next((token for token in yaml.scan(text) if isinstance(token, yaml.AliasToken)), None)
-        settings = yaml.safe_load(text) if alias is None else None
+        # A few lines of aliases of aliases can stand for a list of billions.
+        aliases = sum(isinstance(token, yaml.AliasToken) for token in yaml.scan(text))
+        settings = yaml.safe_load(text) if aliases <= MAX_ALIASES else None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or a date without such a day
         raise RunnerError(f"{path}: not YAML: {end_of(error)}") from error
-    if alias is not None:
-        raise RunnerError(f"{path}: line {alias.start_mark.line + 1}: an alias (*{alias.value}); write the values out")
+    if aliases > MAX_ALIASES:
+        raise RunnerError(f"{path}: has {aliases} aliases (*name), at most {MAX_ALIASES} are read; write values out")
     arch = settings.get("arch") if isinstance(settings, dict) else settings
     if arch != "GFL":
-        raise RunnerError(f"{path}: arch is {arch!r}; this runner runs GFL only")
+        raise RunnerError(f"{path}: arch is {arch!r:.80}; this runner runs GFL only")
     for key in ("Preprocess", "label_list"):
         if not isinstance(settings.get(key), list):
             raise RunnerError(f"{path}: has no list '{key}'; export the model again")
@@ -353,6 +353,7 @@ def are_numbers(value: object, count: int, least: float, most: float,
     return isinstance(value, list) and len(value) == count and all(is_number(n, least, most, kind) for n in value)
 
 
+MAX_ALIASES = 10  # in infer_cfg.yml: those that are lists of each other stand for 40 times the text
 MAX_SIDE = 8192  # pixels of a prepared image; more is a mistake, or fills the memory
 FLAG = lambda value: isinstance(value, bool), "true or false"
 # The steps of Preprocess: of each key whether a value is good, and what it may be.
@@ -678,8 +679,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def find_images(path: str | Path, leave_out: str | None = None) -> list[str]:
     """The images at a file or below a folder, sorted. Links to folders are followed, but each folder is entered once
-    and `leave_out` never. A link that leads nowhere is listed: whoever reads it says so. Names with a dot at the front are
-    what macOS and notebooks leave behind."""
+    and `leave_out` never. A link that leads nowhere is listed: whoever reads it says so. Names with a dot at the front
+    are what macOS and notebooks leave behind."""
     path = os.fspath(path)
     path = path if os.path.lexists(path) else os.path.expanduser(path)
     if os.path.isfile(path) or is_broken_link(path):

@@ -37,8 +37,9 @@ def find_images(place: str | os.PathLike[str], leave_out: str | os.PathLike[str]
     if not os.path.isdir(path):
         if os.path.isfile(path) or os.path.islink(path) and not os.path.exists(path):
             return [path]
-        raise DataError(f"{path if '://' in path else os.path.abspath(path)}: no such image or folder; what has an address "
-                        "is downloaded first, and patterns (*.png) are not looked up")
+        where = path if "://" in path else os.path.abspath(path)
+        raise DataError(f"{where}: no such image or folder; download what has an address, and give a folder for a "
+                        "pattern (*.png)")
     hidden: list[Path] = []
     if leave_out and os.path.isdir(leave_out) and Path(path).resolve() in Path(leave_out).resolve().parents:
         logger.info("%s: not searched for images, since results go there", os.path.abspath(leave_out))
@@ -53,8 +54,8 @@ def find_images(place: str | os.PathLike[str], leave_out: str | os.PathLike[str]
 
 
 def read_list(path: str | os.PathLike[str], folder: str = "") -> list[str]:
-    """The images that a text file lists, one a line, each below `folder`. It is UTF-8 (other bytes stay as they are, for
-    the names of files that have such) or UTF-16 with its mark. Lines that begin with # are comments, and blanks around
+    """The images that a text file lists, one a line, each below `folder`. It is UTF-8 (other bytes stay as they are,
+    for names of files that have such) or UTF-16 with its mark. Lines that begin with # are comments, and blanks around
     a name do not count, unless there is a file that is called so.
 
     Raises: DataError: no such file, no image in it, another encoding.
