@@ -63,7 +63,7 @@ def main():
 
     files = infer.find_images(args.image_dir)[:args.images]
     runner = infer.open_runner(args.model_dir)
-    photos = [(path.read_bytes(), runner([infer.read_image(path)])[0]) for path in files]
+    photos = [(Path(path).read_bytes(), runner([infer.read_image(path)])[0]) for path in files]
     options = ["--max_batch", args.max_batch] if args.max_batch else []
     process, address = start(["--model_dir", args.model_dir, *options])
     memory, latencies, errors, differences = [], [], [], []

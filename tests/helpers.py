@@ -158,6 +158,43 @@ def text(path, content):
     path.write_text(content, encoding="utf-8")
 
 
+SPELLINGS = ["plain", "two words", " blank in front", "bild é", "数据", "🙂", "a,b;c", 'say "x"', "it's", "back\\slash",
+             "#7", "~home", "-o", "=1+1", "100%", "a=b", "line\nbreak", "return\rhere", "tab\there", "\x1b[31m",
+             "$HOME", "*", "[1]", "..two", "a.jpg", "x.tmp", "\u2028", "e\u0301", "\u202egnp", "end "]
+BYTES = [b"caf\xe9", b"\xff\xfe", b"\xb0\xa1\xc4", b"a\x80\xf0b"]  # Latin-1, no encoding, GBK, a letter's first byte
+ENDINGS = [".png", ".jpg", ".JPG", ".jpeg", ".bmp", ".WebP", ".tif", ".tiff"]
+
+
+def files_of_all_names(folder, count=200, seed=0):
+    """Write images of 9 x 8 pixels below a folder, under names of all spellings, bytes and lengths, as links and in
+    sub-folders -> the names, relative to it, that a walk should find."""
+    rng = np.random.default_rng(seed)
+    data, names = cv2.imencode(".png", np.full((8, 9, 3), 99, np.uint8))[1].tobytes(), []
+    for name in ("target", "sub"):
+        (folder / name).mkdir(parents=True)
+    (folder / "target" / "one.png").write_bytes(data)
+    folders = ["", "sub", "clip.jpg", os.fsdecode(b"\xe9\xe8")]  # the third: a folder with the name of an image
+    for number in range(count - 1):
+        spelled = os.fsencode(SPELLINGS[number % len(SPELLINGS)]) if rng.random() < 0.7 else BYTES[number % len(BYTES)]
+        ending = str(rng.choice(ENDINGS)).encode()
+        if rng.random() < 0.3:
+            spelled = (spelled + "数".encode() * 80)[:255 - len(ending) - 3] + b"%03d" % number  # cut amid a letter
+        else:
+            spelled += b"" if number < len(SPELLINGS) else b"%d" % number
+        name = os.path.join(str(rng.choice(folders)), os.fsdecode(spelled.lstrip(b".") + ending))
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        if rng.random() < 0.3:
+            path.symlink_to(folder / "target" / "one.png")
+        else:
+            path.write_bytes(data)
+        names.append(name)
+    (folder / "sub" / "loop").symlink_to(folder)
+    (folder / "again").symlink_to(folder / "sub")
+    (folder / ".hidden.png").write_bytes(data)
+    return [*names, os.path.join("target", "one.png")]
+
+
 def voc_object(name, *box):
     numbers = "".join(f"<{key}>{value}</{key}>" for key, value in zip(("xmin", "ymin", "xmax", "ymax"), box))
     return f"<object><name>{name}</name><bndbox>{numbers}</bndbox></object>"

@@ -16,6 +16,7 @@ import ctypes
 import functools
 import hashlib
 import importlib.util
+import io
 import json
 import math
 import os
@@ -39,6 +40,7 @@ os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 28))
 DEVICES = ("CPU", "GPU")
 RUN_MODES = ("paddle", "bf16", "int8", "trt_fp32", "trt_fp16")
 ENGINES = ("auto", "onednn", "openvino", "native")
+NMS = {"score_threshold", "nms_top_k", "keep_top_k", "nms_threshold"}  # in the metadata of a .onnx
 Arrays = dict[str, np.ndarray]
 
 
@@ -225,10 +227,22 @@ class OnnxRunner(BaseRunner):
         if missing:
             raise RunnerError(f"{path}: has no {', '.join(missing)} in its metadata; write it with "
                               "tools/export_model.py --onnx")
-        self.class_names, self.preprocess, self.nms = (json.loads(about[key]) for key in keys)
+        try:
+            self.class_names, self.preprocess, self.nms = (json.loads(about[key]) for key in keys)
+        except ValueError as error:
+            raise RunnerError(f"{path}: its metadata are not JSON: {end_of(error)}; export it again") from error
+        check_settings(path, self.class_names, self.preprocess)
+        if not isinstance(self.nms, dict) or set(self.nms) != NMS or not all(is_number(n, -1e9, 1e9)
+                                                                             for n in self.nms.values()):
+            raise RunnerError(f"{path}: nms: {str(self.nms)[:80]}: it has to be numbers for {', '.join(sorted(NMS))}; "
+                              "export it again")
         self.inputs = [node.name for node in self.session.get_inputs()]
         self.engine = "onnxruntime"
         self.has_nms = self.session.get_outputs()[0].name == "bbox"
+        classes = None if self.has_nms else self.session.get_outputs()[-1].shape[-1]
+        if isinstance(classes, int) and classes != len(self.class_names):
+            raise RunnerError(f"{path}: its metadata name {len(self.class_names)} classes, the model has {classes}; "
+                              "export it again")
         self.description = f"{path.name} in ONNX Runtime {onnxruntime.__version__} on {device}, {self.threads} threads"
 
     def __call__(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -287,21 +301,77 @@ def read_settings(params_file: Path) -> dict:
         found = ", ".join(sorted(p.name for p in path.parent.iterdir()))
         raise RunnerError(f"{path}: no such file; the export writes it beside the model; found {found}")
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+        # A few lines of aliases of aliases can stand for a list of billions.
+        aliases = sum(isinstance(token, yaml.AliasToken) for token in yaml.scan(text))
+        settings = yaml.safe_load(text) if aliases <= MAX_ALIASES else None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or a date without such a day
         raise RunnerError(f"{path}: not YAML: {end_of(error)}") from error
+    if aliases > MAX_ALIASES:
+        raise RunnerError(f"{path}: has {aliases} aliases (*name), at most {MAX_ALIASES} are read; write values out")
     arch = settings.get("arch") if isinstance(settings, dict) else settings
     if arch != "GFL":
-        raise RunnerError(f"{path}: arch is {arch!r}; this runner runs GFL only")
+        raise RunnerError(f"{path}: arch is {arch!r:.80}; this runner runs GFL only")
     for key in ("Preprocess", "label_list"):
         if not isinstance(settings.get(key), list):
             raise RunnerError(f"{path}: has no list '{key}'; export the model again")
+    check_settings(path, settings["label_list"], settings["Preprocess"])
     # Paddle reads past the end of a cut file and says nothing. PaddleDetection's exports hold no sum to compare with.
     expected = settings.get("params_sha256")
     if expected is not None and hashlib.sha256(params_file.read_bytes()).hexdigest() != expected:
         raise RunnerError(f"{params_file}: damaged or replaced: it is not the file that belongs to infer_cfg.yml "
                           "there; copy the whole exported folder again")
     return settings
+
+
+def check_settings(source: Path, class_names: Any, steps: Any) -> None:
+    """Raise a RunnerError about class names or a preparation that would fail with the first image, or later."""
+    def check(good: bool, place: str, value: object, allowed: str) -> None:
+        if not good:
+            raise RunnerError(f"{source}: {place}: {str(value)[:80]}: it has to be {allowed}; mend it, or export again")
+
+    check(isinstance(class_names, list) and bool(class_names), "label_list", class_names, "a list of names")
+    for i, name in enumerate(class_names):
+        check(isinstance(name, str), f"label_list[{i}]", name, "text (in YAML with quotes around it)")
+    check(isinstance(steps, list), "Preprocess", steps, "a list of steps")
+    for i, step in enumerate(steps):
+        kind = step.get("type") if isinstance(step, dict) else None
+        check(isinstance(kind, str) and kind in STEPS, f"Preprocess[{i}]", step,
+              f"a step {{type: ...}} of {', '.join(STEPS)}")
+        for key, (is_good, allowed) in STEPS[kind].items():
+            needed = key == "target_size" or key in ("mean", "std") and step.get("norm_type") != "none"
+            check(is_good(step.get(key)) if key in step or needed else True, f"Preprocess[{i}].{key}", step.get(key),
+                  allowed)
+    kinds = [step["type"] for step in steps if step["type"] != "PadStride"]
+    in_order = kinds[-1:] == ["Permute"] and kinds.count("Permute") == 1 and kinds.count("NormalizeImage") <= 1
+    check(in_order, "Preprocess", kinds, "steps with one Permute, behind Resize and one NormalizeImage")
+
+
+def is_number(value: object, least: float, most: float, kind: type | tuple[type, ...] = (int, float)) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool) and least <= value <= most
+
+
+def are_numbers(value: object, count: int, least: float, most: float,
+                kind: type | tuple[type, ...] = (int, float)) -> bool:
+    return isinstance(value, list) and len(value) == count and all(is_number(n, least, most, kind) for n in value)
+
+
+MAX_ALIASES = 10  # in infer_cfg.yml: those that are lists of each other stand for 40 times the text
+MAX_SIDE = 8192  # pixels of a prepared image; more is a mistake, or fills the memory
+FLAG = lambda value: isinstance(value, bool), "true or false"
+# The steps of Preprocess: of each key whether a value is good, and what it may be.
+STEPS: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
+    "Resize": {
+        "target_size": (lambda value: is_number(value, 1, MAX_SIDE, int) or are_numbers(value, 2, 1, MAX_SIDE, int),
+                        f"a whole number of pixels up to {MAX_SIDE}, or two of them, [height, width]"),
+        "keep_ratio": FLAG, "interp": (lambda value: is_number(value, 0, 4, int), "0 to 4, as OpenCV counts them")},
+    "NormalizeImage": {
+        "mean": (lambda value: are_numbers(value, 3, -1e6, 1e6), "three numbers"),
+        "std": (lambda value: are_numbers(value, 3, 1e-6, 1e6), "three numbers above 0"),
+        "is_scale": FLAG, "norm_type": (lambda value: value in ("mean_std", "none"), "mean_std or none")},
+    "Permute": {},
+    "PadStride": {"stride": (lambda value: is_number(value, 0, 1024, int), "a whole number up to 1024")},
+}
 
 
 # --- preparation, with the arithmetic of training
@@ -326,7 +396,7 @@ def prepare_one(image: np.ndarray, ops: Sequence[dict]) -> tuple[np.ndarray, tup
     image = np.ascontiguousarray(image[..., ::-1])
     for op in ops:
         if op["type"] == "Resize":
-            size = new_size(image, op["target_size"], op["keep_ratio"])
+            size = new_size(image, op["target_size"], op.get("keep_ratio", True))
             image = cv2.resize(image, size[::-1], interpolation=op.get("interp", cv2.INTER_LINEAR))
         elif op["type"] == "NormalizeImage":
             image = cv2.LUT(image, normalization_table(op))
@@ -784,12 +854,15 @@ def note(line: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files may have bytes that are no text
     try:
         with delayed_interrupt() as check_interrupt:
             runner = open_runner(args.model_dir, device=args.device, run_mode=args.run_mode,
                                  cpu_threads=args.cpu_threads, engine=args.engine)
             print(f"running {runner.description}")
-            files = find_images(args.image_file or args.image_dir)
+            files = find_images(args.image_file or args.image_dir, leave_out=args.output_dir)
             (benchmark if args.run_benchmark else detect_files)(runner, files, args, check_interrupt)
     except RunnerError as error:
         print(f"error: {shown(error)}", file=sys.stderr)
@@ -827,22 +900,56 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     for name, least in (("batch_size", 1), ("cpu_threads", 0), ("benchmark_seconds", 0.001)):
         if not getattr(args, name) >= least:
             parser.error(f"argument --{name}: {getattr(args, name)}: it must be at least {least}")
+    if not 0 <= args.threshold <= 1:
+        parser.error(f"argument --threshold: {args.threshold}: it is a score, 0 to 1")
     return args
 
 
-def find_images(path: str | Path) -> list[Path]:
-    path = Path(path)
-    if path.is_file():
+def find_images(path: str | Path, leave_out: str | None = None) -> list[str]:
+    """The images at a file or below a folder, sorted. Links to folders are followed, but each folder is entered once
+    and `leave_out` never. A link that leads nowhere is listed: whoever reads it says so. Names with a dot at the front
+    are what macOS and notebooks leave behind."""
+    path = os.fspath(path)
+    path = path if os.path.lexists(path) else os.path.expanduser(path)
+    if os.path.isfile(path) or is_broken_link(path):
         return [path]
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES) if path.is_dir() else []
+    folders, links, files, entered = [path] if os.path.isdir(path) else [], [], [], set()
+    if leave_out is not None and os.path.realpath(leave_out) != os.path.realpath(path):
+        entered.add(os.path.realpath(leave_out))
+    while folders or links:
+        folder = folders.pop() if folders else links.pop(0)
+        if os.path.realpath(folder) in entered:
+            continue
+        entered.add(os.path.realpath(folder))
+        for name in sorted(name for name in os.listdir(folder) if not name.startswith(".")):
+            file = os.path.join(folder, name)
+            if os.path.isdir(file):
+                (links if os.path.islink(file) else folders).append(file)
+            elif has_image_ending(name) and (os.path.isfile(file) or is_broken_link(file)):
+                files.append(file)
     if not files:
-        raise RunnerError(f"{path.absolute()}: no image there")
-    return files
+        raise RunnerError(f"{os.path.abspath(path)}: no image there")
+    return sorted(files, key=lambda file: file.split(os.sep))
 
 
-def read_image(path: Path) -> np.ndarray:
+def is_broken_link(path: str) -> bool:
+    return os.path.islink(path) and not os.path.exists(path)
+
+
+def has_image_ending(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in SUFFIXES
+
+
+def read_image(path: str | Path) -> np.ndarray:
     """[H, W, 3] uint8 BGR; also from paths that OpenCV cannot open by itself on Windows."""
-    data, image = np.fromfile(path, np.uint8), None
+    try:
+        data, image = np.fromfile(path, np.uint8), None
+    except OSError as error:
+        reason = f"it is a link to {os.readlink(path)}, which is not there" if is_broken_link(path) else error.strerror
+        raise RunnerError(f"{os.path.abspath(path)}: cannot be read: {reason}") from error
+    if is_truncated(data.tobytes()):
+        raise RunnerError(f"{path}: not an image that can be decoded: it is truncated (it ends after {data.size:,} "
+                          "bytes); copy it again")
     with contextlib.suppress(cv2.error):  # as of more pixels than allowed, or of an empty file
         image = cv2.imdecode(data, cv2.IMREAD_COLOR)
     if image is None:
@@ -850,40 +957,92 @@ def read_image(path: Path) -> np.ndarray:
     return image
 
 
-def detect_files(runner: BaseRunner, files: list[Path], args: argparse.Namespace, check: Callable[[], None]) -> None:
+def is_truncated(data: bytes) -> bool:
+    """Whether a JPEG or PNG lacks its end. OpenCV fills the missing part with grey and says nothing."""
+    if data[:8] == b"\x89PNG\r\n\x1a\n":
+        return b"IEND" not in data
+    place = 2
+    while data[:2] == b"\xff\xd8" and place + 4 <= len(data) and data[place] == 0xFF and data[place + 1] != 0xDA:
+        # over the segments before the pixels, whose thumbnails have ends of their own
+        place += 1 if data[place + 1] == 0xFF else 2 + int.from_bytes(data[place + 2:place + 4], "big")
+    return data[:2] == b"\xff\xd8" and data.find(b"\xff\xd9", place) < 0
+
+
+def picture_names(files: Sequence[str]) -> list[str]:
+    """For each image the path of its picture below the output folder: its name, in its sub-folder where the images come
+    from several. A name that OpenCV cannot write by its ending, or that another image has, gets .png behind it."""
+    paths = [os.path.abspath(file) for file in files]
+    root = os.path.commonpath([os.path.dirname(path) for path in paths])
+    names, owners = [os.path.relpath(path, root) for path in paths], {}
+    for i in sorted(range(len(names)), key=lambda i: not has_image_ending(names[i])):  # who can keep a name comes first
+        folder, name = os.path.split(files[i])
+        place, keeps = os.path.join(os.path.realpath(folder), name), has_image_ending(names[i])  # a link has its own
+        while not keeps or owners.setdefault(names[i], place) != place:
+            folder, name = os.path.split(names[i])
+            names[i], keeps = os.path.join(folder, with_ending(name, ".png")), True
+    return names
+
+
+def with_ending(name: str, ending: str) -> str:
+    """A file's name with an ending; of one that gets longer than file systems take, the front and a sum of it all."""
+    raw = os.fsencode(name)
+    if len(raw) + len(ending) <= 255:
+        return name + ending
+    return f"{raw[:238 - len(ending)].decode('utf-8', 'ignore')}-{hashlib.sha256(raw).hexdigest()[:16]}{ending}"
+
+
+def detect_files(runner: BaseRunner, files: list[str], args: argparse.Namespace, check: Callable[[], None]) -> None:
     """Draw and save what is found; `check` stops between two batches."""
-    folder = Path(args.output_dir)
-    root = Path(os.path.commonpath([p.resolve().parent for p in files]))
+    targets = [os.path.join(args.output_dir, name) for name in picture_names(files)]
+    sources = {os.path.realpath(path) for path in files}
+    for target in targets:
+        if os.path.realpath(target) in sources:
+            raise RunnerError(f"{target}: the drawn picture would replace the image; give another --output_dir")
     results = []
     for start in range(0, len(files), args.batch_size):
         check()
         group = files[start:start + args.batch_size]
         images = [read_image(path) for path in group]
-        for path, image, rows in zip(group, images, runner.detect(runner.prepare(images))):
+        for path, target, image, rows in zip(group, targets[start:], images, runner.detect(runner.prepare(images))):
             rows = rows[rows[:, 1] >= args.threshold]
-            target = folder / path.resolve().relative_to(root)
-            if target.resolve() == path.resolve():
-                raise RunnerError(f"{path}: the drawn picture would replace the image; give another --output_dir")
-            write(target, cv2.imencode(path.suffix, draw(image, rows, runner.class_names))[1].tobytes())
-            results.append({"file": str(path), "detections": [
-                {"label": int(r[0]), "name": runner.class_names[int(r[0])], "score": round(float(r[1]), 5),
+            names = [name_of(label, runner.class_names) for label in range(1 + int(max(rows[:, 0], default=-1)))]
+            write(target, encode(target, draw(image, rows, names)))
+            results.append({"file": path, "detections": [
+                {"label": int(r[0]), "name": names[int(r[0])], "score": round(float(r[1]), 5),
                  "box": [round(float(n), 2) for n in r[2:]]} for r in rows]})
-    if args.save_results:
-        write(folder / "results.json", json.dumps(results, ensure_ascii=False).encode("utf-8", "backslashreplace"))
-    print(f"{len(files)} pictures{' and results.json' if args.save_results else ''} in {shown(folder.resolve())}")
+    if args.save_results:  # bytes that are no UTF-8 are \udc80 to \udcff, which json.loads and os.fsencode turn back
+        content = json.dumps(results, ensure_ascii=False).encode("utf-8", "backslashreplace")
+        write(os.path.join(args.output_dir, "results.json"), content)
+    print(f"{len(files)} pictures{' and results.json' if args.save_results else ''} in "
+          f"{shown(os.path.abspath(args.output_dir))}")
 
 
-def write(path: Path, data: bytes) -> None:
+def name_of(label: int, class_names: Sequence[str]) -> str:
+    return class_names[label] if label < len(class_names) else f"class {label}"
+
+
+def encode(path: str, image: np.ndarray) -> bytes:
+    """The bytes of a picture in the format of its path."""
+    with contextlib.suppress(cv2.error):
+        ok, data = cv2.imencode(os.path.splitext(path)[1], image)
+        if ok:
+            return data.tobytes()
+    height, width = image.shape[:2]  # a .webp has 16,383 at most
+    raise RunnerError(f"{path}: OpenCV cannot write {width} x {height} pixels to such a file; make it a .png")
+
+
+def write(path: str, data: bytes) -> None:
     """Write all of a file, or raise OSError with the path and leave what was there."""
-    temporary = path.with_name(f"{path.name}.tmp")
+    folder, name = os.path.split(path)
+    temporary = os.path.join(folder, with_ending(name, ".tmp"))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data)
+        os.makedirs(folder or ".", exist_ok=True)
+        Path(temporary).write_bytes(data)
         os.replace(temporary, path)
     except OSError as error:
         with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise OSError(error.errno, error.strerror, str(path)) from error
+            os.unlink(temporary)
+        raise OSError(error.errno, error.strerror, path) from error
 
 
 def draw(image: np.ndarray, rows: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
@@ -893,7 +1052,7 @@ def draw(image: np.ndarray, rows: np.ndarray, class_names: Sequence[str]) -> np.
     return draw_boxes(image, rows[:, 2:], rows[:, 1], labels, names)
 
 
-def benchmark(runner: BaseRunner, files: list[Path], args: argparse.Namespace, check: Callable[[], None]) -> None:
+def benchmark(runner: BaseRunner, files: list[str], args: argparse.Namespace, check: Callable[[], None]) -> None:
     """Milliseconds per image and stage, after one batch of warm-up."""
     images = [read_image(path) for path in (files * args.batch_size)[:args.batch_size]]
     runner.detect(runner.prepare(images))

@@ -9,6 +9,7 @@ An image that cannot be read has an `error` in its line, and no boxes.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
@@ -28,11 +29,11 @@ class Detect:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         try:
-            found = self.runner([self.infer.read_image(Path(row["file"]))])[0]
+            found = self.runner([self.infer.read_image(row["file"])])[0]
         except (self.infer.RunnerError, OSError) as error:
             return {**row, "labels": [], "scores": [], "boxes": [], "error": str(error)}
         found = found[found[:, 1] >= self.threshold]
-        return {**row, "labels": [self.runner.class_names[int(label)] for label in found[:, 0]],
+        return {**row, "labels": [self.infer.name_of(int(label), self.runner.class_names) for label in found[:, 0]],
                 "scores": found[:, 1].tolist(), "boxes": found[:, 2:].tolist(), "error": ""}
 
 
@@ -58,7 +59,7 @@ def main() -> None:
 
     infer = load_infer()
     try:
-        files = [{"file": str(path.resolve())} for path in infer.find_images(Path(args.image_dir))]
+        files = [{"file": os.path.abspath(path)} for path in infer.find_images(args.image_dir)]
     except infer.RunnerError as error:
         parser.error(str(error))
     output = Path(args.output_dir).resolve()

@@ -56,6 +56,7 @@ HEADER_SECONDS = 10.0  # a client that takes longer to say what it wants is cut 
 BODY_SECONDS = 30.0  # and one that takes longer to send it
 SEND = ("send a form with the files as `images` (curl -F images=@photo.jpg), one file as the body "
         "(curl --data-binary @photo.jpg), or JSON, {\"image\": \"<base64 of the file>\"}")
+BLANK = np.zeros((64, 64, 3), np.uint8)
 DRAIN_SECONDS = 2.0  # how long the rest of a refused request is read
 # ASGI's
 Message = MutableMapping[str, Any]
@@ -84,6 +85,7 @@ class Service:
         self.max_queue, self.max_images = max_queue, max_images
         self.max_bytes, self.max_pixels, self.cors = max_bytes, max_pixels, cors
         self.in_flight = 0
+        self.failed = False  # whether the last failure has not been followed by a good answer yet
         self.page = (HERE / "page.html").read_text(encoding="utf-8")
         self.registry = CollectorRegistry()
         self.answers = Counter("ppgfl_requests", "Answers of /predict by status.", ["status"], registry=self.registry)
@@ -121,7 +123,15 @@ class Service:
         return HTMLResponse(self.page, headers={"Content-Security-Policy": policy})
 
     async def health(self, request: Request) -> Response:
+        """Whether images are detected on. Where the last request failed, a blank image is tried, so that it is known
+        whether that goes on."""
         alive = self.batcher.thread.is_alive()
+        if alive and self.failed:
+            try:
+                await asyncio.wrap_future(self.batcher.submit(self.runner.prepare([BLANK])))
+                self.failed = False
+            except Exception:  # of whatever kind, as in `fail`
+                alive = False
         return JSONResponse({"status": "ok" if alive else "failed", "model": self.runner.description,
                              "classes": len(self.runner.class_names)}, status_code=200 if alive else 503)
 
@@ -141,6 +151,7 @@ class Service:
         finally:
             self.in_flight -= places
         seconds = time.perf_counter() - start
+        self.failed = False
         self.answers.labels("200").inc()
         self.images.inc(len(files))
         self.seconds.observe(seconds)
@@ -164,8 +175,8 @@ class Service:
 
     def describe(self, shape: tuple[int, int], rows: np.ndarray) -> dict[str, Any]:
         return {"width": shape[1], "height": shape[0], "detections": [
-            {"label": int(row[0]), "name": self.runner.class_names[int(row[0])], "score": round(float(row[1]), 5),
-             "box": [round(float(n), 2) for n in row[2:]]} for row in rows]}
+            {"label": int(row[0]), "name": infer.name_of(int(row[0]), self.runner.class_names),
+             "score": round(float(row[1]), 5), "box": [round(float(n), 2) for n in row[2:]]} for row in rows]}
 
     # --- requests from strangers
 
@@ -267,6 +278,7 @@ class Service:
         return JSONResponse({"error": error.detail}, status_code=error.status_code, headers=headers)
 
     async def fail(self, request: Request, error: Exception) -> Response:
+        self.failed = True
         self.answers.labels("500").inc()
         return JSONResponse({"error": "the detector failed; the log of the service says why"}, status_code=500)
 
@@ -321,9 +333,13 @@ def main() -> int:
     try:
         runner = infer.open_runner(args.model_dir, device=args.device, run_mode=args.run_mode,
                                    cpu_threads=args.cpu_threads, engine=args.engine)
-        runner([np.zeros((64, 64, 3), np.uint8)])  # an export without NMS is refused here, not at the first request
     except infer.RunnerError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    try:
+        runner([BLANK])  # an export without NMS, or of another model, is refused here, not at the first request
+    except Exception as error:  # the libraries raise many kinds
+        print(f"error: {args.model_dir}: it cannot detect on a blank image: {infer.end_of(error)}", file=sys.stderr)
         return 2
     megapixels = args.max_batch_megapixels or {"CPU": 1, "GPU": 100}[args.device]
     service = Service(

@@ -141,14 +141,9 @@ def _slicing(args: Namespace) -> Slicing | None:
 
 def _images(args: Namespace) -> str | list[str]:
     if args.infer_list:
-        path = Path(args.infer_list)
-        if not path.is_file():
-            raise DataError(f"--infer_list {path.absolute()}: no such file")
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-        images = [str(Path(args.infer_dir or "", line)) for line in lines if line]
-        if not images:
-            raise DataError(f"--infer_list {path.absolute()}: the list is empty")
-        return images
+        from ..data.image import read_list
+
+        return read_list(args.infer_list, args.infer_dir or "")
     if not args.infer_img and not args.infer_dir:
         raise DataError("no images: give --infer_img, --infer_dir or --infer_list")
     return args.infer_img or args.infer_dir

@@ -15,7 +15,7 @@ from . import class_names
 from .annotations import REASONS, Annotations, Entry, Id, read_annotations, some, twice
 from .batch import Sample
 from .coco_classes import COCO_CLASSES, NUM_CLASSES
-from .image import SUFFIXES, files_below, is_image
+from .image import find_images
 
 MOST_STRAYS = 0.1  # share of all annotations that may be of images that are not listed
 
@@ -200,9 +200,9 @@ class ImageFolder:
                  image_dir: File | Sequence[File] | None = (), sample_num: Annotated[int, Range(-1)] = -1,
                  num_classes: Classes = NUM_CLASSES, section: str = "TestDataset") -> None:
         paths = [image_dir] if isinstance(image_dir, (str, os.PathLike)) else list(image_dir or ())
-        files = [file for path in paths for file in _images_at(Path(path).expanduser())]
+        files = [file for path in paths for file in find_images(path)]
         files = files[:sample_num] if sample_num > 0 else files
-        self.records: list[Sample] = [{"im_id": index, "im_file": str(file)} for index, file in enumerate(files)]
+        self.records: list[Sample] = [{"im_id": index, "im_file": file} for index, file in enumerate(files)]
         self.anno_path = Path(dataset_dir or "", anno_path or "").expanduser()
         self.class_names, self.category_ids = read_class_names(self.anno_path, num_classes, section)
 
@@ -215,17 +215,6 @@ class ImageFolder:
             return trained, list(range(1, len(trained) + 1))
         places = class_names.order(trained, self.class_names, self.anno_path)
         return [self.class_names[place] for place in places], [self.category_ids[place] for place in places]
-
-
-def _images_at(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise DataError(f"{path.absolute()}: no such image or folder")
-    files = [file for file in files_below(path) if is_image(file) and file.is_file()]
-    if not files:
-        raise DataError(f"{path.absolute()}: the folder holds no image; looked for {', '.join(SUFFIXES)}")
-    return files
 
 
 def read_class_names(path: Path, num_classes: int, section: str) -> tuple[list[str], list[Id]]:

@@ -2,6 +2,7 @@
 network's input is RGB, which `transforms.Decode` makes of it."""
 from __future__ import annotations
 
+import codecs
 import errno
 import os
 from pathlib import Path
@@ -11,8 +12,10 @@ import numpy as np
 
 from ..errors import DataError
 from ..system.atomic_write import write_bytes
+from ..system.log import logger
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def is_image(path: Path) -> bool:
@@ -20,17 +23,82 @@ def is_image(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES
 
 
+def find_images(place: str | os.PathLike[str], leave_out: str | os.PathLike[str] | None = None) -> list[str]:
+    """The images at a place, which is a file of any name or a folder: `files_below` it those with the name of an image.
+    Each is spelled as the place is. A `~` at the front is the home folder, unless there is a file of that name.
+
+    Args:
+        leave_out: a folder below the place that is not looked into, such as the one that results go to.
+
+    Raises: DataError: nothing is there, or a folder without images.
+    """
+    path = os.fsdecode(place)
+    path = path if os.path.lexists(path) else os.path.expanduser(path)
+    if not os.path.isdir(path):
+        if os.path.isfile(path) or os.path.islink(path) and not os.path.exists(path):
+            return [path]
+        where = path if "://" in path else os.path.abspath(path)
+        raise DataError(f"{where}: no such image or folder; download what has an address, and give a folder for a "
+                        "pattern (*.png)")
+    hidden: list[Path] = []
+    if leave_out and os.path.isdir(leave_out) and Path(path).resolve() in Path(leave_out).resolve().parents:
+        logger.info("%s: not searched for images, since results go there", os.path.abspath(leave_out))
+    found = [file for file in paths_below(path, hidden, leave_out) if is_image(Path(file))]
+    unseen = sum(map(is_image, hidden))
+    if unseen:
+        logger.info("%s: %d images with a dot at the front of their names are left out", os.path.abspath(path), unseen)
+    if not found:
+        raise DataError(f"{os.path.abspath(path)}: the folder holds no image; looked for {', '.join(SUFFIXES)}"
+                        + (f" outside of {leave_out}" if leave_out else ""))
+    return found
+
+
+def read_list(path: str | os.PathLike[str], folder: str = "") -> list[str]:
+    """The images that a text file lists, one a line, each below `folder`. It is UTF-8 (other bytes stay as they are,
+    for names of files that have such) or UTF-16 with its mark. Lines that begin with # are comments, and blanks around
+    a name do not count, unless there is a file that is called so.
+
+    Raises: DataError: no such file, no image in it, another encoding.
+    """
+    where = f"--infer_list {os.path.abspath(path)}"
+    if not os.path.isfile(path):
+        raise DataError(f"{where}: no such file")
+    data, images = Path(path).read_bytes(), []
+    try:
+        text = data.decode("utf-16") if data[:2] in UTF16_MARKS else os.fsdecode(data.removeprefix(codecs.BOM_UTF8))
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
+        raise DataError(f"{where}: neither UTF-8 nor UTF-16 with a mark at its front; save it as UTF-8")
+    for line in text.split("\n"):
+        spelled = [os.path.join(folder, name) for name in (line, line.rstrip("\r"), line.strip()) if name.strip()]
+        there = [file for file in spelled if os.path.lexists(file)]
+        if there or spelled and not line.lstrip().startswith("#"):
+            images.append((there or spelled[-1:])[0])
+    if not images:
+        raise DataError(f"{where}: the list is empty")
+    return images
+
+
 def files_below(folder: str | os.PathLike[str], hidden: list[Path] | None = None) -> list[Path]:
+    """See `paths_below`."""
+    return [Path(path) for path in paths_below(folder, hidden)]
+
+
+def paths_below(folder: str | os.PathLike[str], hidden: list[Path] | None = None,
+                leave_out: str | os.PathLike[str] | None = None) -> list[str]:
     """Every file below a folder, sorted. Links to folders are followed, but each folder is entered once, and by its own
     name rather than by a link to it. Links that lead nowhere are listed, so that whoever reads them can say so.
 
     Names with a dot at the front, which notebooks (.ipynb_checkpoints) and macOS (._1.png) leave behind, are left out;
-    they are appended to `hidden`.
+    they are appended to `hidden`. The folder `leave_out` is not entered.
     """
     folders = [os.fspath(folder)]
     links: list[str] = []
-    files: list[Path] = []
+    files: list[str] = []
     entered: set[str] = set()
+    if leave_out is not None and os.path.realpath(leave_out) != os.path.realpath(folder):
+        entered.add(os.path.realpath(leave_out))
     while folders or links:
         place = folders.pop() if folders else links.pop(0)
         real = os.path.realpath(place)
@@ -44,9 +112,9 @@ def files_below(folder: str | os.PathLike[str], hidden: list[Path] | None = None
                     hidden.append(Path(path))
             elif os.path.isdir(path):
                 (links if os.path.islink(path) else folders).append(path)
-            elif os.path.isfile(path) or os.path.islink(path):
-                files.append(Path(path))
-    return sorted(files)
+            elif os.path.isfile(path) or os.path.islink(path) and not os.path.exists(path):
+                files.append(path)
+    return sorted(files, key=lambda path: path.split(os.sep))
 
 
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:
@@ -62,6 +130,8 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
         data = np.fromfile(path, dtype=np.uint8)  # cv2.imread fails on non-ASCII paths under Windows
     except (OSError, MemoryError) as error:
         reason = getattr(error, "strerror", None) or error
+        if os.path.islink(path) and not os.path.exists(path):
+            reason = f"it is a link to {os.readlink(path)}, which is not there ({reason})"
         raise DataError(f"{os.path.abspath(path)}: cannot be read: {reason}") from error
     if _is_truncated(data):
         raise DataError(f"{path}: the image is truncated (it ends after {data.size:,} bytes); copy it again")

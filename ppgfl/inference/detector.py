@@ -3,9 +3,10 @@ file, all of them also slice by slice."""
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Union, overload
+from typing import TYPE_CHECKING, Any, Union, overload
 
 import cv2
 import numpy as np
@@ -26,7 +27,11 @@ from .runner import is_exported, make_runner, new_lock
 from .slicing import Slicing, detect_sliced
 from .static_model import load_detection_model
 
-Image = Union[str, os.PathLike[str], np.ndarray]  # a file, or [H, W, 3] uint8 BGR
+if TYPE_CHECKING:
+    import PIL.Image
+
+Image = Union[str, os.PathLike[str], np.ndarray, "PIL.Image.Image"]  # a file, [H, W, 3] uint8 BGR, or Pillow's
+PILLOW_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")  # 8 bits
 Images = Sequence[np.ndarray]
 Rows = np.ndarray
 
@@ -166,7 +171,8 @@ class Detector:
     def __call__(self, images: Image | list[Any] | tuple[Any, ...]) -> Detections | list[Detections]:
         """An image, or a list of them -> `Detections`, or a list of them.
 
-        An image is a path, or an array [H, W, 3] uint8 BGR (as cv2 reads it; [H, W] for grey).
+        An image is a path, an array [H, W, 3] uint8 BGR (as cv2 reads it; [H, W] for grey), or one of Pillow, as it is:
+        a rotation in its EXIF data is applied to paths only. Boxes are in pixels of the image, not clipped to it.
         Raises: DataError: a file that cannot be read, an array of another kind.
         """
         if not isinstance(images, (list, tuple)):
@@ -174,24 +180,32 @@ class Detector:
         found = []
         for start in range(0, len(images), self.detect.batch_size):
             some = images[start:start + self.detect.batch_size]
-            rows_of = self.detect([_as_array(image) for image in some])
-            found += [self._detections(image, rows) for image, rows in zip(some, rows_of)]
+            arrays = [_as_array(image) for image in some]
+            for image, array, rows in zip(some, arrays, self.detect(arrays)):
+                is_path = isinstance(image, (str, os.PathLike))
+                given = {"path": os.fsdecode(image)} if is_path else {"image": array}
+                found.append(Detections.from_rows(rows, self.class_names, **given))
         return found
-
-    def _detections(self, image: Image, rows: Rows) -> Detections:
-        given: dict[str, Any] = {"image": image} if isinstance(image, np.ndarray) else {"path": str(image)}
-        return Detections.from_rows(rows, self.class_names, **given)
 
 
 def _as_array(image: Image) -> np.ndarray:
     """[H, W, 3] uint8 BGR of what `Detector` is called with. Raises DataError."""
     if isinstance(image, (str, os.PathLike)):
         return read_image(image)
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim not in (2, 3) or not image.size:
-        kind = f"{image.dtype} array of shape {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-        raise DataError(f"cannot detect on a {kind}; give a path or a uint8 array [H, W, 3], BGR")
-    if image.ndim == 2:
+    pillow = sys.modules.get("PIL.Image")  # loaded by whoever has an image of it
+    if pillow is not None and isinstance(image, pillow.Image):
+        if image.mode not in PILLOW_MODES:
+            raise DataError(f"cannot detect on a Pillow image of mode {image.mode!r}, whose values may pass 255; scale "
+                            "them to 0 to 255, then image.convert('L')")
+        image = np.ascontiguousarray(np.asarray(image.convert("RGB"))[..., ::-1])
+    if not isinstance(image, np.ndarray):
+        raise DataError(f"cannot detect on a {type(image).__name__}; give a path, an image of Pillow, or a uint8 array "
+                        "[H, W, 3], BGR")
+    kind = f"cannot detect on a {image.dtype} array of shape {image.shape}"
+    if image.dtype != np.uint8:
+        raise DataError(f"{kind}; give uint8, 0 to 255: (255 * image).astype('uint8') where its values are 0 to 1")
+    if image.ndim == 2 and image.size:
         return cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
-    if image.shape[2] != 3:
-        raise DataError(f"cannot detect on an array of shape {image.shape}; give [H, W, 3] uint8, BGR")
+    if image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise DataError(f"{kind}; give [H, W, 3] BGR: image[..., :3] of BGRA, image.transpose(1, 2, 0) of [3, H, W]")
     return image

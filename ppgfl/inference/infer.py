@@ -2,17 +2,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..build import build_dataset, check
 from ..classes import with_weights
 from ..data.batch import Sample
-from ..data.image import write_image
+from ..data.image import SUFFIXES, find_images, write_image
 from ..errors import ConfigError, DataError
 from ..system import dist
-from ..system.atomic_write import write_json
+from ..system.atomic_write import with_ending, write_json
 from ..system.log import logger
 from ..system.progress import progress
 from .detections import Detections, coco_records, write_csv
@@ -21,6 +21,7 @@ from .json_lines import JsonLines
 from .slicing import Slicing
 
 RESULT_FILES = {"json": "results.json", "csv": "results.csv", "coco": "bbox.json"}
+IMAGE_IDS = "images.json"  # beside bbox.json: which image each image_id is
 
 
 def infer(cfg: dict[str, Any], images: str | os.PathLike[str] | Sequence[str], *,
@@ -31,12 +32,15 @@ def infer(cfg: dict[str, Any], images: str | os.PathLike[str] | Sequence[str], *
 
     Args:
         cfg: the dict of `load_config`.
-        images: a folder (searched recursively), a file, or a list of them.
+        images: a folder (searched recursively, but for `output_dir`), a file, or a list of them. Results carry the
+            names as they are given here; links are not resolved into them.
         weights: a .pdparams file; without it the config's `weights`.
-        output_dir: pictures keep their names below it, and their sub-folders where the images come from several.
+        output_dir: pictures keep their names below it, and their sub-folders where the images come from several; a name
+            without the ending of an image gets .png behind it.
         draw_threshold: boxes that score at least this much are drawn.
-        save_results: None, or "json", "csv", "coco": `results.json`, `results.csv`, `bbox.json` in `output_dir`; or
-            "jsonl": shards of one line per image, written as they come, for folders that do not fit into memory.
+        save_results: None, or "json", "csv", "coco": `results.json`, `results.csv`, `bbox.json` in `output_dir`, the
+            last with `images.json`, which says which image each id is; or "jsonl": shards of one line per
+            image, written as they come, for folders that do not fit into memory.
         save_threshold: smallest score of a saved result.
         slicing: a `slicing.Slicing`, to look at images slice by slice.
         pictures: whether to draw any.
@@ -47,13 +51,17 @@ def infer(cfg: dict[str, Any], images: str | os.PathLike[str] | Sequence[str], *
     """
     if resume and save_results != "jsonl":
         raise ConfigError("--resume goes with --save_results jsonl, whose shards say what is done")
+    for name, value in (("draw_threshold", draw_threshold), ("save_threshold", save_threshold)):
+        if not 0 <= value <= 1:
+            raise ConfigError(f"--{name}: {value}; it is a score, 0 to 1")
     check(cfg)
     dist.start()
     cfg = with_weights(cfg, weights)
-    cfg = {**cfg, "TestDataset": {**(cfg.get("TestDataset") or {"name": "ImageFolder"}), "image_dir": images}}
+    folder, places = Path(output_dir), [images] if isinstance(images, (str, os.PathLike)) else images
+    found_files = [file for place in places for file in find_images(place, leave_out=folder)]
+    cfg = {**cfg, "TestDataset": {**(cfg.get("TestDataset") or {"name": "ImageFolder"}), "image_dir": found_files}}
     dataset = build_dataset(cfg, "TestDataset")
     files = [record["im_file"] for record in dataset.records]
-    folder = Path(output_dir)
     paths = _picture_paths(files, folder) if pictures else None
     lines = JsonLines(folder, resume=resume) if save_results == "jsonl" else None
     records = _share(dataset.records, lines)
@@ -69,7 +77,8 @@ def infer(cfg: dict[str, Any], images: str | os.PathLike[str] | Sequence[str], *
             paths[index].parent.mkdir(parents=True, exist_ok=True)
             write_image(str(paths[index]), one.draw(draw_threshold))
         if lines:
-            lines.write(one.above(save_threshold).to_dict())
+            known = {} if os.path.isabs(files[index]) else {"folder": os.getcwd()}  # for a --resume from another one
+            lines.write({**one.above(save_threshold).to_dict(), **known})
             continue
         found.append(one.above(save_threshold))
         coco += coco_records(rows[rows[:, 1] >= save_threshold], index, category_ids)
@@ -78,7 +87,7 @@ def infer(cfg: dict[str, Any], images: str | os.PathLike[str] | Sequence[str], *
     if lines:
         lines.close()
     elif save_results:
-        _save(save_results, folder, found, coco)
+        _save(save_results, folder, found, coco, files)
     return found
 
 
@@ -86,29 +95,54 @@ def _share(records: list[Sample], lines: JsonLines | None) -> list[Sample]:
     """Of the images those that this process has to do: its share of what an earlier run has not done."""
     if lines is None:
         return records
-    left = [record for record in records if record["im_file"] not in lines.done]
+    done = {_place(file) for file in lines.done}
+    left = [record for record in records if _place(record["im_file"]) not in done]
     if len(left) < len(records):
         logger.info("%d of %d images were done by an earlier run", len(records) - len(left), len(records))
     return left[dist.rank()::dist.world_size()]
 
 
-def _save(kind: str, folder: Path, found: Sequence[Detections], coco: list[dict[str, Any]]) -> None:
+def _save(kind: str, folder: Path, found: Sequence[Detections], coco: list[dict[str, Any]], files: list[str]) -> None:
     path = folder / RESULT_FILES[kind]
     if kind == "csv":
         write_csv(path, found)
     else:
         write_json(path, coco if kind == "coco" else [one.to_dict() for one in found])
+    if kind == "coco":
+        write_json(folder / IMAGE_IDS, [{"id": index, "file_name": file} for index, file in enumerate(files)])
     logger.info("%d detections in %s", sum(map(len, found)), path.resolve())
 
 
-def _picture_paths(files: Iterable[str], folder: Path) -> list[Path]:
+def _picture_paths(files: Sequence[str], folder: Path) -> list[Path]:
     """Where each picture goes; raises a DataError rather than write over an image it was made from."""
-    absolute = [Path(file).resolve() for file in files]
-    root = os.path.commonpath([path.parent for path in absolute])
-    pictures = [folder / path.relative_to(root) for path in absolute]
-    sources = set(absolute)
-    for picture in pictures:
-        if picture.resolve() in sources:
-            raise DataError(f"{picture.resolve()}: the drawn picture would replace the image; "
-                            "give another --output_dir")
-    return pictures
+    pictures = picture_names(files)
+    sources = {os.path.realpath(file) for file in files}
+    for name in pictures:
+        picture = os.path.realpath(folder / name)
+        if picture in sources:
+            raise DataError(f"{picture}: the drawn picture would replace the image; give another --output_dir")
+    return [folder / name for name in pictures]
+
+
+def picture_names(files: Sequence[str]) -> list[str]:
+    """For each image the path of its picture below the output folder: its name, in its sub-folder where the images come
+    from several. A name that OpenCV cannot write by its ending, or that another image has taken, gets .png behind it.
+    """
+    paths = [os.path.abspath(file) for file in files]
+    root = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""
+    names = [os.path.relpath(path, root) for path in paths]
+    owners: dict[str, str] = {}
+    places = [_place(file) for file in files]
+    has_ending = [os.path.splitext(name)[1].lower() in SUFFIXES for name in names]
+    for i in sorted(range(len(names)), key=lambda i: not has_ending[i]):  # those that can keep their names come first
+        keeps = has_ending[i]
+        while not keeps or owners.setdefault(names[i], places[i]) != places[i]:
+            parent, name = os.path.split(names[i])
+            names[i], keeps = os.path.join(parent, with_ending(name, ".png")), True
+    return names
+
+
+def _place(file: str) -> str:
+    """One path of a file, however it is spelled; a link is a file of its own."""
+    folder, name = os.path.split(file)
+    return os.path.join(os.path.realpath(folder), name)

@@ -23,7 +23,7 @@ class JsonLines:
         shard: lines of a file.
 
     Attributes:
-        done: the `file` of every line that is there already.
+        done: the `file` of every line that is there already, below the `folder` of the line if it has one.
 
     Raises: DataError when there are shards and `resume` is false, or a shard that is not of this kind.
     """
@@ -70,6 +70,7 @@ def _files_of(path: Path) -> set[str]:
     if cut:
         write_text(path, whole + newline)
     try:
-        return {json.loads(line)["file"] for line in whole.split("\n") if line}
-    except (ValueError, TypeError, KeyError) as error:
+        records = [json.loads(line) for line in whole.split("\n") if line]
+        return {os.path.join(record.get("folder", ""), record["file"]) for record in records}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(f"{path}: not a file of results ({error}); move it away") from error

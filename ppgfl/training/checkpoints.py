@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import CheckpointError
 from ..optim import schedule_of
-from ..system.atomic_write import write_temporary
+from ..system.atomic_write import temporary_of, write_temporary
 from ..system.log import logger
 from ..weights import class_names, safe_pickle
 from ..weights.checkpoint import NAME_TABLE, match, read
@@ -61,10 +61,10 @@ def save_training(folder: Path, name: str, *, weights: Mapping[str, Tensor], opt
             write_temporary(folder / f"{name}{suffix}", data, sync=True)
     except OSError:
         for suffix in parts:
-            Path(f"{folder / name}{suffix}.tmp").unlink(missing_ok=True)
+            temporary_of(folder / f"{name}{suffix}").unlink(missing_ok=True)
         raise
     for suffix in parts:
-        os.replace(folder / f"{name}{suffix}.tmp", folder / f"{name}{suffix}")
+        os.replace(temporary_of(folder / f"{name}{suffix}"), folder / f"{name}{suffix}")
 
 
 def _dump(state: Mapping[str, Tensor], names: Sequence[str] | None = None) -> bytes:

@@ -7,19 +7,24 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import paddle
 import pytest
-from helpers import ROOT, UNREADABLE, match, read, tiny_config
+import yaml
+from helpers import ROOT, UNREADABLE, draw_image, files_of_all_names, match, read, tiny_config
 
 from ppgfl import Detector, build_model, export, load_weights
 from ppgfl.build import build_reader
+from ppgfl.data import image as images_of_package
+from ppgfl.inference import infer
 from ppgfl.inference.export import describe
 from ppgfl.inference.runner import load_runner
-from ppgfl.system import runtime
+from ppgfl.system import atomic_write, runtime
 
 pytest.importorskip("onnxruntime")
 RUNNER = ROOT / "deploy" / "python" / "infer.py"
@@ -490,11 +495,173 @@ def test_an_image_that_cannot_be_read_is_named(command, model, tmp_path, data):
 
 
 @pytest.mark.parametrize("arguments", [["--batch_size", "0"], ["--cpu_threads", "-1"], ["--benchmark_seconds", "0"],
-                                       ["--benchmark_seconds", "nan"], ["--batch_size", "two"]])
+                                       ["--benchmark_seconds", "nan"], ["--batch_size", "two"],
+                                       ["--threshold", "50"], ["--threshold", "nan"]])
 def test_numbers_that_make_no_sense_are_refused(command, picture, tmp_path, arguments):
     done = command("--model_dir", tmp_path, "--image_file", picture, *arguments)
     assert done.returncode == 2
     assert arguments[0] in done.stderr.splitlines()[-1]
+
+
+# --- names of files, as `infer` of the package has them
+
+
+@pytest.fixture
+def quick(module, monkeypatch, command):
+    """The command with a model that finds one thing in each image."""
+    runner = SimpleNamespace(description="cardboard", class_names=["thing"], prepare=lambda images: images,
+                             detect=lambda images: [np.array([[1, 0.9, 1, 2, 5, 6]], np.float32)] * len(images))
+    monkeypatch.setattr(module, "open_runner", lambda model, **settings: runner)
+    return lambda *arguments: command("--model", "none", "--batch_size", 3, "--save_results", *arguments)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not take any bytes as a name")
+def test_each_image_has_a_result_under_its_name(quick, tmp_path):
+    names = files_of_all_names(tmp_path / "in")
+    for folder, out in (("in", tmp_path / "out"), ("./in/", tmp_path / "in" / "out")):
+        for _ in range(2):  # the second time a folder of results is there, which is not read
+            done = quick("--image_dir", folder, "--output_dir", out)
+            assert done.returncode == 0, done.stderr
+            results = json.loads((out / "results.json").read_text("utf-8"))
+            assert sorted(one["file"] for one in results) == sorted(os.path.join(folder, name) for name in names)
+            assert {one["detections"][0]["name"] for one in results} == {"class 1"}  # the model has more than it names
+            pictures = [str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()]
+            assert sorted(pictures) == sorted([*names, "results.json"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not take any bytes as a name")
+def test_paths_are_what_they_are_for_the_package(module, tmp_path, monkeypatch):
+    """One logic, two files."""
+    monkeypatch.chdir(tmp_path)
+    assert module.SUFFIXES == images_of_package.SUFFIXES
+    names = files_of_all_names(tmp_path / "in")
+    (tmp_path / "in" / "gone.png").symlink_to("nowhere")
+    for place, left_out in (("in", None), (tmp_path / "in", "in/sub"), ("./in/sub/../sub/", "out"),
+                            (os.path.join("in", names[0]), None), ("in/gone.png", None), ("in", "in")):
+        files = module.find_images(place, left_out)
+        assert files == images_of_package.find_images(place, left_out)
+        files += [*files[:3], "upload", "upload.png", "x" * 255, "x" * 252 + ".no", os.fsdecode(b"\xe9" * 250),
+                  "in/sub/../.a", "in/again/../.a"]
+        assert module.picture_names(files) == infer.picture_names(files)
+    for length in (1, 250, 251, 252, 255):
+        for name in ("x" * length, "数" * (length // 3), os.fsdecode(b"\xe9" * length)):
+            made = module.with_ending(name, ".tmp")
+            assert made == atomic_write.with_ending(name, ".tmp")
+            assert len(os.fsencode(made)) <= 255
+
+
+def test_names_without_an_ending_and_of_255_bytes(quick, picture, tmp_path):
+    for name in ("upload", "photo.dat", "x" * 251 + ".jpg"):
+        shutil.copy(picture, tmp_path / name)
+        assert quick("--image_file", name).returncode == 0
+    assert {"upload.png", "photo.dat.png", "x" * 251 + ".jpg"} < set(os.listdir("output"))
+    assert read(tmp_path / "output" / "upload.png").shape == read(picture).shape
+
+
+@pytest.mark.parametrize(("name", "words"), [
+    ("gone.png", "gone.png: cannot be read: it is a link to nowhere, which is not there"),
+    ("none.png", "no image there"), ("~a.png", "no image there"), ("*.png", "no image there"),
+    ("cut.jpg", "it is truncated (it ends after"),
+    ("cut.png", "it is truncated (it ends after")])
+def test_an_image_that_is_not_whole_or_not_there(quick, picture, tmp_path, name, words):
+    (tmp_path / "gone.png").symlink_to("nowhere")
+    for ending in (".jpg", ".png"):
+        (tmp_path / f"cut{ending}").write_bytes(cv2.imencode(ending, read(picture))[1].tobytes()[:-20])
+    assert is_one_line(quick("--image_file", name), words)
+
+
+def test_a_picture_that_cannot_be_written_is_no_empty_file(quick, module, tmp_path):
+    with pytest.raises(module.RunnerError, match="a.webp: OpenCV cannot write 2 x 20000 pixels"):
+        module.encode("a.webp", np.zeros((20_000, 2, 3), np.uint8))
+
+
+@pytest.mark.parametrize("size", [(5, 7), (40, 60), (300, 200)])
+def test_where_an_image_counts_as_truncated(module, size):
+    data = draw_image(np.random.default_rng(0), 60, 90)[0]
+    for ending in (".jpg", ".png"):
+        whole = cv2.imencode(ending, cv2.resize(data, size))[1].tobytes()
+        for end in (0, 1, 3, 9, 30, len(whole) // 2, len(whole) - 9, len(whole) - 2, len(whole) - 1, len(whole)):
+            wanted = images_of_package._is_truncated(np.frombuffer(whole[:end], np.uint8))
+            assert module.is_truncated(whole[:end]) == wanted, end
+
+
+# --- foreign exports
+
+
+GOOD = [{"type": "Resize", "target_size": [64, 96], "keep_ratio": True, "interp": 1},
+        {"type": "NormalizeImage", "mean": [0.1, 0.2, 0.3], "std": [1, 1, 1], "is_scale": True},
+        {"type": "Permute"}, {"type": "PadStride", "stride": 32}]
+RESIZED = "Preprocess[0].target_size"
+
+
+def changed(place, **values):
+    return [*GOOD[:place], {**GOOD[place], **values}, *GOOD[place + 1:]]
+
+
+@pytest.mark.parametrize(("names", "steps", "words"), [
+    ([date(2020, 1, 1)], GOOD, "label_list[0]: 2020-01-01"), (["a", 1], GOOD, "label_list[1]: 1"),
+    ([True], GOOD, "label_list[0]: True"), ([None], GOOD, "label_list[0]: None"), ([], GOOD, "label_list: []"),
+    ([["a"]], GOOD, "label_list[0]"), (["a"], [], "Preprocess: []"), (["a"], ["Permute"], "Preprocess[0]: Permute"),
+    (["a"], [{"type": "Mosaic"}], "Resize, NormalizeImage, Permute, PadStride"),
+    (["a"], [{"type": ["a"]}], "Preprocess[0]"), (["a"], [None], "Preprocess[0]: None"),
+    (["a"], [{"type": "Resize"}, *GOOD], f"{RESIZED}: None"),
+    (["a"], changed(0, target_size="800"), RESIZED), (["a"], changed(0, target_size=0), RESIZED),
+    (["a"], changed(0, target_size=[800]), RESIZED), (["a"], changed(0, target_size=[800, 10**9]), RESIZED),
+    (["a"], changed(0, target_size=640.5), RESIZED), (["a"], changed(0, target_size=True), RESIZED),
+    (["a"], changed(0, keep_ratio="no"), "Preprocess[0].keep_ratio: no"),
+    (["a"], changed(0, interp=99), "Preprocess[0].interp"),
+    (["a"], changed(1, mean=["a", "b", "c"]), "Preprocess[1].mean: ['a', 'b', 'c']"),
+    (["a"], changed(1, mean=[1, 2]), "three numbers"), (["a"], changed(1, std=[1, 0, 1]), "Preprocess[1].std"),
+    (["a"], changed(1, std=[1, float("nan"), 1]), "Preprocess[1].std"),
+    (["a"], changed(1, norm_type="max"), "mean_std or none"),
+    (["a"], [{"type": "NormalizeImage"}, {"type": "Permute"}], "Preprocess[0].mean: None"),
+    (["a"], changed(3, stride="32"), "Preprocess[3].stride"), (["a"], changed(3, stride=10**6), "Preprocess[3].stride"),
+    (["a"], [GOOD[2], *GOOD[:2]], "one Permute, behind"), (["a"], GOOD[:2], "one Permute, behind"),
+    (["a"], [GOOD[1], *GOOD], "one Permute, behind"),
+])
+def test_settings_are_checked_when_they_are_read(module, tmp_path, names, steps, words):
+    settings = {"arch": "GFL", "label_list": names, "Preprocess": steps}
+    (tmp_path / "infer_cfg.yml").write_text(yaml.dump(settings), "utf-8")
+    with pytest.raises(module.RunnerError) as caught:
+        module.read_settings(tmp_path / "model.pdiparams")
+    assert words in str(caught.value)
+    assert str(caught.value).startswith(f"{tmp_path / 'infer_cfg.yml'}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_settings_that_are_good(module):
+    for steps in (GOOD, GOOD[:3], changed(0, target_size=640), changed(1, is_scale=False, norm_type="mean_std"),
+                  [GOOD[0], {"type": "NormalizeImage", "norm_type": "none"}, GOOD[2]], GOOD[1:3]):
+        module.check_settings("here", ["a", "ü"], steps)
+        module.prepare([np.zeros((9, 8, 3), np.uint8)], steps)
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ("a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 30)), "has 58 aliases"),
+    ("a0: &a0 {x: 1}\n" + "".join(f"a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}]}}\n" for i in range(1, 30)),
+     "has 58 aliases"),
+    ("label_list: [2020-13-45]", "not YAML: month must be"), ("a: " + "[" * 1000, "not YAML"),
+    ("a: !!python/object:os.x {}", "not YAML")])
+def test_yaml_that_would_fill_the_memory_or_is_none(module, tmp_path, text, words):
+    (tmp_path / "infer_cfg.yml").write_text(f"arch: GFL\n{text}\n", "utf-8")
+    with pytest.raises(module.RunnerError) as caught:
+        module.read_settings(tmp_path / "model.pdiparams")
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(("key", "value", "words"), [
+    ("class_names", '["a"]', "name 1 classes, the model has 80"), ("class_names", "[1]", "label_list[0]: 1"),
+    ("class_names", "{", "not JSON"), ("preprocess", '["Permute"]', "Preprocess[0]: Permute"),
+    ("nms", "[]", "nms: []"), ("nms", '{"nms_top_k": 1}', "nms: {"),
+    ("nms", '{"score_threshold": "a", "nms_top_k": 1, "keep_top_k": 1, "nms_threshold": 1}', "nms: {")])
+def test_metadata_of_an_onnx_are_checked(command, exported, picture, tmp_path, key, value, words):
+    onnx = pytest.importorskip("onnx")
+    proto = onnx.load(exported[0] / "model.onnx")
+    next(entry for entry in proto.metadata_props if entry.key == key).value = value
+    onnx.save(proto, tmp_path / "model.onnx")
+    assert is_one_line(command("--model", "model.onnx", "--image_file", picture), words)
 
 
 # --- Ctrl-C

@@ -4,6 +4,7 @@ import base64
 import importlib.util
 import json
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -150,6 +151,26 @@ def test_more_than_the_queue_holds_is_told_to_come_back():
     assert code == 200
     assert body["results"] == [{"width": 9, "height": 8, "detections": [
         {"label": 0, "name": "thing", "score": 0.9, "box": [1, 2, 3, 4]}]}]
+
+
+def test_health_tells_whether_images_are_detected_on():
+    """After a failure a blank image is tried: it fails as well, or shows that it was the image's fault."""
+    _, service, gate = cardboard()
+    gate.set()
+
+    async def ask():
+        transport = httpx.ASGITransport(service.app(), raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            answer, health = await client.post("/predict", content=PNG), await client.get("/health")
+            return answer.status_code, health.status_code, health.json()["status"]
+
+    works = service.batcher.detect
+    assert asyncio.run(ask()) == (200, 200, "ok")
+    service.batcher.detect = lambda arrays: 1 / 0
+    assert asyncio.run(ask()) == (500, 503, "failed")
+    failures = iter([True, False])
+    service.batcher.detect = lambda arrays: 1 / 0 if next(failures) else works(arrays)
+    assert asyncio.run(ask()) == (500, 200, "ok")
 
 
 def test_a_body_that_never_ends_is_cut_off(monkeypatch):
@@ -444,7 +465,11 @@ def test_clients_that_send_nothing_slowly_or_in_part_take_no_place(service, phot
     test_answers_are_the_runners(service, photos)
 
 
-def test_a_folder_that_cannot_be_served_is_one_line(tmp_path):
+@pytest.mark.parametrize("what", ["nothing", "step"])
+def test_a_folder_that_cannot_be_served_is_one_line(exported, tmp_path, what):
+    if what == "step":
+        shutil.copytree(exported[0], tmp_path, dirs_exist_ok=True)
+        (tmp_path / "infer_cfg.yml").write_text("{arch: GFL, label_list: [a], Preprocess: [Permute]}")
     done = subprocess.run([sys.executable, str(SERVER), "--model_dir", str(tmp_path)], capture_output=True, text=True,
                           timeout=60, check=False)
     assert done.returncode == 2

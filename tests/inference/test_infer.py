@@ -1,12 +1,17 @@
 import csv
 import json
+import os
+import sys
 
 import cv2
 import numpy as np
 import pytest
-from helpers import run_tool, tiny_config
+from helpers import files_of_all_names, lines_of, run_tool, tiny_config
 
-from ppgfl import DataError, Detections, Detector, load_config
+from ppgfl import ConfigError, DataError, Detections, Detector, load_config
+from ppgfl.data.loader import read_images
+from ppgfl.inference import infer as infer_module
+from ppgfl.inference.detector import RowDetector
 from ppgfl.inference.draw import class_color
 from ppgfl.inference.infer import infer
 
@@ -191,3 +196,109 @@ def check_bad_input(arguments, words, run, small_coco, r18vd_weights, tmp_path):
     assert done.stderr.count("\n") == 1
     assert words in done.stderr
     assert not (tmp_path / "output").exists()
+
+
+# --- names of files
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """`infer` with a detector that finds one thing in each image."""
+    def opened(cfg, **_):
+        def detect_records(records):
+            for record, image in read_images(records):
+                assert image.shape == (8, 9, 3)
+                yield record["im_id"], ROWS
+
+        return RowDetector(lambda images: [ROWS] * len(images), detect_records)
+
+    monkeypatch.setattr(infer_module, "open_detector", opened)
+    return lambda *args, **options: infer(tiny_config(), *args, **options)
+
+
+ROWS = np.array([[0, 0.9, 1, 2, 5, 6]], np.float32)
+
+
+def files_in(folder, kind):
+    """The names of the images in the results that `infer` has written."""
+    if kind == "csv":
+        with open(folder / "results.csv", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            return [row["file"] for row in csv.DictReader(file)]
+    if kind == "coco":
+        files = {one["id"]: one["file_name"] for one in json.loads((folder / "images.json").read_text("utf-8"))}
+        return [files[one["image_id"]] for one in json.loads((folder / "bbox.json").read_text("utf-8"))]
+    return [line["file"] for line in (lines_of(folder) if kind == "jsonl"
+                                      else json.loads((folder / "results.json").read_text("utf-8")))]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not take any bytes as a name")
+@pytest.mark.parametrize("kind", ["json", "csv", "coco", "jsonl"])
+def test_each_image_has_a_result_under_its_name(quick, kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = files_of_all_names(tmp_path / "in")
+    for folder, out in (("in", tmp_path / "out"), ("./in/", tmp_path / "in" / "out")):
+        for _ in range(2):  # the second time a folder of results is there, which is not read
+            quick(folder, output_dir=out, save_results=kind, resume=kind == "jsonl")
+            assert sorted(files_in(out, kind)) == sorted(os.path.join(folder, name) for name in names)
+            pictures = [str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()]
+            assert sorted(name for name in pictures if not name.endswith((".json", ".csv", ".jsonl"))) == sorted(names)
+
+
+def test_names_that_a_picture_cannot_have_get_an_ending(quick, small_coco, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    files_of_all_names(tmp_path / "in", 1)
+    data = (tmp_path / "in" / "target" / "one.png").read_bytes()
+    names = ["upload", "upload.png", "photo.dat", "x" * 255, "x" * 251 + ".dat", "results.json"]
+    for name in names:
+        (tmp_path / name).write_bytes(data)
+    found = quick(names, output_dir="out", save_results="json")
+    assert [one.path for one in found] == names
+    pictures = sorted(name for name in os.listdir("out") if name != "results.json")
+    assert {"upload.png", "upload.png.png", "photo.dat.png", "results.json.png"} < set(pictures)
+    assert len(pictures) == len(names)
+    assert all(read(tmp_path / "out" / name).shape == (8, 9, 3) for name in pictures)
+
+
+def test_resume_knows_an_image_however_it_is_spelled(quick, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = files_of_all_names(tmp_path / "in", 20)
+    (tmp_path / "else").symlink_to(tmp_path / "in")
+    (tmp_path / "other").mkdir()
+    options = dict(output_dir=tmp_path / "out", save_results="jsonl", pictures=False)
+    quick("in", **options)
+    for place in ("./in", "in/../in", tmp_path / "in", "else"):
+        quick(place, **options, resume=True)
+    monkeypatch.chdir(tmp_path / "other")
+    quick("../in", **options, resume=True)
+    assert len(lines_of(tmp_path / "out")) == len(names) == 20
+
+
+def test_a_broken_link_is_named(quick, tmp_path):
+    files_of_all_names(tmp_path / "in", 1)
+    for name, target in (("gone.png", "nowhere.png"), ("self.png", "self.png")):
+        (tmp_path / "in" / name).symlink_to(target)
+        for place in (tmp_path / "in", tmp_path / "in" / name):
+            with pytest.raises(DataError, match=f"{name}: .* it is a link to {target}, which is not there"):
+                quick(place, output_dir=tmp_path / "out")
+        (tmp_path / "in" / name).unlink()
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 50, float("nan")])
+@pytest.mark.parametrize("name", ["draw_threshold", "save_threshold"])
+def test_a_threshold_is_a_score(quick, name, threshold, tmp_path):
+    with pytest.raises(ConfigError, match=f"--{name}: .*it is a score, 0 to 1"):
+        quick(tmp_path, **{name: threshold})
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "CMYK"])
+def test_an_image_of_pillow_is_taken_as_it_is(detector, picture, mode):
+    image = pytest.importorskip("PIL.Image").open(picture).convert(mode)
+    found, wanted = detector(image), detector(np.asarray(image.convert("RGB"))[..., ::-1].copy())
+    np.testing.assert_array_equal(found.boxes, wanted.boxes)
+    assert found.draw(0.5).shape == read(picture).shape
+
+
+@pytest.mark.parametrize("mode", ["I", "F", "I;16"])
+def test_an_image_of_pillow_with_larger_values_is_refused(detector, mode):
+    with pytest.raises(DataError, match=f"Pillow image of mode '{mode}'"):
+        detector(pytest.importorskip("PIL.Image").new(mode, (9, 9)))
