@@ -93,8 +93,10 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
 
 
 def write_csv(path: str | os.PathLike[str], rows: Iterable[Iterable[Any]]) -> None:
-    """Write rows of values, the first of them the header, as `spreadsheet_cell` makes them; see `write_bytes`. File names
-    keep their bytes: a file with names that are not UTF-8 is read with errors="surrogateescape"."""
+    """Write rows of values, the first of them the header, as `spreadsheet_cell` makes them; see `write_bytes`.
+
+    File names keep their bytes: a file with names that are not UTF-8 is read with errors="surrogateescape".
+    """
     lines = []
     for row in rows:
         line = io.StringIO()
