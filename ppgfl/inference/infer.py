@@ -69,13 +69,16 @@ def infer(cfg: dict[str, Any], images: str | os.PathLike[str] | Sequence[str], *
     names, category_ids = dataset.classes_of(detector.class_names)
     found: list[Detections] = []
     coco: list[dict[str, Any]] = []
-    count = 0
+    count = drawn = 0
+    best = 0.0  # score
     for index, rows in progress(detector.detect_records(records), total=len(records), what="infer"):
         count += 1
         one = Detections.from_rows(rows, names, path=files[index])
         if paths:
             paths[index].parent.mkdir(parents=True, exist_ok=True)
             write_image(str(paths[index]), one.draw(draw_threshold))
+            drawn += len(one.above(draw_threshold))
+            best = max(best, float(one.scores.max(initial=0)))
         if lines:
             known = {} if os.path.isabs(files[index]) else {"folder": os.getcwd()}  # for a --resume from another one
             lines.write({**one.above(save_threshold).to_dict(), **known})
@@ -84,6 +87,10 @@ def infer(cfg: dict[str, Any], images: str | os.PathLike[str] | Sequence[str], *
         coco += coco_records(rows[rows[:, 1] >= save_threshold], index, category_ids)
     what = f"{count} {'pictures' if pictures else 'images'}"
     logger.info("%s in %s%s", what, folder.resolve(), ", results-*.jsonl beside them" if lines and pictures else "")
+    if pictures:
+        logger.info("%d boxes drawn%s", drawn, "" if drawn or not count else
+                    f": the best score is {best:.3f}, and --draw_threshold is {draw_threshold:g}" if best else
+                    ": nothing was found")
     if lines:
         lines.close()
     elif save_results:

@@ -283,6 +283,15 @@ def test_a_broken_link_is_named(quick, tmp_path):
         (tmp_path / "in" / name).unlink()
 
 
+@pytest.mark.parametrize(("threshold", "words"), [
+    (0.5, "1 boxes drawn"), (0.95, "0 boxes drawn: the best score is 0.900, and --draw_threshold is 0.95")])
+def test_what_was_drawn_is_said(quick, tmp_path, caplog, threshold, words):
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((8, 9, 3), np.uint8))
+    with caplog.at_level("INFO"):
+        quick(str(tmp_path / "a.png"), output_dir=tmp_path / "out", draw_threshold=threshold)
+    assert caplog.messages[-1] == words
+
+
 @pytest.mark.parametrize("threshold", [-0.1, 50, float("nan")])
 @pytest.mark.parametrize("name", ["draw_threshold", "save_threshold"])
 def test_a_threshold_is_a_score(quick, name, threshold, tmp_path):
