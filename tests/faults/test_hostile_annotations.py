@@ -31,7 +31,7 @@ def open_with(tmp_path):
 
 
 @pytest.mark.parametrize("bbox", [
-    [float("nan"), 0, 5, 5], [0, 0, float("inf"), 5], [0, 0, -5, 5], [0, 0, 0, 5], ["1", "2", "3", "4"], [1, 2, 3], [],
+    [float("nan"), 0, 5, 5], [0, 0, float("inf"), 5], [0, 0, -5, 5], [0, 0, 0, 5], ["1", "2", "3", "x"], [1, 2, 3], [],
     None, "1,2,3,4", {"x": 1}, [[1], [2], [3], [4]], [None] * 4, [1e400, 0, 5, 5]],
     ids=str)
 def test_a_box_that_is_none_is_rejected_and_counted(open_with, bbox):
@@ -55,7 +55,7 @@ def test_boxes_outside_of_the_image_and_of_any_number_train(open_with):
     ({"annotations": [{**BOX, "category_id": 99}]}, "category_id 99"),
     ({"annotations": "none"}, "annotations"), ({"annotations": [1]}, "annotations"),
     ({"images": None}, "images"), ({"images": [{"id": 1}]}, "file_name"), ({"categories": {}}, "categories"),
-    ({"images": [{"id": "1", "file_name": "a b é.png"}]}, "not a whole number"),
+    ({"images": [{"id": [1], "file_name": "a b é.png"}]}, "neither a whole number nor text"),
     ({"images": [{"id": 1, "file_name": "a b é.png"}, {"id": 1, "file_name": "a b é.png"}]}, "image id 1"),
     ({"categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}, "category id 1"),
     ({"images": [{"id": 1, "file_name": "absent.png"}]}, "no such image"),
