@@ -17,6 +17,7 @@ import argparse
 import asyncio
 import contextlib
 import io
+import json
 import os
 import sys
 import time
@@ -40,7 +41,7 @@ from starlette.applications import Starlette  # noqa: E402
 from starlette.datastructures import UploadFile  # noqa: E402
 from starlette.exceptions import HTTPException  # noqa: E402
 from starlette.requests import ClientDisconnect, Request  # noqa: E402
-from starlette.responses import HTMLResponse, JSONResponse, Response  # noqa: E402
+from starlette.responses import HTMLResponse, Response  # noqa: E402
 from starlette.routing import Route  # noqa: E402
 from uvicorn.protocols.http.h11_impl import H11Protocol  # noqa: E402
 
@@ -53,6 +54,15 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
+
+
+class JsonAnswer(Response):
+    """JSON in ASCII, so that it holds whatever a class is called, also halves of letters."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
 
 
 class Service:
@@ -109,8 +119,8 @@ class Service:
 
     async def health(self, request: Request) -> Response:
         alive = self.batcher.thread.is_alive()
-        return JSONResponse({"status": "ok" if alive else "failed", "model": self.runner.description,
-                             "classes": len(self.runner.class_names)}, status_code=200 if alive else 503)
+        return JsonAnswer({"status": "ok" if alive else "failed", "model": self.runner.description,
+                           "classes": len(self.runner.class_names)}, status_code=200 if alive else 503)
 
     async def metrics(self, request: Request) -> Response:
         return Response(generate_latest(self.registry), media_type="text/plain; version=0.0.4")
@@ -131,7 +141,7 @@ class Service:
         self.answers.labels("200").inc()
         self.images.inc(len(files))
         self.seconds.observe(seconds)
-        return JSONResponse({
+        return JsonAnswer({
             "milliseconds": round(1000 * seconds, 1),
             "results": [self.describe(shape, rows[rows[:, 1] >= threshold])
                         for (shape, _), rows in zip(ready, found)]})
@@ -245,11 +255,11 @@ class Service:
             self.answers.labels(str(error.status_code)).inc()
         # What was not read of the request must not be taken for the next one.
         headers = {**(error.headers or {}), "Connection": "close"}
-        return JSONResponse({"error": error.detail}, status_code=error.status_code, headers=headers)
+        return JsonAnswer({"error": error.detail}, status_code=error.status_code, headers=headers)
 
     async def fail(self, request: Request, error: Exception) -> Response:
         self.answers.labels("500").inc()
-        return JSONResponse({"error": "the detector failed; the log of the service says why"}, status_code=500)
+        return JsonAnswer({"error": "the detector failed; the log of the service says why"}, status_code=500)
 
 
 class Connection(H11Protocol):
@@ -293,7 +303,7 @@ def main() -> int:
                                    cpu_threads=args.cpu_threads, engine=args.engine)
         runner([np.zeros((64, 64, 3), np.uint8)])  # an export without NMS is refused here, not at the first request
     except infer.RunnerError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {infer.shown(error)}", file=sys.stderr)
         return 2
     megapixels = args.max_batch_megapixels or {"CPU": 1, "GPU": 100}[args.device]
     service = Service(
