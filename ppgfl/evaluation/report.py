@@ -270,7 +270,8 @@ def _page(title: str, metrics: Mapping[str, Any], threshold: float, f1: float, r
     figures = "".join(f"<h2>{captions[name]}</h2>{_embed(picture, '.png')}" for name, picture in pictures.items())
     images = "".join(f"<h2>{kind}</h2><p>Left what is there, right what was found with a score of at least "
                      f"{threshold:.2f}.</p><div class='photos'>" + "".join(
-                         f"<figure>{_embed(picture, '.jpg')}<figcaption>{html.escape(shown(name))}</figcaption></figure>"
+                         f"<figure>{_embed(picture, '.jpg')}"
+                         f"<figcaption>{html.escape(shown(name))}</figcaption></figure>"
                          for name, picture in group) + "</div>" for kind, group in photos.items() if group)
     seen = ("<h2>First training batches</h2><p>As the network sees them, with the boxes that are its targets.</p>"
             + "".join(f"<p>{_embed(picture, '.jpg')}</p>" for picture in batches) if batches else "")
