@@ -767,7 +767,7 @@ def open_font(path: str, size: int, layout: int | None = None) -> Any:
     from PIL import ImageFont
 
     try:
-        index = 2 if "CJK" in path and path.endswith(".ttc") else 0  # of the five of Noto CJK that with Chinese forms
+        index = 2 if re.search(r"Noto\w+CJK[^/]*\.ttc$", path) else 0  # of the five in it that with Chinese forms
         return ImageFont.truetype(path, size, index, layout_engine=layout)
     except (OSError, ValueError):  # damaged, a bitmap font without this size, not of five
         return None
@@ -775,12 +775,12 @@ def open_font(path: str, size: int, layout: int | None = None) -> Any:
 
 @functools.lru_cache(maxsize=1 << 16)
 def has_letter(path: str, letter: str) -> bool:
-    """Whether a font draws a letter, and not the sign of what it has not."""
+    """Whether a font draws a letter, neither nothing nor the sign of what it has not."""
     font = open_font(path, 16, 0)  # Raqm puts a circle below a mark that stands alone
     if font is None:
         return False
     seen, unknown = (font.getmask(one) for one in (letter, "\U0010ffff"))
-    return (seen.size, bytes(seen)) != (unknown.size, bytes(unknown))
+    return any(seen) and (seen.size, bytes(seen)) != (unknown.size, bytes(unknown))
 
 
 @functools.lru_cache(maxsize=1 << 12)

@@ -47,7 +47,7 @@ from starlette.datastructures import UploadFile  # noqa: E402
 from starlette.exceptions import HTTPException  # noqa: E402
 from starlette.middleware.cors import CORSMiddleware  # noqa: E402
 from starlette.requests import ClientDisconnect, Request  # noqa: E402
-from starlette.responses import HTMLResponse, JSONResponse, Response  # noqa: E402
+from starlette.responses import HTMLResponse, Response  # noqa: E402
 from starlette.routing import Route  # noqa: E402
 from uvicorn.protocols.http.h11_impl import H11Protocol  # noqa: E402
 
@@ -63,6 +63,15 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
+
+
+class JsonAnswer(Response):
+    """JSON in ASCII, so that it holds whatever a class is called, also halves of letters."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
 
 
 class Service:
@@ -132,8 +141,8 @@ class Service:
                 self.failed = False
             except Exception:  # of whatever kind, as in `fail`
                 alive = False
-        return JSONResponse({"status": "ok" if alive else "failed", "model": self.runner.description,
-                             "classes": len(self.runner.class_names)}, status_code=200 if alive else 503)
+        return JsonAnswer({"status": "ok" if alive else "failed", "model": self.runner.description,
+                           "classes": len(self.runner.class_names)}, status_code=200 if alive else 503)
 
     async def metrics(self, request: Request) -> Response:
         return Response(generate_latest(self.registry), media_type="text/plain; version=0.0.4")
@@ -155,7 +164,7 @@ class Service:
         self.answers.labels("200").inc()
         self.images.inc(len(files))
         self.seconds.observe(seconds)
-        return JSONResponse({
+        return JsonAnswer({
             "milliseconds": round(1000 * seconds, 1),
             "results": [self.describe(shape, rows[rows[:, 1] >= threshold])
                         for (shape, _), rows in zip(ready, found)]})
@@ -275,12 +284,12 @@ class Service:
             self.answers.labels(str(error.status_code)).inc()
         # What was not read of the request must not be taken for the next one.
         headers = {**(error.headers or {}), "Connection": "close"}
-        return JSONResponse({"error": error.detail}, status_code=error.status_code, headers=headers)
+        return JsonAnswer({"error": error.detail}, status_code=error.status_code, headers=headers)
 
     async def fail(self, request: Request, error: Exception) -> Response:
         self.failed = True
         self.answers.labels("500").inc()
-        return JSONResponse({"error": "the detector failed; the log of the service says why"}, status_code=500)
+        return JsonAnswer({"error": "the detector failed; the log of the service says why"}, status_code=500)
 
 
 def unpack_json(body: bytes, threshold: Any) -> tuple[list[bytes], Any]:
@@ -334,7 +343,7 @@ def main() -> int:
         runner = infer.open_runner(args.model_dir, device=args.device, run_mode=args.run_mode,
                                    cpu_threads=args.cpu_threads, engine=args.engine)
     except infer.RunnerError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {infer.shown(error)}", file=sys.stderr)
         return 2
     try:
         runner([BLANK])  # an export without NMS, or of another model, is refused here, not at the first request

@@ -265,6 +265,4 @@ def _summarize(content: Content, output: Path) -> None:
 
 
 def _some(examples: Sequence[str]) -> str:
-    """The first of them; what is no text in a file's name is escaped."""
-    text = ", ".join(examples[:3]) + (", ..." if len(examples) > 3 else "")
-    return text.encode("utf-8", "backslashreplace").decode()
+    return ", ".join(examples[:3]) + (", ..." if len(examples) > 3 else "")

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..data.image import read_image
 from ..system import atomic_write
+from ..system.text import shown
 from .draw import draw_boxes
 
 
@@ -50,7 +51,7 @@ class Detections:
         best = ", ".join(f"{name} {score:.2f}" for name, score in list(zip(self.names, self.scores))[:3])
         more = ", ..." if len(self) > 3 else ""
         where = self.path if self.path is not None else "an array"
-        return f"<Detections: {len(self)} on {where}{': ' if best else ''}{best}{more}>"
+        return shown(f"<Detections: {len(self)} on {where}{': ' if best else ''}{best}{more}>")
 
     def above(self, threshold: float) -> Detections:
         """The detections that score at least `threshold`."""
@@ -73,8 +74,8 @@ class Detections:
             for box, score, label, name in zip(self.boxes, self.scores, self.labels, self.names)]}
 
     def to_json(self) -> str:
-        """`to_dict` as a JSON string."""
-        return json.dumps(self.to_dict(), ensure_ascii=False)
+        """`to_dict` as a JSON string, which can be printed and written whatever the names are."""
+        return json.dumps(self.to_dict(), ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
 
 
 def name_of(label: int, class_names: Sequence[str]) -> str:

@@ -65,7 +65,7 @@ def write(path: Path, model: GFL, *, image_shape: Sequence[int | None], settings
         helper.make_graph(graph.nodes, "gfl", inputs, outputs, graph.weights), producer_name=PRODUCER,
         opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
     helper.set_model_props(proto, {
-        "class_names": json.dumps(settings["label_list"], ensure_ascii=False),
+        "class_names": json.dumps(settings["label_list"]),
         "preprocess": json.dumps(settings["Preprocess"]), "nms": json.dumps(nms)})
     onnx.checker.check_model(proto, full_check=True)
     onnx.save(proto, str(path))

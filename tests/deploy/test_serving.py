@@ -173,6 +173,16 @@ def test_health_tells_whether_images_are_detected_on():
     assert asyncio.run(ask()) == (500, 200, "ok")
 
 
+@pytest.mark.parametrize("name", ["行人", "\ud800", "\x1b\n", "<b>"])
+def test_classes_are_answered_whatever_they_are_called(name):
+    _, service, gate = cardboard()
+    gate.set()
+    service.runner.class_names[0] = name
+    (code, body), = post(service, PNG)
+    assert code == 200
+    assert body["results"][0]["detections"][0]["name"] == name
+
+
 def test_a_body_that_never_ends_is_cut_off(monkeypatch):
     server, service, gate = cardboard(max_bytes=1000)
     gate.set()

@@ -87,6 +87,15 @@ def test_detections_sort_name_filter_and_serialise():
         {"label": 2, "name": "class 2", "score": 0.4, "box": [1, 2, 30, 40]}]}
 
 
+@pytest.mark.parametrize("name", ["行人", "\ud800", "\x1b[31m\n", "\u202egpj"])
+def test_any_name_can_be_printed_and_read_back(name):
+    found = Detections.from_rows(np.array([[0, 0.9, 5, 5, 20, 20]], np.float32), [name], path="a\udcff\n.jpg")
+    text = found.to_json().encode("utf-8")
+    assert json.loads(text) == {"file": "a\udcff\n.jpg", "detections": [
+        {"label": 0, "name": name, "score": 0.9, "box": [5, 5, 20, 20]}]}
+    assert repr(found).isprintable()
+
+
 def test_drawing_marks_the_boxes_and_leaves_the_image_alone():
     image = np.full((60, 80, 3), 128, np.uint8)
     drawn = some_detections(image=image).draw(0.0)
