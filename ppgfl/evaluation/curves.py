@@ -134,11 +134,11 @@ def ap_interval(evaluator: COCOeval, ap: float, *, seed: int = 0) -> tuple[float
     with replacement again and again, from a seed (bootstrap over images).
 
     It says how far the AP may lie off for other images of the same kind. The deviation is taken rather than
-    percentiles, since the APs of images that occur twice are a little too high. None with fewer than two images or
-    nothing to find.
+    percentiles, since the APs of images that occur twice are a little too high. None with fewer than two images, or
+    nothing to find or found.
     """
     rng, images = np.random.default_rng(seed), len(evaluator.params.imgIds)
-    if images < 2 or ap < 0:
+    if images < 2 or ap <= 0:
         return None
     counts = rng.multinomial(images, np.full(images, 1 / images), size=RESAMPLES)
     aps = resampled_ap(evaluator, counts)

@@ -172,6 +172,7 @@ def test_the_interval_of_the_ap(tmp_path, data):
     counts = np.random.default_rng(0).multinomial(30, np.full(30, 1 / 30), size=200)
     assert high - ap == pytest.approx(1.96 * curves.resampled_ap(evaluator, counts).std())
     assert curves.ap_interval(evaluator, -1.0) is None
+    assert curves.ap_interval(evaluator, 0.0) is None
     data[1].params.imgIds = data[1].params.imgIds[:1]
     assert curves.ap_interval(data[1], 0.5) is None  # of one image
 
