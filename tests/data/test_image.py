@@ -37,7 +37,8 @@ def test_a_list_of_names_that_look_like_something_else(here):
 
 
 @pytest.mark.parametrize(("data", "words"), [
-    (b"", "the list is empty"), (b" \n# a.png\n", "the list is empty"), ("a.png".encode("utf-16-le"), "save it as UTF-8"),
+    (b"", "the list is empty"), (b" \n# a.png\n", "the list is empty"),
+    ("a.png".encode("utf-16-le"), "save it as UTF-8"),
     (codecs.BOM_UTF16_LE + b"a", "save it as UTF-8"), ("a.png".encode("utf-32"), "save it as UTF-8")])
 def test_a_list_that_cannot_be_read(here, data, words):
     (here / "list.txt").write_bytes(data)
