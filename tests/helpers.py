@@ -178,7 +178,7 @@ def files_of_all_names(folder, count=200, seed=0):
         spelled = os.fsencode(SPELLINGS[number % len(SPELLINGS)]) if rng.random() < 0.7 else BYTES[number % len(BYTES)]
         ending = str(rng.choice(ENDINGS)).encode()
         if rng.random() < 0.3:
-            spelled = (spelled + "数".encode() * 80)[:255 - len(ending) - 3] + b"%03d" % number  # cut amid a letter
+            spelled = (spelled + "数".encode() * 90)[:255 - len(ending) - 3] + b"%03d" % number  # cut amid a letter
         else:
             spelled += b"" if number < len(SPELLINGS) else b"%d" % number
         name = os.path.join(str(rng.choice(folders)), os.fsdecode(spelled.lstrip(b".") + ending))
