@@ -316,6 +316,9 @@ def read_settings(params_file: Path) -> dict:
         if not isinstance(settings.get(key), list):
             raise RunnerError(f"{path}: has no list '{key}'; export the model again")
     check_settings(path, settings["label_list"], settings["Preprocess"])
+    for key, (is_good, allowed) in OTHERS.items():
+        if key in settings and not is_good(settings[key]):
+            raise RunnerError(f"{path}: {key}: {settings[key]!r:.80}: it has to be {allowed}; export the model again")
     # Paddle reads past the end of a cut file and says nothing. PaddleDetection's exports hold no sum to compare with.
     expected = settings.get("params_sha256")
     if expected is not None and hashlib.sha256(params_file.read_bytes()).hexdigest() != expected:
@@ -372,6 +375,8 @@ STEPS: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
     "Permute": {},
     "PadStride": {"stride": (lambda value: is_number(value, 0, 1024, int), "a whole number up to 1024")},
 }
+OTHERS = {"use_dynamic_shape": FLAG,
+          "min_subgraph_size": (lambda value: is_number(value, 1, 10**6, int), "a whole number from 1 up")}
 
 
 # --- preparation, with the arithmetic of training

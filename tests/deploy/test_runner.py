@@ -629,6 +629,15 @@ def test_settings_are_checked_when_they_are_read(module, tmp_path, names, steps,
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("key", "value"), [("use_dynamic_shape", "no"), ("min_subgraph_size", "3"),
+                                            ("min_subgraph_size", 0)])
+def test_settings_of_the_predictor_are_checked_too(module, tmp_path, key, value):
+    settings = {"arch": "GFL", "label_list": ["a"], "Preprocess": GOOD, key: value}
+    (tmp_path / "infer_cfg.yml").write_text(yaml.dump(settings), "utf-8")
+    with pytest.raises(module.RunnerError, match=f"infer_cfg.yml: {key}: {value!r}: it has to be"):
+        module.read_settings(tmp_path / "model.pdiparams")
+
+
 def test_settings_that_are_good(module):
     for steps in (GOOD, GOOD[:3], changed(0, target_size=640), changed(1, is_scale=False, norm_type="mean_std"),
                   [GOOD[0], {"type": "NormalizeImage", "norm_type": "none"}, GOOD[2]], GOOD[1:3]):
