@@ -8,6 +8,7 @@ Each subject runs in a process of its own, on the same drawn pictures, with the 
 import argparse
 import os
 import pickle
+import re
 import statistics
 import subprocess
 import sys
@@ -315,35 +316,63 @@ def table(rows, rate):
     return "\n".join(lines)
 
 
-def chart(answers, path):
-    """Bars of PaddleDetection's time over ppgfl's, on a logarithmic axis."""
+WAYS = {"its defaults": "as it is installed", "tuned": "with the environment variables that ppgfl sets itself"}
+MEANINGS = {"inference": "exported, one image", "evaluation": "evaluation", "step": "training step",
+            "loader": "loading of batches", "targets": "targets of an image"}
+CASES = {"gfl_r18vd_1x_coco": "R18vd", "gfl_r50_fpn_1x_coco": "R50", "gflv2_r50_fpn_1x_coco": "GFLv2 R50",
+         "1 boxes": "1 box"}
+
+
+def ratios_of(results):
+    """{(question, case): {way: PaddleDetection's time over ppgfl's}} of RESULTS.md."""
+    ratios, question = {}, ""
+    for line in results.splitlines():
+        if line.startswith("## "):
+            question = line[3:]
+        elif line.startswith("| PaddleDetection, "):
+            cells = [cell.strip() for cell in line.strip("| ").split(" | ")]
+            name = cells[0]
+            way = next(way for way in WAYS if name.startswith(f"PaddleDetection, {way}"))
+            case = re.sub(r"\([^)]*\)", "", name[len(f"PaddleDetection, {way}"):]).strip(", ")
+            ratios.setdefault((question, case), {})[way] = float(cells[3])
+    return ratios
+
+
+def chart(results, path):
+    """Bars of PaddleDetection's time over ppgfl's, of the text of RESULTS.md."""
     from matplotlib.figure import Figure
 
-    names, ratios = [], []
-    for question, rows in answers.items():
-        for row in rows:
-            if row.subject.startswith("PaddleDetection, "):
-                first = next(other for other in rows if other.case == row.case)
-                way = row.subject[len("PaddleDetection, "):].split(" (")[0]
-                names.append(", ".join(part for part in (question, row.case, way) if part))
-                ratios.append(statistics.median(row.seconds) / statistics.median(first.seconds))
-    figure = Figure(figsize=(8, 0.4 * len(names) + 1), layout="constrained")
+    ratios = ratios_of(results)
+    figure = Figure(figsize=(9, 0.62 * len(ratios) + 1.8), layout="constrained")
     axes = figure.subplots()
-    bars = axes.barh(names, ratios)
-    axes.bar_label(bars, [f"{ratio:.1f}" for ratio in ratios], padding=3)
-    axes.axvline(1, color="black")
+    for offset, (way, meaning), color in zip((-0.2, 0.2), WAYS.items(), ("#9aa5b1", "#1f6feb")):
+        places = [place for place, by_way in enumerate(ratios.values()) if way in by_way]
+        values = [by_way[way] for by_way in ratios.values() if way in by_way]
+        bars = axes.barh([place + offset for place in places], values, 0.36, label=f"PaddleDetection {meaning}",
+                         color=color)
+        axes.bar_label(bars, [f"{value:.1f} times" for value in values], padding=3, fontsize=9)
+    axes.set_yticks(range(len(ratios)), [", ".join(filter(None, (MEANINGS[question], CASES.get(case, case))))
+                                         for question, case in ratios])
+    axes.axvline(1, color="black", linewidth=1)
     axes.set_xscale("log")
-    axes.set_xlim(0.8, 1.5 * max(ratios))
-    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xlim(0.8, 1.9 * max(max(by_way.values()) for by_way in ratios.values()))
+    axes.set_xticks([1, 2, 5, 10, 20, 50], ["1\nequally long", "2", "5", "10", "20", "50"])
+    axes.minorticks_off()
     axes.invert_yaxis()
-    axes.set_title("PaddleDetection's time over ppgfl's, CPU")
-    figure.savefig(path, dpi=110)
+    axes.set_xlabel("PaddleDetection's time over ppgfl's on the same CPU, logarithmic")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside upper center", ncols=1, frameon=False)
+    figure.savefig(path, dpi=130)
 
 
 def main():
     parser = argparse.ArgumentParser(formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__)
     parser.add_argument("questions", nargs="*", choices=[*QUESTIONS, []], help="default: all")
+    parser.add_argument("--chart", action="store_true", help="only draw results.png of RESULTS.md anew")
     args = parser.parse_args()
+    if args.chart:
+        chart((HERE / "RESULTS.md").read_text(encoding="utf-8"), HERE / "results.png")
+        return
     start, answers = time.time(), {}
     with tempfile.TemporaryDirectory() as scratch:
         bench = Bench(Path(scratch))
@@ -355,8 +384,9 @@ def main():
             print(f"\n{sections[-1]}", flush=True)
     if not args.questions:
         head = HEAD.format(machine=machine(), rate=rate, tuned=" ".join("=".join(item) for item in TUNED.items()))
-        (HERE / "RESULTS.md").write_text(head + "\n".join(sections), encoding="utf-8")
-        chart(answers, HERE / "results.png")
+        results = head + "\n".join(sections)
+        (HERE / "RESULTS.md").write_text(results, encoding="utf-8")
+        chart(results, HERE / "results.png")
         print(f"written: {HERE / 'RESULTS.md'} after {time.time() - start:.0f} s")
 
 
