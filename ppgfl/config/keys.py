@@ -56,6 +56,9 @@ TOP_LEVEL = {
                   "auto: static on a CPU for more than a few images", "auto", Literal["auto", "dygraph", "static"]),
     "num_classes": Key("C; null: as many as the annotation file of TrainDataset lists, or where that is absent as the "
                        "weights have", 80, Union[Classes, Automatic]),
+    "match_classes": Key("how eval and infer match the classes of weights, which know their names, with those of an "
+                         "annotation file: name; place, for classes that have been renamed or translated", "name",
+                         Literal["name", "place"]),
     "metric": Key("COCO", "COCO", Annotated[Literal["COCO"], "ppgfl evaluates with COCO only"]),
     "norm_type": Key("of the backbone: bn or sync_bn (statistics shared between processes)", None,
                      Optional[Literal["bn", "sync_bn"]]),

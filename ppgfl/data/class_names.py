@@ -13,31 +13,30 @@ def placeholders(count: int) -> list[str]:
 
 
 def order(trained: Sequence[str] | None, listed: Sequence[str], source: object, *,
-          ambiguous: bool = False) -> list[int]:
+          by_place: bool = False) -> list[int]:
     """For each class of a model its place in a list of classes, found by name.
 
     Args:
         trained: the model's names; None or `placeholders`: unknown, so that its classes are those of the list.
         source: where the list stands, for messages.
-        ambiguous: the list gave two classes one name, so that only their places can tell them apart.
+        by_place: whatever they are called, the first is the first.
 
     Raises: ConfigError: the two do not name the same classes.
     """
     if trained is None or list(trained) == list(listed):
         return list(range(len(listed)))
+    if by_place and len(trained) == len(listed):
+        logger.warning("%s: its classes (%s) are matched with the model's (%s) by their places", source, _some(listed),
+                       _some(trained))
+        return list(range(len(listed)))
     if sorted(trained) == sorted(listed) and len(set(listed)) == len(listed):
         logger.warning("%s lists the classes in another order (%s) than the model has them (%s); they are matched by "
                        "name", source, _some(listed), _some(trained))
         return [list(listed).index(name) for name in trained]
-    if len(trained) == len(listed):
-        if placeholders(len(listed)) in (list(trained), list(listed)):  # nobody has named them
-            return list(range(len(listed)))
-        if ambiguous:
-            logger.warning("%s: two classes of one name, so its classes (%s) are matched with the model's (%s) by "
-                           "their places; give them names of their own", source, _some(listed), _some(trained))
-            return list(range(len(listed)))
+    if len(trained) == len(listed) and placeholders(len(listed)) in (list(trained), list(listed)):  # nobody named them
+        return list(range(len(listed)))
     raise ConfigError(f"{source}: lists {_some(listed)}; the model has {_some(trained)}; take the annotations that "
-                      "belong to the model, or give the classes its names")
+                      "belong to the model, or set match_classes=place if only the names differ")
 
 
 def _some(names: Sequence[str]) -> str:

@@ -206,14 +206,14 @@ class ImageFolder:
         self.anno_path = Path(dataset_dir or "", anno_path or "").expanduser()
         self.class_names, self.category_ids = read_class_names(self.anno_path, num_classes, section)
 
-    def classes_of(self, trained: list[str] | None) -> tuple[list[str], list[Id]]:
+    def classes_of(self, trained: list[str] | None, *, by_place: bool = False) -> tuple[list[str], list[Id]]:
         """Names and category ids in the order of a model that was trained with the classes `trained` (None: unknown).
 
         Raises: ConfigError: `anno_path` names others. Where there is no such file, the model's names stand.
         """
         if trained and trained != self.class_names and not self.anno_path.is_file():
             return trained, list(range(1, len(trained) + 1))
-        places = class_names.order(trained, self.class_names, self.anno_path)
+        places = class_names.order(trained, self.class_names, self.anno_path, by_place=by_place)
         return [self.class_names[place] for place in places], [self.category_ids[place] for place in places]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from ..build import build_dataset, check
 from ..classes import number_of_classes, with_weights
 from ..config.check import check_classes
+from ..config.keys import setting
 from ..data import class_names
 from ..data.annotations import SAME_NAME
 from ..data.dataset import COCODataSet
@@ -52,7 +53,7 @@ def evaluate(cfg: dict[str, Any], *, weights: str | os.PathLike[str] | None = No
     if detector is None:
         images = len(dataset.records) // dist.world_size()
         detector = open_detector(cfg, weights=weights, reader="EvalReader", images=images)
-    results = detect_on(dataset, detector)
+    results = detect_on(dataset, detector, by_place=setting(cfg, "match_classes") == "place")
     if dist.is_main():
         file = Path(output_dir) / RESULT_FILE
         write_json(file, results)
@@ -70,14 +71,14 @@ def evaluate_results(cfg: dict[str, Any], *, output_dir: str | os.PathLike[str] 
     return _numbers(dataset, read_results(file, dataset), classwise, report_dir, f"those that wrote {file}", command)
 
 
-def detect_on(dataset: COCODataSet, detector: RowDetector) -> Results:
+def detect_on(dataset: COCODataSet, detector: RowDetector, *, by_place: bool = False) -> Results:
     """All images of a data set through a detector. Raises ConfigError when it has other classes than the data set.
 
     Several processes take a share of the images each; all return all results.
     """
     category_ids = [dataset.category_ids[place] for place in
                     class_names.order(detector.class_names, dataset.class_names, dataset.anno_path,
-                                      ambiguous=bool(dataset.annotations.mended[SAME_NAME]))]
+                                      by_place=by_place or bool(dataset.annotations.mended[SAME_NAME]))]
     share = dataset.records[dist.rank()::dist.world_size()]
     found = list(progress(detector.detect_records(share), total=len(share), what="evaluate"))
     # Rows are kept until here since a result takes eighteen times their memory: half a gigabyte for a million.

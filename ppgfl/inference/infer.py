@@ -8,6 +8,7 @@ from typing import Any
 
 from ..build import build_dataset, check
 from ..classes import with_weights
+from ..config.keys import setting
 from ..data.batch import Sample
 from ..data.image import SUFFIXES, find_images, write_image
 from ..errors import ConfigError, DataError
@@ -66,7 +67,7 @@ def infer(cfg: dict[str, Any], images: str | os.PathLike[str] | Sequence[str], *
     lines = JsonLines(folder, resume=resume) if save_results == "jsonl" else None
     records = _share(dataset.records, lines)
     detector = open_detector(cfg, weights=weights, slicing=slicing, images=len(records))
-    names, category_ids = dataset.classes_of(detector.class_names)
+    names, category_ids = dataset.classes_of(detector.class_names, by_place=setting(cfg, "match_classes") == "place")
     found: list[Detections] = []
     coco: list[dict[str, Any]] = []
     count = drawn = 0

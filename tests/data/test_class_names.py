@@ -13,11 +13,12 @@ def test_each_class_finds_its_place(trained, listed, wanted):
     assert order(trained, listed, "a.json") == wanted
 
 
-def test_two_classes_of_one_name_are_matched_by_their_places(caplog):
-    assert order(["a", "b"], ["a (id 1)", "a (id 2)"], "a.json", ambiguous=True) == [0, 1]
-    assert "by their places; give them names of their own" in caplog.text
+@pytest.mark.parametrize("listed", [["a (id 1)", "a (id 2)"], ["b", "a"], ["猫", "狗"]])
+def test_classes_can_be_matched_by_their_places(caplog, listed):
+    assert order(["a", "b"], listed, "a.json", by_place=True) == [0, 1]
+    assert "by their places" in caplog.text
     with pytest.raises(ConfigError):
-        order(["a", "b", "c"], ["a (id 1)", "a (id 2)"], "a.json", ambiguous=True)
+        order(["a", "b", "c"], listed, "a.json", by_place=True)
 
 
 @pytest.mark.parametrize(("trained", "listed"), [
