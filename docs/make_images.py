@@ -1,9 +1,9 @@
-"""Make the pictures of docs/images that show detections, from a finished demo: python docs/make_images.py output/demo
+"""Make the pictures of docs/images anew, from a finished demo: python docs/make_images.py output/demo
 
-Writes demo.jpg, and where selenium and Chromium are installed serving.png; report.png and visualdl.png are screenshots
-made by hand.
+It needs selenium and Chromium.
 """
 import contextlib
+import os
 import subprocess
 import sys
 import tempfile
@@ -35,27 +35,65 @@ def write_demo(detector, files):
     cv2.imwrite(str(IMAGES / "demo.jpg"), np.vstack(rows), [cv2.IMWRITE_JPEG_QUALITY, 92])
 
 
-def write_serving(exported, file):
-    """The page of the service with one image."""
+@contextlib.contextmanager
+def browser_of(width, height):
     from selenium import webdriver
 
-    server = subprocess.Popen([sys.executable, str(ROOT / "deploy/serving/server.py"), "--model_dir", str(exported),
-                               "--port", str(PORT)])
-    wait_for_answer(f"http://127.0.0.1:{PORT}/health")
     options = webdriver.ChromeOptions()
-    for argument in ("--headless=new", "--no-sandbox", "--hide-scrollbars", "--window-size=1000,950"):
+    for argument in ("--headless=new", "--no-sandbox", "--hide-scrollbars", f"--window-size={width},{height}",
+                     "--lang=en"):
         options.add_argument(argument)
     browser = webdriver.Chrome(options=options)
     try:
+        yield browser
+    finally:
+        browser.quit()
+
+
+@contextlib.contextmanager
+def server_of(*command, address):
+    process = subprocess.Popen([sys.executable, *map(str, command)], stdout=subprocess.DEVNULL)
+    try:
+        wait_for_answer(address)
+        yield
+    finally:
+        process.terminate()
+
+
+def write_serving(exported, file):
+    """The page of the service with one image."""
+    address = f"http://127.0.0.1:{PORT}/"
+    command = (ROOT / "deploy/serving/server.py", "--model_dir", exported, "--port", PORT)
+    with server_of(*command, address=f"{address}health"), browser_of(1000, 950) as browser:
         for _ in range(2):  # the first answer takes longer
-            browser.get(f"http://127.0.0.1:{PORT}/")
-            browser.find_element("id", "file").send_keys(str(file))
+            browser.get(address)
+            browser.find_element("id", "file").send_keys(str(Path(file).resolve()))
             while " ms" not in browser.find_element("id", "status").text:
                 time.sleep(0.2)
         browser.save_screenshot(str(IMAGES / "serving.png"))
-    finally:
-        browser.quit()
-        server.terminate()
+
+
+def write_report(cfg, folder):
+    """The upper part of a report."""
+    command = "ppgfl eval -c shapes_gfl --output_eval output/demo"
+    ppgfl.evaluate(cfg, output_dir=folder, report_dir=folder, command=command)
+    with browser_of(960, 1450) as browser:
+        browser.get(f"file://{folder}/report.html")
+        browser.save_screenshot(str(IMAGES / "report.png"))
+
+
+def write_visualdl(log):
+    """Curves and pictures of a run, side by side."""
+    address, parts = f"http://127.0.0.1:{PORT + 1}/app", []
+    command = ("-c", "from visualdl.server.app import main; main()", "--logdir", log, "--port", PORT + 1, "--language",
+               "en", "--disable-telemetry")
+    with server_of(*command, address=f"{address}/index"), browser_of(1300, 840) as browser:
+        for page in ("scalar", "sample/image"):
+            browser.get(f"{address}/{page}")
+            time.sleep(25)  # its charts come one by one
+            part = cv2.imdecode(np.frombuffer(browser.get_screenshot_as_png(), np.uint8), cv2.IMREAD_COLOR)
+            parts.append(cv2.resize(part, None, fx=0.6, fy=0.6, interpolation=cv2.INTER_AREA))
+    cv2.imwrite(str(IMAGES / "visualdl.png"), np.hstack(parts))
 
 
 def wait_for_answer(address):
@@ -67,15 +105,19 @@ def wait_for_answer(address):
 
 
 def main(demo):
-    weights = Path(demo).resolve() / "shapes_gfl" / "best_model"
-    data = Path(demo).resolve().parent / "shapes"
+    os.chdir(Path(demo).resolve().parent.parent)  # what is shown has no path of this machine
+    demo = Path("output", Path(demo).name)
+    data = demo.parent / "shapes"
     files = sorted((data / "val2017").iterdir())
+    cfg = ppgfl.load_config("shapes_gfl", [f"TestDataset.dataset_dir={data}", f"EvalDataset.dataset_dir={data}",
+                                           f"weights={demo / 'shapes_gfl' / 'best_model'}", "use_gpu=false"])
     overrides = [f"TestDataset.dataset_dir={data}", "use_gpu=false"]
-    write_demo(ppgfl.Detector("shapes_gfl", str(weights), overrides), files)
+    write_demo(ppgfl.Detector("shapes_gfl", cfg["weights"], overrides), files)
     with tempfile.TemporaryDirectory() as folder:
-        cfg = ppgfl.load_config("shapes_gfl", [*overrides, f"weights={weights}"])
         ppgfl.export(cfg, output_dir=folder)
         write_serving(folder, files[3])
+        write_report(cfg, folder)
+    write_visualdl(demo / "shapes_gfl" / "vdl")
 
 
 if __name__ == "__main__":
