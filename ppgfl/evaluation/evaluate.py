@@ -102,5 +102,5 @@ def _numbers(dataset: COCODataSet, results: Results, classwise: bool,
         report.write(report_dir, evaluator, dataset, metrics, title=f"{dataset.anno_path.stem}, AP {metrics['AP']:.3f}",
                      weights=weights, command=command)
     for name, ap in metrics.get("per_class", {}).items():
-        logger.info("AP %6.3f  %s", ap, name)
+        logger.info("AP %6s  %s", f"{ap:.3f}" if ap >= 0 else "none", name)
     return metrics

@@ -195,7 +195,7 @@ def test_the_command_prints_the_table(small_coco, r18vd_weights, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert done.stdout.count("Average Precision") == done.stdout.count("Average Recall") == 1
-    assert done.stdout.count("Average Recall") == 6
+    assert done.stdout.count("AP   none  class") > 60  # those without a box
     assert "running on the CPU with" in done.stdout
     assert "images/s" in done.stdout
     assert "4 images with boxes, 1 empty ones kept" in done.stdout
