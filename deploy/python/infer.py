@@ -767,7 +767,7 @@ def font_files() -> tuple[str, ...]:
 
 
 @functools.lru_cache(maxsize=256)
-def open_font(path: str, size: int, layout: int | None = None) -> Any:
+def open_font(path: str, size: int, layout: Any = None) -> Any:
     """Pillow's font of a file in pixels, or None if it has none. layout: 0 basic, 1 Raqm, None the best there is."""
     from PIL import ImageFont
 
