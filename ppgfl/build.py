@@ -104,7 +104,7 @@ def build_model(cfg: Config) -> GFL:
 
 def make_model(cfg: Config) -> GFL:
     """`build_model` of a config that is checked already."""
-    setting(cfg, "architecture")
+    setting(cfg, "architecture")  # refuses all but GFL
     parts = section(cfg, "GFL")
     backbone = _make(cfg, BACKBONES, parts["backbone"], "GFL.backbone", shared=["norm_type"])
     neck = _make(cfg, NECKS, parts["neck"], "GFL.neck", in_channels=backbone.channels,

@@ -101,7 +101,7 @@ class BaseRunner:
                 raise RunnerError(f"{name}: {value!r}; allowed for {model}: {', '.join(self.allowed[name])}")
         self.settings = {"device": device, "run_mode": run_mode, "cpu_threads": cpu_threads, "engine": engine}
         self.model = model
-        self.lock = ProcessLock()
+        self.lock, self.counting = ProcessLock(), ProcessLock()
         self.threads = cpu_threads or physical_cores()
         self.times = {"preprocess": 0.0, "inference": 0.0, "postprocess": 0.0}  # seconds so far
         self.load(Path(model), device, run_mode, engine)
@@ -139,7 +139,7 @@ class BaseRunner:
         return found
 
     def count(self, **seconds: float) -> None:
-        with self.lock:
+        with self.counting:  # not `lock`: images are prepared while the model runs
             for stage, spent in seconds.items():
                 self.times[stage] += spent
 

@@ -76,15 +76,16 @@ def _need_weights(cfg: dict[str, Any], config: str) -> None:
     weights = setting(cfg, "weights")
     folder = Path(setting(cfg, "save_dir"), Path(config).stem)
     own = [folder / name for name in ("best_model", "model_final") if (folder / f"{name}.pdparams").is_file()]
-    if not weights and not own:
-        raise ConfigError("weights: none are given; set -o weights=PATH (a file, an address or the name of a released "
-                          "model)")
-    if own:
+    if not weights:
+        mend = (f"the run of this config has some: -o weights={own[0]}" if own else
+                "set -o weights=PATH (a file, an address or the name of a released model)")
+        raise ConfigError(f"weights: none are given; {mend}")
+    if own:  # else whoever loads the weights says what is wrong with them
         try:
-            find(weights or folder / "none")
+            find(weights)
         except CheckpointError as error:
-            what = f"{weights} is not there" if weights else "none are given"
-            raise ConfigError(f"weights: {what}; the run of this config has some: -o weights={own[0]}") from error
+            raise ConfigError(f"weights: {weights} is not there; the run of this config has some: "
+                              f"-o weights={own[0]}") from error
 
 
 def evaluate(args: Namespace) -> None:
