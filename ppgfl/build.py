@@ -18,7 +18,7 @@ from paddle.optimizer import Optimizer
 from .classes import number_of_classes, with_weights
 from .config.check import check_config, check_order
 from .config.keys import keys_of, known_only, optimizer_section, section, setting, unknown_name
-from .config.values import kinds_of, read, shown
+from .config.values import as_written, kinds_of, read
 from .data.annotations import fits_int64
 from .data.batch import PadBatch, Reader, Sample
 from .data.dataset import COCODataSet, ImageFolder
@@ -235,7 +235,7 @@ def build_reader(cfg: Config, name: str) -> Reader:
         for i, entry in enumerate(section(cfg, name)[key] or []):
             where = f"{name}.{key}[{i}]"
             if not isinstance(entry, dict) or len(entry) != 1:
-                raise ConfigError(f"{where}: {shown(entry)}; it must be one transform, as in Decode: {{}}")
+                raise ConfigError(f"{where}: {as_written(entry)}; it must be one transform, as in Decode: {{}}")
             (kind, args), = entry.items()
             args = read(f"{where}.{kind}", {} if args is None else args, dict)
             shared = ["num_classes"] if kind == "Gt2GFLTarget" else []

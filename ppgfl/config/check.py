@@ -20,7 +20,7 @@ from .keys import (
     setting,
     unknown_name,
 )
-from .values import kinds_of, read, shown
+from .values import as_written, kinds_of, read
 
 DATASET_SECTIONS = ("TrainDataset", "EvalDataset", "TestDataset")
 
@@ -64,7 +64,7 @@ def _of_dataset(where: str, name: str, section: Any, classes: Mapping[str, type]
     if section is None:
         return
     if not isinstance(section, dict):
-        yield f"{where}: {shown(section)}; it must be a mapping of keys"
+        yield f"{where}: {as_written(section)}; it must be a mapping of keys"
         return
     kind = section.get("name")
     if not isinstance(kind, str) or kind not in classes:
@@ -101,7 +101,7 @@ def _of_class(where: str, name: str, section: Any, classes: Mapping[str, type]) 
 
 def _of_keys(where: str, section: Any, known: Mapping[str, Any], classes: Mapping[str, type]) -> Iterator[str]:
     if not isinstance(section, dict):
-        yield f"{where}: {shown(section)}; it must be a mapping of keys"
+        yield f"{where}: {as_written(section)}; it must be a mapping of keys"
         return
     for key, value in section.items():
         if key in known:

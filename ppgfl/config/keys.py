@@ -25,7 +25,7 @@ from ..kinds import (
     Transforms,
     Workers,
 )
-from .values import kinds_of, read, shown
+from .values import as_written, kinds_of, read
 
 NO_EFFECT = "no effect; PaddleDetection's files have it"
 OWN = ("_", "x-")  # what the top-level keys that are the user's own begin with
@@ -251,7 +251,7 @@ def optimizer_section(cfg: Mapping[str, Any]) -> dict[str, Any]:
     arguments = dict(keys["optimizer"])
     kind = arguments.pop("type", "Momentum")
     if not isinstance(kind, str) or kind not in OPTIMIZERS:
-        raise ConfigError(f"{name}.optimizer.type: {shown(kind)}; {nearest(kind, OPTIMIZERS)}")
+        raise ConfigError(f"{name}.optimizer.type: {as_written(kind)}; {nearest(kind, OPTIMIZERS)}")
     arguments = read_keys(f"{name}.optimizer", arguments, OPTIMIZERS[kind])
     keys["optimizer"] = {"type": kind, **arguments}
     decays = kind == "AdamW" or arguments.get("weight_decay") is not None
@@ -283,7 +283,7 @@ def known_only(where: str, args: Any, known: Mapping[str, Any]) -> dict[str, Any
     """`args`, a mapping, without the keys that `known` lacks and `null` has taken away. Raises a ConfigError for
     others that it lacks, with the nearest key."""
     if not isinstance(args, dict):
-        raise ConfigError(f"{where}: {shown(args)}; it must be a mapping of keys")
+        raise ConfigError(f"{where}: {as_written(args)}; it must be a mapping of keys")
     for key, value in args.items():
         if key not in known and value is not None:
             raise ConfigError(f"{where}: unknown key '{key}', {nearest(key, known)}")
@@ -294,4 +294,4 @@ def unknown_name(where: str, name: object, known: Iterable[str]) -> str:
     """A message about a class that does not exist, with what to take instead."""
     absent = ABSENT.get(name) if isinstance(name, str) else None
     advice = f"ppgfl leaves it out on purpose: {absent}" if absent else nearest(name, known)
-    return f"{where}: unknown name {shown(name)}; {advice}"
+    return f"{where}: unknown name {as_written(name)}; {advice}"

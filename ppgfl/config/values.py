@@ -33,7 +33,7 @@ def read(where: str, value: Any, kind: Any) -> Any:
     if _can_be_off(kind) and _says_off(value, kind):
         return None
     if not fits(value, kind):
-        raise ConfigError(f"{where}: {shown(value)}; {wanted(value, kind)}")
+        raise ConfigError(f"{where}: {as_written(value)}; {wanted(value, kind)}")
     return value
 
 
@@ -118,7 +118,7 @@ def words_of(kind: Any) -> str:
     return WORDS.get(origin or kind, WORDS[Part])
 
 
-def shown(value: Any) -> str:
+def as_written(value: Any) -> str:
     """A value as it stands in a config, cut when it is long."""
     for word, constant in (("null", None), ("true", True), ("false", False)):
         if value is constant:

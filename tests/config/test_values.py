@@ -11,7 +11,7 @@ from helpers import config
 
 from ppgfl import ConfigError, DataError, build
 from ppgfl.config import keys
-from ppgfl.config.values import fits, kinds_of, read, shown, words_of
+from ppgfl.config.values import as_written, fits, kinds_of, read, words_of
 from ppgfl.kinds import Automatic, Count, CountOrAll, Part, Positive, Range, Share, ShareBelowOne
 
 WRONG = (-1, 0, 7, 10**30, -0.5, 1.5, float("nan"), float("inf"), "word", "3", None, True, False, [], [0], ["a"],
@@ -64,9 +64,9 @@ def test_what_is_off_is_spelled_in_four_ways():
 
 
 def test_a_message_shows_the_value_as_a_config_has_it():
-    assert [shown(value) for value in (None, True, False)] == ["null", "true", "false"]
-    assert [shown(value) for value in (1, "a", [1, 0])] == ["1", "'a'", "[1, 0]"]
-    assert len(shown("a" * 1000)) < 100
+    assert [as_written(value) for value in (None, True, False)] == ["null", "true", "false"]
+    assert [as_written(value) for value in (1, "a", [1, 0])] == ["1", "'a'", "[1, 0]"]
+    assert len(as_written("a" * 1000)) < 100
     with pytest.raises(ConfigError, match=r"epoch: '3'; it must be a whole number, 1 or more \(.* is written 3\)"):
         read("epoch", "3", Count)
     with pytest.raises(ConfigError, match=r"lr: '-\.5'; it must be a number, more than 0 \(.* is written -0\.5\)"):
