@@ -10,10 +10,10 @@ JOBS := 2
 test:  ## units, parity with recorded values, a run of each command: six minutes on two cores
 	$(call run,$(FAST))
 
-test-all:  ## all there is: test, style, kills, faults, several processes, docs, and the same on Paddle 2.6.2: half an hour
-	$(call run,$(FAST) style docs $(DRILLS) $(FAST26) $(DRILLS26))
+test-all:  ## all there is: test, style, kills, faults, several processes, docs, and what depends on Paddle on 2.6.2
+	$(call run,$(FAST) style docs $(DRILLS) $(BOTH26))
 
-test-paddle26:  ## the same under Paddle 2.6.2 and numpy 1.26, the newest pair with a GPU build on PyPI
+test-paddle26:  ## all of it under Paddle 2.6.2 and numpy 1.26, the newest pair with a GPU build on PyPI
 	$(call run,$(FAST26) $(DRILLS26))
 
 check: style test  ## before each commit
@@ -42,10 +42,16 @@ LONGEST := inference training deploy evaluation model project
 FOLDERS := $(LONGEST) $(filter-out faults $(LONGEST),$(sort $(notdir $(patsubst %/,%,$(dir $(wildcard tests/*/test_*.py))))))
 FAST := $(FOLDERS:%=test-%)
 FAST26 := $(FOLDERS:%=test26-%)
-DRILLS := drills-faults $(FOLDERS:%=drills-%)
-DRILLS26 := drills26-faults $(FOLDERS:%=drills26-%)
+files = $(if $(filter project,$(1)),tests/test_*.py,tests/$(1)/*.py)
+DRILLED := faults $(foreach folder,$(FOLDERS),$(if $(shell grep -l mark.drill $(call files,$(folder))),$(folder)))
+DRILLS := $(DRILLED:%=drills-%)
+DRILLS26 := $(DRILLED:%=drills26-%)
+# What test-all leaves to test-paddle26, since it does the same on every Paddle: configs, command lines, texts, pages,
+# disks, hostile files.
+SAME := config system cli project
+BOTH26 := $(filter-out $(SAME:%=test26-%),$(FAST26)) drills26-training drills26-inference drills26-processes
 
-.PHONY: $(FAST) $(FAST26) $(DRILLS) $(DRILLS26)
+.PHONY: $(FAST) $(FAST26) $(DRILLS) $(DRILLS26) drills26-processes
 $(FAST): test-%: $(VENV)/ready
 	$(call pytest,$(VENV),-m "not drill")
 $(FAST26): test26-%: $(VENV26)/ready
@@ -55,12 +61,15 @@ $(DRILLS): drills-%: $(VENV)/ready
 $(DRILLS26): drills26-%: $(VENV26)/ready
 	$(call pytest,$(VENV26),-m drill)
 
-# pytest of the environment $(1) with the arguments $(2) on the folder $*; "project" is what tests/ itself holds. It ends
-# with 5 where a folder has no such tests. One thread each, as there are processes enough: two would take 1.4 times as
-# much of the processors.
+drills26-processes: $(VENV26)/ready
+	$(call pytest,$(VENV26),-m drill,$(addprefix tests/faults/test_,kills.py loader_faults.py numbers.py several_processes.py))
+
+# pytest of the environment $(1) with the arguments $(2) on the files $(3), or else on the folder $*; "project" is what
+# tests/ itself holds. It ends with 5 where a folder has no such tests. One thread each, as there are processes enough:
+# two would take 1.4 times as much of the processors.
 define pytest
 @mkdir -p $(LOGS)
-@OMP_NUM_THREADS=1 $(1)/bin/python -m pytest $(2) $(if $(filter project,$*),tests/test_*.py,tests/$*) > $(LOGS)/$@.log 2>&1 || [ $$? = 5 ] || \
+@OMP_NUM_THREADS=1 $(1)/bin/python -m pytest $(2) $(or $(3),$(call files,$*)) > $(LOGS)/$@.log 2>&1 || [ $$? = 5 ] || \
 	{ cat $(LOGS)/$@.log; exit 1; }
 @echo "$@: $$(tail -n 1 $(LOGS)/$@.log)"
 endef

@@ -1,7 +1,6 @@
 """The charts of a run, for its page and for the dashboard: [H, W, 3] uint8 BGR, narrow enough for a phone."""
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -134,7 +133,7 @@ def _figure(count: int, size: tuple[float, float] = SIZE) -> tuple[Figure, np.nd
     """`count` charts below each other, so that a phone shows them at a legible size."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(size[0], size[1] * count), layout="constrained")
+    figure = Figure(figsize=(size[0], size[1] * count), dpi=DOTS_PER_INCH, layout="constrained")
     return figure, np.atleast_1d(figure.subplots(count, 1))
 
 
@@ -150,10 +149,12 @@ def _finish(axes: Axes, title: str, x: str, y: str, *, unit: bool = False) -> No
 
 def _picture(figure: Figure) -> np.ndarray:
     """The figure with one legend for all of its charts, below them, where it covers nothing."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     lines = [line for axes in figure.axes for line in axes.get_legend_handles_labels()[0]]
     if lines:
         figure.set_figheight(figure.get_figheight() + 0.2 * (2 + len(lines) // 2))
         figure.legend(lines, [line.get_label() for line in lines], loc="outside lower center", ncols=2, fontsize=8)
-    data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=DOTS_PER_INCH)
-    return cv2.imdecode(np.frombuffer(data.getvalue(), np.uint8), cv2.IMREAD_COLOR)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # savefig draws twice, and its PNG would have to be read again
+    return cv2.cvtColor(np.asarray(canvas.buffer_rgba()), cv2.COLOR_RGBA2BGR)
