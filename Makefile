@@ -42,7 +42,7 @@ LONGEST := inference training deploy evaluation model project
 FOLDERS := $(LONGEST) $(filter-out faults $(LONGEST),$(sort $(notdir $(patsubst %/,%,$(dir $(wildcard tests/*/test_*.py))))))
 FAST := $(FOLDERS:%=test-%)
 FAST26 := $(FOLDERS:%=test26-%)
-files = $(if $(filter project,$(1)),tests/test_*.py,tests/$(1)/*.py)
+files = $(if $(filter project,$(1)),tests/test_*.py,tests/$(1)/test_*.py)
 DRILLED := faults $(foreach folder,$(FOLDERS),$(if $(shell grep -l mark.drill $(call files,$(folder))),$(folder)))
 DRILLS := $(DRILLED:%=drills-%)
 DRILLS26 := $(DRILLED:%=drills26-%)
