@@ -104,20 +104,21 @@ def convert_splits(kind: str, source: str | PathLike[str], folder: str | PathLik
     return _write(parts, files, source, names, report), dict(report.rejected)
 
 
-def convert_for_training(kind: str, source: str | PathLike[str], folder: Path,
-                         share: float) -> tuple[dict[str, Path], Path]:
+def convert_for_training(kind: str, source: str | PathLike[str], folder: Path, share: float,
+                         leave_out: Path | None) -> tuple[dict[str, Path], Path]:
     """Write instances_train.json and instances_val.json into a folder, over those of an earlier call.
 
     Args:
         kind, source: as of `convert`.
         share: of the images for training, where the data set has none for validation: of those for training if it says
             which, else of all.
+        leave_out: a folder that is not looked into.
 
     Returns: ({"train": file, "val": file}, the folder that `file_name` in them starts from).
     Raises: DataError: as `convert`.
     """
     report = Report()
-    source, found = _find(kind, source, None, report)
+    source, found = _find(kind, source, None, report, leave_out)
     splits = found.splits or folder_splits(found.images, source)
     samples, names = _read(found, kind, source, report)
     parts = {name: listed(paths, samples, source, report) for name, paths in splits.items()}
@@ -131,8 +132,8 @@ def convert_for_training(kind: str, source: str | PathLike[str], folder: Path,
 # --- reading
 
 
-def _find(kind: str, source: str | PathLike[str], classes: str | PathLike[str] | None,
-          report: Report) -> tuple[Path, Found]:
+def _find(kind: str, source: str | PathLike[str], classes: str | PathLike[str] | None, report: Report,
+          leave_out: Path | None = None) -> tuple[Path, Found]:
     """The data set's folder, and its files."""
     folder, yaml_file = absolute(source), None
     if kind == "yolo" and folder.is_file() and folder.suffix.lower() in (".yaml", ".yml"):
@@ -141,7 +142,7 @@ def _find(kind: str, source: str | PathLike[str], classes: str | PathLike[str] |
         raise DataError(f"{folder}: no such folder")
     names = read_class_list(absolute(classes)) if classes else None
     hidden: list[Path] = []
-    files = files_below(folder, hidden)
+    files = files_below(folder, hidden, leave_out)
     if kind == "yolo":
         found = find_yolo(folder, files, yaml_file, names)
     else:

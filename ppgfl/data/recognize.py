@@ -24,7 +24,8 @@ LOOKED_AT = 20  # images that say where all are
 Sections = dict[str, dict[str, Any]]
 
 
-def sections_of(source: str | os.PathLike[str], output: Path, share: float = TRAIN_SHARE) -> Sections:
+def sections_of(source: str | os.PathLike[str], output: Path, share: float = TRAIN_SHARE, *,
+                leave_out: Path | None = None) -> Sections:
     """The sections TrainDataset and EvalDataset of a config for a data set.
 
     Args:
@@ -33,6 +34,7 @@ def sections_of(source: str | os.PathLike[str], output: Path, share: float = TRA
             that is not divided yet; over those of an earlier call.
         share: of the images for training, where the data set has none for validation; each class is divided alike, the
             same way each time.
+        leave_out: a folder that is not looked into, where runs leave pictures and annotations of their own.
 
     Raises: DataError: nothing there that looks like a data set, or one that cannot be read.
     """
@@ -40,12 +42,12 @@ def sections_of(source: str | os.PathLike[str], output: Path, share: float = TRA
     if not path.exists():
         raise DataError(f"--data {path}: no such file or folder; give the folder of a data set, a data.yaml, or a COCO "
                         "annotation file")
-    files = files_below(path) if path.is_dir() else [path]
+    files = files_below(path, leave_out=leave_out) if path.is_dir() else [path]
     coco = _by_split([file for file in files if _is_coco(file)], path)
     if not coco:
         kind = _kind_of(path, files)
         logger.info("--data %s: %s; its boxes are converted to COCO, in %s", path, kind, output)
-        converted, root = convert_for_training(kind, path, output, share)
+        converted, root = convert_for_training(kind, path, output, share, leave_out)
         return _sections({split: (file, root) for split, file in converted.items()})
     logger.info("--data %s: COCO, %s", path, " and ".join(str(file) for file in coco.values()))
     found = {split: read_annotations(file, f"--data {path}") for split, file in coco.items()}

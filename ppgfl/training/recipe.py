@@ -64,7 +64,7 @@ def make_config(wish: Wish, folder: Path) -> dict[str, Any]:
     Raises: ConfigError, DataError.
     """
     name = SHORT_NAMES[wish.model]
-    cfg = {**load_config(name), **_data_sections(wish.data, folder / "annotations"), "num_classes": None}
+    cfg = {**load_config(name), **_data_sections(wish.data, folder), "num_classes": None}
     train = build_dataset(cfg, "TrainDataset")
     steps = max(1, len(train.records) // wish.batch)
     backbone = cfg["pretrain_weights"]
@@ -81,7 +81,7 @@ def make_config(wish: Wish, folder: Path) -> dict[str, Any]:
     return cfg
 
 
-def _data_sections(data: str, output: Path) -> dict[str, Any]:
+def _data_sections(data: str, folder: Path) -> dict[str, Any]:
     """The three data sets of a config."""
     path = Path(os.path.expanduser(data))
     if path.suffix.lower() in (".yml", ".yaml") and path.is_file() and "TrainDataset" in (given := load_config(path)):
@@ -90,7 +90,7 @@ def _data_sections(data: str, output: Path) -> dict[str, Any]:
         if missing:
             raise ConfigError(f"--data {path}: has no {missing[0]}; a training needs both")
         return {name: given[name] for name in names if name in given}
-    sections = sections_of(data, output)
+    sections = sections_of(data, folder / "annotations", leave_out=folder.parent)
     return {**sections, "TestDataset": {"name": "ImageFolder", "anno_path": sections["TrainDataset"]["anno_path"]}}
 
 
