@@ -5,9 +5,10 @@ import argparse
 from argparse import ArgumentParser
 
 
-def _config(parser: ArgumentParser) -> None:
-    parser.add_argument("-c", "--config", required=True, metavar="FILE",
-                        help="config file, or the name of a shipped one (gfl_r50_fpn_1x_coco)")
+def _config(parser: ArgumentParser, *, required: bool = True) -> None:
+    parser.add_argument("-c", "--config", required=required, metavar="FILE",
+                        help="config file, the name of a shipped one (gfl_r50_fpn_1x_coco), or the folder of a run, "
+                             "whose best weights are taken")
     parser.add_argument("--slim_config", metavar="FILE",
                         help="the config of a teacher and of how to learn from it; no effect where nothing is trained")
     _overrides(parser)
@@ -19,7 +20,20 @@ def _overrides(parser: ArgumentParser) -> None:
 
 
 def train(parser: ArgumentParser) -> None:
-    _config(parser)
+    _config(parser, required=False)
+    own = parser.add_argument_group("data of your own, without a config")
+    own.add_argument("--data", metavar="PATH",
+                     help="a folder with COCO, YOLO, VOC or labelme annotations, a data.yaml, a COCO .json, or a "
+                          "config, whose data sets are taken")
+    own.add_argument("--model", default="r18vd", metavar="NAME",
+                     help="r18vd, r34vd, r50, r101vd or gflv2_r50: from small and fast to large and good (r18vd)")
+    own.add_argument("--weights", metavar="PATH",
+                     help="where the training starts: a .pdparams, or backbone: the backbone of ImageNet (the released "
+                          "detector of that name)")
+    own.add_argument("--size", type=int, default=640, metavar="N", help="pixels of the long side of an image (640)")
+    own.add_argument("--epochs", type=int, default=50, metavar="N", help="rounds through the images (50)")
+    own.add_argument("--batch", type=int, default=8, metavar="N", help="images of a step and device (8)")
+    own.add_argument("--name", default="run", help="of the folder below output (run)")
     parser.add_argument("--eval", action="store_true", help="evaluate after each snapshot_epoch, keep the best model")
     parser.add_argument("-r", "--resume", nargs="?", const="", metavar="PATH",
                         help="go on from this checkpoint; without PATH from the newest of this run")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from ..errors import DataError
+from ..errors import ConfigError, DataError
 from ..system import dist, runtime
 from ..system.log import set_up
 from . import arguments
@@ -70,14 +70,14 @@ def _load(args: Namespace) -> dict[str, Any]:
 def _need_weights(cfg: dict[str, Any], config: str) -> None:
     """Raise a ConfigError with the run's own weights where the config names none, or some that are not there."""
     from ..config.keys import setting
-    from ..errors import CheckpointError, ConfigError
+    from ..config.load import best_weights, config_name
+    from ..errors import CheckpointError
     from ..weights.checkpoint import find
 
     weights = setting(cfg, "weights")
-    folder = Path(setting(cfg, "save_dir"), Path(config).stem)
-    own = [folder / name for name in ("best_model", "model_final") if (folder / f"{name}.pdparams").is_file()]
+    own = best_weights(Path(setting(cfg, "save_dir"), config_name(config)))
     if not weights:
-        mend = (f"the run of this config has some: -o weights={own[0]}" if own else
+        mend = (f"the run of this config has some: -o weights={own}" if own else
                 "set -o weights=PATH (a file, an address or the name of a released model)")
         raise ConfigError(f"weights: none are given; {mend}")
     if own:  # else whoever loads the weights says what is wrong with them
@@ -85,7 +85,7 @@ def _need_weights(cfg: dict[str, Any], config: str) -> None:
             find(weights)
         except CheckpointError as error:
             raise ConfigError(f"weights: {weights} is not there; the run of this config has some: "
-                              f"-o weights={own[0]}") from error
+                              f"-o weights={own}") from error
 
 
 def evaluate(args: Namespace) -> None:
@@ -151,18 +151,50 @@ def _images(args: Namespace) -> str | list[str]:
 
 
 def train(args: Namespace) -> None:
-    """Train a detector.
+    """Train a detector, by a config, or on data of your own by one command.
 
+    python tools/train.py --data my_photos --model r18vd --epochs 50
     python tools/train.py -c configs/gfl/gfl_r50_fpn_1x_coco.yml --eval
     python -m paddle.distributed.launch --gpus 0,1,2,3 tools/train.py -c configs/gfl/gfl_r50_fpn_1x_coco.yml --eval
     """
+    from ..config.load import config_name
     from ..training.train import train
 
-    train(_load(args), run_name=Path(args.config).stem, evaluate=args.eval, resume=args.resume,
-          amp=args.amp, accumulate=args.accumulate, use_vdl=args.use_vdl, vdl_log_dir=args.vdl_log_dir,
-          to_static=args.to_static, seed=args.seed, patience=args.patience, best_metric=args.best_metric,
-          scale_lr=not any(option.startswith("LearningRate.base_lr=") for option in args.opt),
-          command=" ".join(sys.argv))
+    if bool(args.config) == bool(args.data):
+        raise ConfigError("give either -c, a config, or --data, a data set of your own")
+    own = _own_data(args) if args.data else None
+    train(own or _load(args), run_name=args.name if own else config_name(args.config), evaluate=args.eval or bool(own),
+          resume=args.resume, amp=args.amp, accumulate=args.accumulate, use_vdl=args.use_vdl,
+          vdl_log_dir=args.vdl_log_dir, to_static=args.to_static, seed=args.seed, patience=args.patience,
+          best_metric=args.best_metric, command=" ".join(sys.argv),
+          scale_lr=not any(option.startswith("LearningRate.base_lr=") for option in args.opt))
+    if own and dist.is_main():
+        _say_next(Path(own["save_dir"], args.name))
+
+
+def _own_data(args: Namespace) -> dict[str, Any]:
+    """The config of `train --data`, after its plan was shown."""
+    from .. import build
+    from ..config.keys import setting
+    from ..config.load import apply_overrides
+    from ..training.recipe import Wish, make_config, show_plan
+    from ..training.run_folder import RunFolder
+
+    wish = Wish(args.data, args.model, args.size, args.epochs, args.batch, args.name, args.weights)
+    folder = Path("output", wish.name)
+    RunFolder(folder, resume=args.resume)  # refuses one with another run in it
+    cfg = make_config(wish, folder)
+    apply_overrides(cfg, args.opt)
+    build.check(cfg)
+    runtime.select_device(setting(cfg, "use_gpu"))
+    if dist.is_main():
+        show_plan(cfg, wish)
+    return cfg
+
+
+def _say_next(folder: Path) -> None:
+    print(f"\nThe report is {folder}/report/report.html, the best weights are {folder}/best_model.pdparams. Next:\n"
+          f"  ppgfl eval -c {folder}\n  ppgfl infer -c {folder} --infer_dir PHOTOS\n  ppgfl export -c {folder}")
 
 
 def export(args: Namespace) -> None:
@@ -170,12 +202,13 @@ def export(args: Namespace) -> None:
 
     python tools/export_model.py -c configs/gfl/gfl_r50_fpn_1x_coco.yml -o weights=gfl_r50_fpn_1x_coco.pdparams
     """
+    from ..config.load import config_name
     from ..inference.export import export
 
     cfg = _load(args)
     _need_weights(cfg, args.config)
     verify = () if args.no_verify else args.verify_images
-    export(cfg, output_dir=Path(args.output_dir) / Path(args.config).stem, format=args.format, onnx=args.onnx,
+    export(cfg, output_dir=Path(args.output_dir) / config_name(args.config), format=args.format, onnx=args.onnx,
            with_nms=args.with_nms, int8=args.int8, verify=verify)
 
 

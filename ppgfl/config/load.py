@@ -16,6 +16,7 @@ from ..system.log import logger
 from .keys import OPTIMIZERS
 
 LARGEST = 100_000  # values in a config
+RUN_CONFIG = "config.yml"  # in the folder of a run: its whole config
 # What PyYAML raises, with Python's own errors for a date or a tagged value that is none: `2026-13-45`, `!!bool x`.
 UNREADABLE = (yaml.YAMLError, ValueError, KeyError, AttributeError, TypeError, RecursionError)
 # What a slim config says about the training of the student; all else in it is about the teacher.
@@ -27,7 +28,8 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = (), *,
     """Read a config with its `_BASE_` files and apply overrides.
 
     Args:
-        path: a .yml file, or the bare name of one shipped with ppgfl ("gfl_r50_fpn_1x_coco").
+        path: a .yml file, the bare name of one shipped with ppgfl ("gfl_r50_fpn_1x_coco"), or the folder of a training
+            run, whose best weights become `weights`.
         overrides: strings "a.b.c=value"; the value is read as YAML, siblings are kept. A number steps into a list.
         slim_config: a second one, of a teacher and how to learn from it. What it says about training is merged into
             the first, as PaddleDetection does, and the whole of it becomes the section `teacher`.
@@ -41,11 +43,19 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = (), *,
         ConfigError: a missing file, bad YAML, a duplicate key, a loop of `_BASE_`, an override that fits nowhere.
     """
     cfg = _load_with_bases(find_config(path), ())
+    own = best_weights(path)
+    if own is not None:
+        cfg["weights"] = str(own)
     if slim_config is not None:
         _add_slim_config(cfg, slim_config)
+    apply_overrides(cfg, overrides)
+    return cfg
+
+
+def apply_overrides(cfg: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Change a config as `load_config` does. Raises ConfigError."""
     for override in overrides:
         _apply_override(cfg, override)
-    return cfg
 
 
 def _add_slim_config(cfg: dict[str, Any], path: str | os.PathLike[str]) -> None:
@@ -58,17 +68,38 @@ def _add_slim_config(cfg: dict[str, Any], path: str | os.PathLike[str]) -> None:
 
 
 def find_config(path: str | os.PathLike[str]) -> Path:
-    """The file of a config: the path itself, or the shipped config of that name. Raises ConfigError."""
+    """The file of a config: the path itself, that of a run's folder, or the shipped config of that name. Raises
+    ConfigError."""
     path = Path(os.path.expanduser(str(path)))
     if path.is_file():
         return path.resolve()
+    if is_run(path):
+        return (path / RUN_CONFIG).resolve()
     shipped = _shipped(path)
     if shipped:
         return shipped
     if path.is_dir():
-        raise ConfigError(f"{path}: is a folder, not a config; give a .yml file")
+        raise ConfigError(f"{path}: is a folder without a {RUN_CONFIG}, so not one of a training; give that, or a .yml "
+                          "file")
     known = sorted({p.stem for folder in shipped_configs() for p in (folder / "gfl").glob("*.yml")})
     raise ConfigError(f"{path}: no such config (looked at {path.absolute()}); shipped ones: {', '.join(known)}")
+
+
+def is_run(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is the folder of a training run."""
+    return (Path(os.path.expanduser(str(path))) / RUN_CONFIG).is_file()
+
+
+def best_weights(run: str | os.PathLike[str]) -> Path | None:
+    """The weights that a run's folder has, without their ending: the best, else the last. None without any."""
+    stems = [Path(os.path.expanduser(str(run))) / name for name in ("best_model", "model_final")]
+    return next((stem for stem in stems if stem.with_suffix(".pdparams").is_file()), None)
+
+
+def config_name(path: str | os.PathLike[str]) -> str:
+    """What a config is called, and with it what is made from it: its file without the ending, or a run's folder."""
+    path = Path(os.path.abspath(os.path.expanduser(str(path))))
+    return path.name if path.is_dir() else path.stem
 
 
 def _shipped(name: str | Path) -> Path | None:

@@ -104,11 +104,36 @@ def convert_splits(kind: str, source: str | PathLike[str], folder: str | PathLik
     return _write(parts, files, source, names, report), dict(report.rejected)
 
 
+def convert_for_training(kind: str, source: str | PathLike[str], folder: Path, share: float,
+                         leave_out: Path | None) -> tuple[dict[str, Path], Path]:
+    """Write instances_train.json and instances_val.json into a folder, over those of an earlier call.
+
+    Args:
+        kind, source: as of `convert`.
+        share: of the images for training, where the data set has none for validation: of those for training if it says
+            which, else of all.
+        leave_out: a folder that is not looked into.
+
+    Returns: ({"train": file, "val": file}, the folder that `file_name` in them starts from).
+    Raises: DataError: as `convert`.
+    """
+    report = Report()
+    source, found = _find(kind, source, None, report, leave_out)
+    splits = found.splits or folder_splits(found.images, source)
+    samples, names = _read(found, kind, source, report)
+    parts = {name: listed(paths, samples, source, report) for name, paths in splits.items()}
+    train = parts.get("train") or parts.get("trainval") or samples
+    parts = {"train": train, "val": parts["val"]} if parts.get("val") else divide(train, share, source)
+    files = {name: folder / f"instances_{name}.json" for name in parts}
+    _write(parts, files, source, names, report)
+    return files, _root(parts, source)
+
+
 # --- reading
 
 
-def _find(kind: str, source: str | PathLike[str], classes: str | PathLike[str] | None,
-          report: Report) -> tuple[Path, Found]:
+def _find(kind: str, source: str | PathLike[str], classes: str | PathLike[str] | None, report: Report,
+          leave_out: Path | None = None) -> tuple[Path, Found]:
     """The data set's folder, and its files."""
     folder, yaml_file = absolute(source), None
     if kind == "yolo" and folder.is_file() and folder.suffix.lower() in (".yaml", ".yml"):
@@ -117,7 +142,7 @@ def _find(kind: str, source: str | PathLike[str], classes: str | PathLike[str] |
         raise DataError(f"{folder}: no such folder")
     names = read_class_list(absolute(classes)) if classes else None
     hidden: list[Path] = []
-    files = files_below(folder, hidden)
+    files = files_below(folder, hidden, leave_out)
     if kind == "yolo":
         found = find_yolo(folder, files, yaml_file, names)
     else:
@@ -216,9 +241,7 @@ def _refuse_to_overwrite(paths: Iterable[Path]) -> None:
 def _write(parts: Mapping[str, Sequence[Labelled]], files: Mapping[str, Path], source: Path, names: Sequence[str],
            report: Report) -> dict[str, Content]:
     """Write the files, and say what is in them and what is not."""
-    images = [sample.image for part in parts.values() for sample in part]
-    inside = all(source in image.parents for image in images)
-    root = source if inside else Path(os.path.commonpath([image.parent for image in images]))
+    root = _root(parts, source)
     contents = {name: _coco(part, root, names) for name, part in parts.items()}
     for name, content in contents.items():
         if content["images"]:
@@ -238,6 +261,13 @@ def _write(parts: Mapping[str, Sequence[Labelled]], files: Mapping[str, Path], s
         elif not content["annotations"]:
             logger.warning("%s: none of its images has a box", files[name])
     return contents
+
+
+def _root(parts: Mapping[str, Sequence[Labelled]], source: Path) -> Path:
+    """The folder of the data set, or that of the images where these lie outside of it."""
+    images = [sample.image for part in parts.values() for sample in part]
+    inside = all(source in image.parents for image in images)
+    return source if inside else Path(os.path.commonpath([image.parent for image in images]))
 
 
 def _coco(samples: Sequence[Labelled], root: Path, names: Sequence[str]) -> Content:

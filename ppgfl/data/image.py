@@ -80,9 +80,10 @@ def read_list(path: str | os.PathLike[str], folder: str = "") -> list[str]:
     return images
 
 
-def files_below(folder: str | os.PathLike[str], hidden: list[Path] | None = None) -> list[Path]:
+def files_below(folder: str | os.PathLike[str], hidden: list[Path] | None = None,
+                leave_out: str | os.PathLike[str] | None = None) -> list[Path]:
     """See `paths_below`."""
-    return [Path(path) for path in paths_below(folder, hidden)]
+    return [Path(path) for path in paths_below(folder, hidden, leave_out)]
 
 
 def paths_below(folder: str | os.PathLike[str], hidden: list[Path] | None = None,

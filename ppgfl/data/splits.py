@@ -4,7 +4,7 @@ from __future__ import annotations
 import os
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ..errors import DataError
@@ -44,18 +44,23 @@ def folder_splits(images: Iterable[Path], source: Path) -> dict[str, list[Path]]
 
 
 def divide(samples: Sequence[Labelled], share: float, source: Path) -> dict[str, list[Labelled]]:
-    """So large a share for training, and of each class, too: images are sorted by their rarest class, and every so
-    many-th is for validation."""
+    """So large a share for training; see `held_out`."""
     if len(samples) < 2:
         raise DataError(f"{source}: {len(samples)} image cannot be divided; give a .json file as OUTPUT")
-    counts = Counter(name for sample in samples for name in {one.name for one in sample.objects})
-    order = list(range(len(samples)))
-    random.Random(0).shuffle(order)
-    order.sort(key=lambda i: min(((counts[one.name], one.name) for one in samples[i].objects), default=(0, "")))
-    held = min(max(round(len(samples) * (1 - share)), 1), len(samples) - 1)
-    val = {i for n, i in enumerate(order) if (n + 1) * held // len(order) > n * held // len(order)}
+    val = held_out([{one.name for one in sample.objects} for sample in samples], share)
     return {"train": [one for i, one in enumerate(samples) if i not in val],
             "val": [one for i, one in enumerate(samples) if i in val]}
+
+
+def held_out(classes: Sequence[Collection[str]], share: float) -> set[int]:
+    """Of images, with the classes that are on each, the places of those for validation: what `share` leaves, and of
+    each class as much: images are sorted by their rarest class, and every so many-th is taken."""
+    counts = Counter(name for each in classes for name in each)
+    order = list(range(len(classes)))
+    random.Random(0).shuffle(order)
+    order.sort(key=lambda i: min(((counts[name], name) for name in classes[i]), default=(0, "")))
+    held = min(max(round(len(classes) * (1 - share)), 1), len(classes) - 1)
+    return {i for n, i in enumerate(order) if (n + 1) * held // len(order) > n * held // len(order)}
 
 
 def listed(paths: Sequence[Path], samples: Sequence[Labelled], source: Path, report: Report) -> list[Labelled]:
