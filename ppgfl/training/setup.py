@@ -10,10 +10,9 @@ import paddle
 from ..build import build_dataset, build_loader, build_schedule, build_teacher
 from ..config.check import check_classes
 from ..config.keys import section, setting
-from ..data.dataset import COCODataSet
+from ..data.dataset import DetectionDataSet
 from ..data.loader import Loader
 from ..errors import ConfigError
-from ..evaluation.coco import METRICS
 from ..fit import check_targets
 from ..optim import CosineDecay, schedule_of
 from ..system import dist
@@ -45,8 +44,6 @@ class Options:
     command: str
 
     def __post_init__(self) -> None:
-        if self.best_metric not in METRICS:
-            raise ConfigError(f"--best_metric: {self.best_metric!r}; allowed: {', '.join(METRICS)}")
         if self.accumulate < 1:
             raise ConfigError(f"--accumulate: {self.accumulate}; it must be 1 or more")
 
@@ -66,8 +63,8 @@ class Run:
     options: Options
     folder: RunFolder
     board: Dashboard
-    train_set: COCODataSet
-    eval_set: COCODataSet | None
+    train_set: DetectionDataSet
+    eval_set: DetectionDataSet | None
     loader: Loader
     state: TrainingState
     step: Step
@@ -124,7 +121,7 @@ def rehearse(cfg: dict[str, Any]) -> list[str]:
     return schedule_check.findings(cfg, build_schedule(cfg, steps_per_epoch=steps), epochs=epochs)
 
 
-def _data_sets(cfg: dict[str, Any], *, evaluate: bool) -> tuple[COCODataSet, COCODataSet | None, dict[str, Any]]:
+def _data_sets(cfg: dict[str, Any], *, evaluate: bool) -> tuple[DetectionDataSet, DetectionDataSet | None, dict[str, Any]]:
     """The two data sets and the config with the number of classes that they have. Raises a ConfigError that lists the
     classes when config, training set and validation set disagree."""
     if section(cfg, "GFL")["head"] == "LDGFLHead" and not cfg.get("teacher"):
