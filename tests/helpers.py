@@ -200,9 +200,10 @@ def voc_object(name, *box):
     return f"<object><name>{name}</name><bndbox>{numbers}</bndbox></object>"
 
 
-def coco_as_voc(source, folder, split, *, difficult=lambda annotation: 0):
+def coco_as_voc(source, folder, split, *, difficult=lambda annotation: 0, more=1):
     """Write what instances_SPLIT.json of `source` lists as VOC's files: SPLIT.txt, label_list.txt, SPLIT/*.xml in
-    `folder`, beside links to the images. Their boxes are (x, y) to (x + width, y + height), as `VOCDataSet` reads them."""
+    `folder`, beside links to the images. Their boxes are (x, y) to (x + width, y + height), as `VOCDataSet` reads them;
+    the images are said to have a row and a column `more`, since it cuts boxes at width - 1."""
     content = json.loads((source / "annotations" / f"instances_{split}.json").read_text())
     names = {category["id"]: category["name"] for category in content["categories"]}
     (folder / split).mkdir(parents=True)
@@ -214,9 +215,8 @@ def coco_as_voc(source, folder, split, *, difficult=lambda annotation: 0):
                               a["bbox"][1] + a["bbox"][3]).replace("<bndbox>", f"<difficult>{difficult(a)}</difficult>"
                                                                    "<bndbox>")
                    for a in content["annotations"] if a["image_id"] == one["id"] and not a["iscrowd"]]
-        # One pixel more than the image has: PaddleDetection cuts at width - 1.
         image.with_suffix(".xml").write_text(
-            f"<annotation><size><width>{one['width'] + 1}</width><height>{one['height'] + 1}</height></size>"
+            f"<annotation><size><width>{one['width'] + more}</width><height>{one['height'] + more}</height></size>"
             f"{''.join(objects)}</annotation>")
         lines.append(f"{split}/{image.name} {split}/{image.stem}.xml")
     (folder / f"{split}.txt").write_text("\n".join(lines) + "\n")

@@ -122,14 +122,18 @@ def read_voc(dataset_dir: File | None, image_dir: File | None, anno_path: File |
     found = _start(paths[0], names, listed_in)
     folder = Path(dataset_dir or "", image_dir or "").expanduser()
     lines = [line for path in paths for line in _voc_lines(path, section)]
-    xmls = [folder / _with_slashes(xml, folder, found.mended) for _, xml in lines if xml]
+    xmls = [folder / _with_slashes(xml, folder, found.mended) for _, xml, _ in lines if xml]
+    if xmls and len(xmls) < len(lines):
+        where = next(where for _, xml, where in lines if not xml)
+        raise DataError(f"{where} names no annotation file ({len(lines) - len(xmls)} of {len(lines)} lines do not), so "
+                        "that nobody knows what is on the image; take it out, or name the file")
     missing = [path for path in xmls if not path.is_file()]
     if missing:
         raise DataError(f"{missing[0].absolute()}: no such annotation file ({len(missing)} of the {len(xmls)} that "
                         f"{paths[0]} lists are missing); set {section}.dataset_dir and {section}.image_dir, or restore "
                         "the files")
     classes = {name: place for place, name in enumerate(names)}
-    for place, (image, _) in enumerate(lines):
+    for place, (image, _, _) in enumerate(lines):
         found.images.append({"id": place, "file_name": image, "width": None, "height": None})
         if xmls:
             _read_xml(xmls[place], folder, classes, found)
@@ -146,11 +150,11 @@ def _voc_classes(dataset_dir: File | None, label_list: File | None, section: str
     return read_class_list(path), str(path)
 
 
-def _voc_lines(path: Path, section: str) -> list[tuple[str, str]]:
-    """Image and XML file of each line, all of them or none with an XML file: then it is ""."""
+def _voc_lines(path: Path, section: str) -> list[tuple[str, str, str]]:
+    """Of each line the image, the XML file or "", and where it stands. Names may have blanks in them."""
     if not path.is_file():
         raise _no_file(path, "list of images and annotation files", section)
-    lines, numbers = [], []
+    lines = []
     for row, line in enumerate(read_text(path).splitlines(), 1):
         text = line.strip()
         pair = PAIR.fullmatch(text)
@@ -160,14 +164,9 @@ def _voc_lines(path: Path, section: str) -> list[tuple[str, str]]:
         if not is_image(Path(words[0])) or "\0" in text:
             raise DataError(f"{path}: line {row} is {text[:80]!r}; a line names an image and its annotation file, "
                             "as images/1.jpg annotations/1.xml")
-        lines.append((words[0], "".join(words[1:])))
-        numbers.append(row)
+        lines.append((words[0], "".join(words[1:]), f"{path}: line {row}"))
     if not lines:
         raise DataError(f"{path}: the list is empty; key {section}.anno_path")
-    alone = [i for i, (_, xml) in enumerate(lines) if not xml]
-    if alone and len(alone) < len(lines):
-        raise DataError(f"{path}: line {numbers[alone[0]]} names no annotation file ({len(alone)} of {len(lines)} lines "
-                        "do not), so that nobody knows what is on the image; take it out, or name the file")
     return lines
 
 
@@ -190,19 +189,29 @@ def _read_xml(path: Path, folder: Path, classes: Mapping[str, int], found: Annot
 
 
 def _size(root: ElementTree.Element, image: Path, mended: Counter[str]) -> tuple[int | None, int | None]:
-    """Width and height that the file gives, else those of the image; None where that cannot be read either."""
+    """Width and height that the file gives, else those of the image; None where that cannot be read either. Where a box
+    leaves the image its own are taken: of photographs that were turned, files have them swapped."""
+    width, height = (_whole(root.findtext(f"size/{key}")) for key in ("width", "height"))
+    right, bottom = (max((_whole(item.findtext(f"bndbox/{key}")) for item in root.findall("object")), default=0)
+                     for key in ("xmax", "ymax"))
+    known = width > 0 and height > 0
+    if known and right <= width and bottom <= height:
+        return width, height
     try:
-        width, height = (round(number(root.findtext(f"size/{key}"), key)) for key in ("width", "height"))
-        if min(width, height) > 0:
-            return width, height
-    except Rejected:
-        pass
-    try:
-        height, width = read_size(image)
+        actual_height, actual_width = read_size(image)
     except DataError:  # whoever reads the image says so
-        return None, None
-    mended["annotation file without a size, which its image has"] += 1
-    return width, height
+        return (width, height) if known else (None, None)
+    if (actual_width, actual_height) != (width, height):
+        mended[f"annotation file with{' another' if known else 'out a'} size, instead of which its image's is taken"] += 1
+    return actual_width, actual_height
+
+
+def _whole(text: str | None) -> int:
+    """A number, rounded; 0 for all else."""
+    try:
+        return round(number(text, "number"))
+    except Rejected:
+        return 0
 
 
 def _add_object(item: ElementTree.Element, category: int, image: Entry, found: Annotations) -> None:
