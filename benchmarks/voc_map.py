@@ -116,7 +116,7 @@ def main():
         done = subprocess.run([python_of("paddledet"), __file__, "--answer", f"{folder}/job.json"], check=True,
                               capture_output=True, text=True)
     theirs = json.loads(done.stdout.rpartition("@@")[2])
-    print("| type | mAP of ppgfl | of PaddleDetection | difference | largest of a class |\n| --- | --- | --- | --- | --- |")
+    print("| type | mAP of ppgfl | of PaddleDetection | difference | largest of a class |\n" + "| --- " * 5 + "|")
     for map_type, one, (value, per_class) in zip(TYPES, ours, theirs):
         worst = max((abs(ap - one.per_class[name]) for name, ap in per_class.items()), default=0.0)
         print(f"| {map_type} | {one.metrics['mAP']:.8f} | {value:.8f} | {abs(one.metrics['mAP'] - value):.1e} | "

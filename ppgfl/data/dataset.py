@@ -4,7 +4,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Optional
+from typing import Annotated, Literal
 
 import numpy as np
 
@@ -22,7 +22,7 @@ MOST_STRAYS = 0.1  # share of all annotations that may be of images that are not
 
 
 class DetectionDataSet:
-    """Images and their boxes, from whichever files; `COCODataSet`, `VOCDataSet` and `YOLODataSet` differ in these alone.
+    """Images and their boxes, whatever the files; `COCODataSet`, `VOCDataSet` and `YOLODataSet` differ in these alone.
 
     Args:
         annotations: all that the files list.
@@ -89,8 +89,8 @@ class DetectionDataSet:
                 raise DataError(f"{self.anno_path}: {what} id {repeated[0]} stands {count} times in '{key}'; number "
                                 f"them anew (`ppgfl data check` lists all); key {self.section}.anno_path")
         if found.unlisted:
-            raise DataError(f"{self.anno_path}: {len(found.unlisted)} annotations have a category that {found.listed_in} "
-                            f"does not list: {some(found.unlisted)}; allowed: {found.allowed()}; key "
+            raise DataError(f"{self.anno_path}: {len(found.unlisted)} annotations have a category that "
+                            f"{found.listed_in} does not list: {some(found.unlisted)}; allowed: {found.allowed()}; key "
                             f"{self.section}.anno_path")
         lost, total = len(found.strays), len(found.strays) + len(found.objects)
         if lost > MOST_STRAYS * total:
@@ -174,8 +174,8 @@ class VOCDataSet(DetectionDataSet):
         anno_path: the list, or several lists that are read as one. If none of its lines names an XML file, the images
             have no annotations: with `allow_empty` they can be detected on.
         label_list: file with one class name per line; null: the 20 classes of VOC.
-        data_fields: PaddleDetection's list of what a sample holds; boxes are left out unless it names `gt_bbox`. What is
-            difficult is known without `difficult` too.
+        data_fields: PaddleDetection's list of what a sample holds; boxes are left out unless it names `gt_bbox`. Which
+            are difficult is known without `difficult` too.
         sample_num: only the first so many images; -1: all.
         allow_empty: keep images without a box.
         empty_ratio: with `allow_empty`, at most this share of all images may be empty ones (outside of [0, 1): all).
@@ -221,7 +221,7 @@ class YOLODataSet(DetectionDataSet):
     """
 
     def __init__(self, dataset_dir: File | None = "", anno_path: File | None = "data.yaml",
-                 split: Optional[Literal["train", "val", "test"]] = None,
+                 split: Literal["train", "val", "test"] | None = None,
                  data_fields: Sequence[str] = ("image", "gt_bbox", "gt_class"),
                  sample_num: Annotated[int, Range(-1)] = -1, allow_empty: bool = False, empty_ratio: float = 1.0,
                  repeat: Annotated[int, Range(1, 10_000)] = 1, allow_outside: bool = False,

@@ -1,7 +1,7 @@
 """The files of a data set, whatever their format -> `Annotations`.
 
-COCO's are read by `annotations`. VOC's are a list with an image and its XML file in each line, as PaddleDetection has it,
-and YOLO's a data.yaml that names folders or lists of images; a text belongs to each.
+COCO's are read by `annotations`. VOC's are a list with an image and its XML file in each line, as PaddleDetection has
+it, and YOLO's a data.yaml that names folders or lists of images; a text belongs to each.
 """
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from xml.etree import ElementTree
 from ..errors import DataError
 from ..kinds import File
 from . import yolo
-from .annotations import LEAST_SIDE, WORDS, Annotations, Entry, read_annotations, some
-from .image import SUFFIXES, files_below, read_size, is_image
+from .annotations import LEAST_SIDE, WORDS, Annotations, Entry, read_annotations
+from .image import SUFFIXES, files_below, is_image, read_size
 from .labelled import SPLITS, UNLISTED, Rejected, box_inside, number, read_class_list, read_text
 from .voc import parse_xml
 
 # The classes of PASCAL VOC, in PaddleDetection's order.
-VOC_CLASSES = ("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
-               "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor")
+VOC_CLASSES = ("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", 
+               "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor")
 PAIR = re.compile(rf"(.+?(?:{'|'.join(map(re.escape, SUFFIXES))}))\s+(\S.*\.xml)", re.IGNORECASE)
 
 
@@ -95,8 +95,8 @@ def _add(found: Annotations, category: int, box: Sequence[float] | None = None, 
          **more: int) -> None:
     """Add an object to the image that was added last. box: x y width height."""
     found.objects.append({
-        "id": len(found.objects) + 1, "image": len(found.images) - 1, "category": category, "iscrowd": 0, "difficult": 0,
-        "bbox": None if box is None else list(box), "reason": reason,
+        "id": len(found.objects) + 1, "image": len(found.images) - 1, "category": category, "iscrowd": 0,
+        "difficult": 0, "bbox": None if box is None else list(box), "reason": reason,
         **({"area": box[2] * box[3]} if box and not reason else {}), **more})
 
 
@@ -202,7 +202,7 @@ def _size(root: ElementTree.Element, image: Path, mended: Counter[str]) -> tuple
     except DataError:  # whoever reads the image says so
         return (width, height) if known else (None, None)
     if (actual_width, actual_height) != (width, height):
-        mended[f"annotation file with{' another' if known else 'out a'} size, instead of which its image's is taken"] += 1
+        mended[f"annotation file with{' another' if known else 'out a'} size, for which its image's is taken"] += 1
     return actual_width, actual_height
 
 
@@ -319,8 +319,8 @@ def _yolo_images(path: Path, content: Mapping[str, Any], split: str) -> Iterator
             else:
                 images = [place] if is_image(place) else []
             if not images:
-                raise DataError(f"{path}: key `{key}`: {text} holds no image; it is a folder of images, a text file that "
-                                "lists them, or a list of these")
+                raise DataError(f"{path}: key `{key}`: {text} holds no image; it is a folder of images, a text file "
+                                "that lists them, or a list of these")
             yield from images
 
 

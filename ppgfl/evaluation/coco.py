@@ -112,7 +112,8 @@ def _truth(dataset: DetectionDataSet) -> Results:
     """The objects to be found. What detections shall not be blamed for, COCO knows as a crowd."""
     objects = [one for one in dataset.annotations.objects if dataset.is_box(one) or one["reason"] in IGNORED]
     return [{"id": index, "image_id": one["image"], "category_id": one["category"], "bbox": one["bbox"],
-             "area": one["area"], "iscrowd": int(not dataset.is_to_be_found(one))} for index, one in enumerate(objects, 1)]
+             "area": one["area"], "iscrowd": int(not dataset.is_to_be_found(one))}
+            for index, one in enumerate(objects, 1)]
 
 
 def _found(dataset: DetectionDataSet, results: Results) -> Results:

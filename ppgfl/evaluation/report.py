@@ -119,7 +119,7 @@ def _verdict(positives: int, threshold: float, f1: float) -> str:
 
 def per_class(evaluator: COCOeval, class_names: Sequence[str],
               ranked: Sequence[curves.Ranking]) -> list[dict[str, Any]]:
-    """One dict per class: class, boxes, AP, AP50 (of COCO), and the best threshold with its F1, precision and recall."""
+    """One dict per class: class, boxes, AP, COCO's AP50, and the best threshold with its F1, precision and recall."""
     aps = {"AP": curves.class_ap(evaluator)}
     if len(evaluator.params.iouThrs) > 1:
         aps["AP50"] = curves.class_ap(evaluator, IOU)

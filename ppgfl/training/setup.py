@@ -121,7 +121,8 @@ def rehearse(cfg: dict[str, Any]) -> list[str]:
     return schedule_check.findings(cfg, build_schedule(cfg, steps_per_epoch=steps), epochs=epochs)
 
 
-def _data_sets(cfg: dict[str, Any], *, evaluate: bool) -> tuple[DetectionDataSet, DetectionDataSet | None, dict[str, Any]]:
+def _data_sets(cfg: dict[str, Any], *,
+               evaluate: bool) -> tuple[DetectionDataSet, DetectionDataSet | None, dict[str, Any]]:
     """The two data sets and the config with the number of classes that they have. Raises a ConfigError that lists the
     classes when config, training set and validation set disagree."""
     if section(cfg, "GFL")["head"] == "LDGFLHead" and not cfg.get("teacher"):

@@ -178,4 +178,5 @@ def test_the_image_folder_of_another_kind_of_data_set_stays_behind(tmp_path, cap
         caplog.messages)
     chosen = load_config("gfl_r18vd_1x_coco", ["TrainDataset={name: VOCDataSet, image_dir: mine}"])
     assert chosen["TrainDataset"]["image_dir"] == "mine"
-    assert load_config("gfl_r18vd_1x_coco", ["TrainDataset.name=COCODataSet"])["TrainDataset"]["image_dir"] == "train2017"
+    same = load_config("gfl_r18vd_1x_coco", ["TrainDataset.name=COCODataSet"])
+    assert same["TrainDataset"]["image_dir"] == "train2017"

@@ -1,5 +1,5 @@
-"""VOC's lists and YOLO's data.yaml as data sets: the same records as COCO's file of the same data, and what is mended or
-refused, in a line."""
+"""VOC's lists and YOLO's data.yaml as data sets: the same records as COCO's file of the same data, and what is mended
+or refused, in a line."""
 import json
 
 import cv2
@@ -93,8 +93,8 @@ def test_what_is_difficult_is_learnt_but_need_not_be_found(voc, text, flag):
 
 
 @pytest.mark.parametrize("text", [
-    b"\xef\xbb\xbf1.png 1.xml\r\n2.png 2.xml\r\n", "1.png\t1.xml\n\n  2.png   2.xml  ", "1.png 1.xml more\n2.png 2.xml 7",
-    "./1.png ./1.xml\n2.png 2.xml", "1.png 1.XML\n2.png 2.xml"])
+    b"\xef\xbb\xbf1.png 1.xml\r\n2.png 2.xml\r\n", "1.png\t1.xml\n\n  2.png   2.xml  ",
+    "1.png 1.xml more\n2.png 2.xml 7", "./1.png ./1.xml\n2.png 2.xml", "1.png 1.XML\n2.png 2.xml"])
 def test_lists_as_people_write_them(voc, text):
     assert len(voc(list_text=text, files=[("1.XML", xml(voc_object("b", 10, 12, 30, 32)))]).records) == 2
 
@@ -136,14 +136,17 @@ BOMB = ('<?xml version="1.0"?><!DOCTYPE a [<!ENTITY b "bbbb"><!ENTITY c "&b;&b;&
     ({"list_text": "000012\n"}, "list.txt: line 1 is '000012'; a line names an image and its annotation file"),
     ({"list_text": "1.xml 1.png\n"}, "1.xml 1.png: no such image"), ({"list_text": " \n\n"}, "the list is empty"),
     ({"list_text": b"1.png 1.xml\0\n"}, "line 1 is"), ({"list_text": b"\xff\xfe1\0"}, "list.txt: is not UTF-8"),
-    ({"list_text": "1.png data\n"}, "data: no such annotation file"), ({"list_text": "../x.png 1.xml\n"}, "leads out of"),
+    ({"list_text": "1.png data\n"}, "data: no such annotation file"),
+    ({"list_text": "../x.png 1.xml\n"}, "leads out of"),
     ({"list_text": "/etc/x.png 1.xml\n"}, "leads out of .*EvalDataset.allow_outside=true"),
     ({"anno_path": "lost.txt"}, "lost.txt: no such list of images.*EvalDataset.anno_path"),
-    ({"anno_path": ""}, "no such list of images"), ({"label_list": "lost.txt"}, "lost.txt: no such list of classes.*null"),
+    ({"anno_path": ""}, "no such list of images"),
+    ({"label_list": "lost.txt"}, "lost.txt: no such list of classes.*null"),
     ({"labels": ""}, "labels.txt: lists no class"), ({"labels": "a\na\n"}, "'a' stands there twice"),
     ({"first": xml(voc_object("dog", 1, 2, 3, 4))},
      r"1 annotations have a category that .*labels.txt does not list: 'dog' in 1.xml; allowed: \['a', 'b'\]"),
-    ({"label_list": None}, "a category that VOC .EvalDataset.label_list names no file of other classes. does not list: 'b'"),
+    ({"label_list": None},
+     "a category that VOC .EvalDataset.label_list names no file of other classes. does not list: 'b'"),
     ({"first": xml("<object><bndbox/></object>")}, "does not list: '' in 1.xml"),
     ({"first": ""}, "1.xml: is not XML"), ({"first": "<annotation><object>"}, "1.xml: is not XML"),
     ({"first": b"\x89PNG\r\n\x1a\n\0\0"}, "1.xml: is not utf-8"), ({"first": BOMB}, "1.xml: declares entities"),
@@ -158,12 +161,12 @@ def test_what_stops_in_a_line(voc, changes, message):
 
 @pytest.mark.parametrize("size", ["", "<size/>", "<size><width>0</width><height>0</height></size>",
                                   "<size><width>many</width><height>40</height></size>",
-                                  "<size><width>40</width><height>60</height></size>"])  # of a photograph that was turned
+                                  "<size><width>40</width><height>60</height></size>"])  # of one that was turned
 def test_a_size_that_is_none_is_that_of_the_image(voc, size):
     data = voc(first=xml(voc_object("a", 10, 12, 55, 32), size=size))
     assert (data.records[0]["w"], data.records[0]["h"]) == (60, 40)
     assert data.records[0]["gt_bbox"].tolist() == [[10, 12, 55, 32]]
-    assert "size, instead of which its image's is taken" in data.annotations.mendings()
+    assert "size, for which its image's is taken" in data.annotations.mendings()
 
 
 def test_without_a_list_of_classes_they_are_those_of_voc(voc):
@@ -178,7 +181,8 @@ def test_without_a_list_of_classes_they_are_those_of_voc(voc):
 @pytest.fixture
 def yolo(tmp_path):
     """A call: what to change -> the `YOLODataSet` of two images for training and one for validation."""
-    def make(*, yaml="train: images/train\nval: images/val\nnames: [a, b]\n", text="1 0.5 0.5 0.5 0.5\n", files=(), **keys):
+    def make(*, yaml="train: images/train\nval: images/val\nnames: [a, b]\n", text="1 0.5 0.5 0.5 0.5\n", files=(),
+             **keys):
         for name in ("train/1", "train/2", "val/3"):
             picture(tmp_path / "images" / f"{name}.png")
             (tmp_path / "labels" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -224,7 +228,8 @@ def test_names_may_be_a_mapping_with_gaps(yolo):
 
 
 def test_empty_images_and_bad_lines_are_counted(yolo):
-    data = yolo(text="1 0.5 0.5 0.5\n1 0.5 0.5 0 0\n1 40 40 60 60\n1 0.5 0.5 0.4 0.4\n", files=[("images/train/4.png", None)])
+    data = yolo(text="1 0.5 0.5 0.5\n1 0.5 0.5 0 0\n1 40 40 60 60\n1 0.5 0.5 0.4 0.4\n",
+                files=[("images/train/4.png", None)])
     assert data.dropped_empty == 1
     assert len(data.records[0]["gt_bbox"]) == 1
     assert sum(data.rejected.values()) == 3
@@ -250,7 +255,8 @@ def test_a_turned_photograph_has_its_boxes_as_it_is_shown(yolo, tmp_path):
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"yaml": "train: images/train"}, "data.yaml: has no key `names`"), ({"yaml": "names: [a, b"}, "data.yaml: is not YAML"),
+    ({"yaml": "train: images/train"}, "data.yaml: has no key `names`"),
+    ({"yaml": "names: [a, b"}, "data.yaml: is not YAML"),
     ({"yaml": "names: [a, b]\nval: images/val"}, "data.yaml: has no key `train`.*it has val"),
     ({"yaml": "names: [a, b]\ntrain: images/lost"}, "data.yaml: key `train`: images/lost is not there"),
     ({"yaml": "names: [a, b]\ntrain: [images/train, images/lost]"}, "images/lost is not there"),

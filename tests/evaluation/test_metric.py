@@ -21,7 +21,8 @@ def truth(dataset, keep=lambda one: True):
 def voc_config(shapes, tmp_path):
     """A config whose EvalDataset has VOC's files; every fourth object is difficult."""
     folder = coco_as_voc(shapes, tmp_path / "voc", "val2017", difficult=lambda one: int(one["id"] % 4 == 0))
-    keys = {"name": "VOCDataSet", "dataset_dir": str(folder), "anno_path": "val2017.txt", "label_list": "label_list.txt"}
+    keys = {"name": "VOCDataSet", "dataset_dir": str(folder), "anno_path": "val2017.txt",
+            "label_list": "label_list.txt"}
     return lambda *more: config(shapes, tmp_path, f"EvalDataset={json.dumps(keys)}", *more)
 
 

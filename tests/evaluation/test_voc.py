@@ -20,7 +20,8 @@ def indexed(rows, images, classes):
     coco.dataset = {
         "images": [{"id": i} for i in range(images)], "categories": [{"id": i} for i in range(classes)],
         "annotations": [{"id": n, "image_id": int(image), "category_id": int(label), "score": float(score),
-                         "iscrowd": int(crowd), "area": 1.0, "bbox": [float(x1), float(y1), float(x2 - x1), float(y2 - y1)]}
+                         "iscrowd": int(crowd), "area": 1.0,
+                         "bbox": [float(x1), float(y1), float(x2 - x1), float(y2 - y1)]}
                         for n, (image, label, score, crowd, x1, y1, x2, y2) in enumerate(rows, 1)]}
     coco.createIndex()
     return coco
@@ -67,7 +68,8 @@ BOX = (0, 0, 9, 9)  # with its last pixels 10 x 10
 ])
 @pytest.mark.parametrize("map_type", TYPES)
 def test_by_pencil(truth, found, ap, map_type):
-    evaluator = evaluated([(0, 0, 1, *one) for one in truth], [(0, 0, score, 0, *box) for score, *box in found], map_type)
+    evaluator = evaluated([(0, 0, 1, *one) for one in truth], [(0, 0, score, 0, *box) for score, *box in found],
+                          map_type)
     assert curves.class_ap(evaluator) == pytest.approx([ap[map_type] if isinstance(ap, dict) else ap])
 
 

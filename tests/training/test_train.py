@@ -544,7 +544,8 @@ def test_the_first_step_is_logged_and_what_a_schedule_will_not_do(shapes, tmp_pa
 @pytest.mark.parametrize(("more", "kwargs", "found"), [
     (["TrainReader.batch_size=9"], {}, "only 8 images"), ([], {"accumulate": 9}, "only 4 batches"),
     ([], {"accumulate": 0}, "must be 1 or more"), ([], {"best_metric": "mAP"}, "allowed: AP"),
-    (["num_classes=80"], {}, "lists 3"), (["metric=VOC"], {"best_metric": "AP"}, "allowed: mAP"), (["GFL.head=LDGFLHead"], {}, "teacher"),
+    (["num_classes=80"], {}, "lists 3"), (["metric=VOC"], {"best_metric": "AP"}, "allowed: mAP"),
+    (["GFL.head=LDGFLHead"], {}, "teacher"),
 ])
 def test_mistakes_stop_before_the_first_step(shapes, tmp_path, more, kwargs, found):
     with pytest.raises(ConfigError, match=found):
