@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 from ..errors import DataError
 from ..kinds import File
 from . import yolo
-from .annotations import LEAST_SIDE, WORDS, Annotations, Entry, read_annotations
+from .annotations import LARGEST, LEAST_SIDE, WORDS, Annotations, Entry, read_annotations
 from .image import SUFFIXES, files_below, is_image, read_size
 from .labelled import SPLITS, UNLISTED, Rejected, box_inside, number, read_class_list, read_text
 from .voc import parse_xml
@@ -127,7 +127,7 @@ def read_voc(dataset_dir: File | None, image_dir: File | None, anno_path: File |
         where = next(where for _, xml, where in lines if not xml)
         raise DataError(f"{where} names no annotation file ({len(lines) - len(xmls)} of {len(lines)} lines do not), so "
                         "that nobody knows what is on the image; take it out, or name the file")
-    missing = [path for path in xmls if not path.is_file()]
+    missing = [path for path in xmls if not os.path.isfile(path)]
     if missing:
         raise DataError(f"{missing[0].absolute()}: no such annotation file ({len(missing)} of the {len(xmls)} that "
                         f"{paths[0]} lists are missing); set {section}.dataset_dir and {section}.image_dir, or restore "
@@ -207,11 +207,12 @@ def _size(root: ElementTree.Element, image: Path, mended: Counter[str]) -> tuple
 
 
 def _whole(text: str | None) -> int:
-    """A number, rounded; 0 for all else."""
+    """A number of pixels, rounded; 0 for all else."""
     try:
-        return round(number(text, "number"))
+        value = number(text, "number")
     except Rejected:
         return 0
+    return round(value) if abs(value) < LARGEST else 0
 
 
 def _add_object(item: ElementTree.Element, category: int, image: Entry, found: Annotations) -> None:

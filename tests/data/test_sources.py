@@ -140,7 +140,7 @@ BOMB = ('<?xml version="1.0"?><!DOCTYPE a [<!ENTITY b "bbbb"><!ENTITY c "&b;&b;&
     ({"list_text": "../x.png 1.xml\n"}, "leads out of"),
     ({"list_text": "/etc/x.png 1.xml\n"}, "leads out of .*EvalDataset.allow_outside=true"),
     ({"anno_path": "lost.txt"}, "lost.txt: no such list of images.*EvalDataset.anno_path"),
-    ({"anno_path": ""}, "no such list of images"),
+    ({"anno_path": ""}, "no such list of images"), ({"list_text": f"1.png {'x' * 400}.xml"}, "no such annotation file"),
     ({"label_list": "lost.txt"}, "lost.txt: no such list of classes.*null"),
     ({"labels": ""}, "labels.txt: lists no class"), ({"labels": "a\na\n"}, "'a' stands there twice"),
     ({"first": xml(voc_object("dog", 1, 2, 3, 4))},
@@ -160,6 +160,7 @@ def test_what_stops_in_a_line(voc, changes, message):
 
 
 @pytest.mark.parametrize("size", ["", "<size/>", "<size><width>0</width><height>0</height></size>",
+                                  "<size><width>1e300</width><height>40</height></size>",
                                   "<size><width>many</width><height>40</height></size>",
                                   "<size><width>40</width><height>60</height></size>"])  # of one that was turned
 def test_a_size_that_is_none_is_that_of_the_image(voc, size):
