@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .config.keys import setting
-from .data.sources import class_list, listed_classes
+from .data.sources import VOC_CLASSES, class_list, listed_classes
 from .errors import CheckpointError
 from .system.log import logger
 from .weights import checkpoint
@@ -16,12 +16,15 @@ Config = dict[str, Any]
 
 
 def number_of_classes(cfg: Config) -> int | None:
-    """C: the config's `num_classes`; where that is null, as many as the annotation file of TrainDataset lists, or where
-    that is absent as the weights have; None where there are neither. Raises ConfigError, DataError."""
+    """C: the config's `num_classes`; where that is null, as many as the annotation file of TrainDataset lists; of VOC its
+    list of classes, of YOLO its data.yaml; or where that is absent as the weights have; None where there are neither.
+    Raises ConfigError, DataError."""
     given = setting(cfg, "num_classes")
     if given is not None:
         return int(given)
     train = cfg.get("TrainDataset") or {}
+    if train.get("name") == "VOCDataSet" and not train.get("label_list"):
+        return len(VOC_CLASSES)
     path = class_list(train)
     if path.is_file():
         return _classes_listed(path, path.stat().st_mtime_ns, str(train.get("name")))

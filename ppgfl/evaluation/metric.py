@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pycocotools.cocoeval import COCOeval
 
 NAMES = {"COCO": coco.METRICS, "VOC": ("mAP",)}
+ALL_NAMES = [name for names in NAMES.values() for name in names]
 
 
 class Measured(NamedTuple):

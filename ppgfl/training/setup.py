@@ -13,6 +13,7 @@ from ..config.keys import section, setting
 from ..data.dataset import DetectionDataSet
 from ..data.loader import Loader
 from ..errors import ConfigError
+from ..evaluation.metric import ALL_NAMES
 from ..fit import check_targets
 from ..optim import CosineDecay, schedule_of
 from ..system import dist
@@ -20,7 +21,7 @@ from ..system.log import logger
 from ..weights.checkpoint import load_pretrained
 from . import checkpoints, schedule_check
 from .run_folder import RunFolder
-from .state import TrainingState, new_state
+from .state import Progress, TrainingState, new_state
 from .step import Step, make_step
 from .visualdl_log import Dashboard
 
@@ -151,10 +152,19 @@ def _resume_or_start(cfg: dict[str, Any], options: Options, folder: RunFolder, s
         stem = checkpoints.find_training(options.resume, folder.path)
         if stem is not None:
             state.load(stem)
+            _forget_other_metric(state.progress, options.best_metric)
             return
         logger.info("%s: no checkpoint to resume from, so this starts at the first epoch", folder.path)
     if setting(cfg, "pretrain_weights"):
         load_pretrained(state.model, setting(cfg, "pretrain_weights"), names=state.model.class_names)
+
+
+def _forget_other_metric(progress: Progress, name: str) -> None:
+    """Begin the best anew where a resumed run was judged by numbers that its config does not measure any more."""
+    evaluated = [row for row in progress.rows if any(row.get(each) is not None for each in ALL_NAMES)]
+    if evaluated and all(row.get(name) is None for row in evaluated):
+        logger.info("the run was judged by another metric so far, so the best %s begins anew", name)
+        progress.best, progress.best_epoch = -1.0, 0
 
 
 def _dashboard_folder(cfg: dict[str, Any], options: Options, folder: RunFolder) -> Path | None:

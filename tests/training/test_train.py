@@ -27,9 +27,9 @@ from ppgfl.data.shapes import CLASSES, draw_scene
 from ppgfl.inference.infer import infer
 from ppgfl.optim import schedule_of
 from ppgfl.system.interrupt import stop_requests
-from ppgfl.training import onednn
+from ppgfl.training import onednn, setup
 from ppgfl.training.run_folder import RunFolder, for_both
-from ppgfl.training.state import new_state
+from ppgfl.training.state import Progress, new_state
 from ppgfl.weights.checkpoint import load_pretrained, read, read_named
 from ppgfl.weights.safe_pickle import load as load_pickle
 
@@ -539,6 +539,16 @@ def test_the_first_step_is_logged_and_what_a_schedule_will_not_do(shapes, tmp_pa
     assert steps == ["1/2 [1/4]", "1/2 [3/4]", "1/2 [4/4]", "2/2 [3/4]", "2/2 [4/4]"]
     text = caplog.text
     assert text.index("the warm-up takes 9 steps and the whole run has 8") < text.index("epoch 1/2 [1/4]")
+
+
+@pytest.mark.parametrize(("rows", "name", "best"), [
+    ([{"AP": 0.3}], "mAP", -1.0), ([{"AP": 0.3}], "AP", 0.3), ([{"AP": 0.3, "mAP": None}], "mAP", -1.0),
+    ([{"AP": 0.3}, {"mAP": 0.5}], "mAP", 0.3), ([], "mAP", 0.3), ([{"loss": 1.0, "AP": None}], "mAP", 0.3),
+])
+def test_a_best_of_another_metric_is_forgotten(rows, name, best):
+    progress = Progress(best=0.3, best_epoch=1, rows=rows)
+    setup._forget_other_metric(progress, name)
+    assert (progress.best, progress.best_epoch) == (best, int(best > 0))
 
 
 @pytest.mark.parametrize(("more", "kwargs", "found"), [
