@@ -16,9 +16,11 @@ Config = dict[str, Any]
 
 
 def number_of_classes(cfg: Config) -> int | None:
-    """C: the config's `num_classes`; where that is null, as many as the annotation file of TrainDataset lists; of VOC its
-    list of classes, of YOLO its data.yaml; or where that is absent as the weights have; None where there are neither.
-    Raises ConfigError, DataError."""
+    """C: the config's `num_classes`; where that is null, as many as the annotation file of TrainDataset lists (VOC's
+    list of classes, YOLO's data.yaml), or where that is absent as the weights have; None where there are neither.
+
+    Raises: ConfigError, DataError.
+    """
     given = setting(cfg, "num_classes")
     if given is not None:
         return int(given)
