@@ -50,7 +50,7 @@ GROUPS = (
     ("Learning rate: `LearningRate.schedulers`", (build.DECAYS, build.WARMUPS)),
 )
 # Arguments that are no keys: the program knows them.
-FACTS = {"FPN": ["in_channels"], "COCODataSet": ["section"], "ImageFolder": ["section"]}
+FACTS = {"FPN": ["in_channels"], **{name: ["section"] for name in build.DATASETS}}
 
 
 def page() -> str:

@@ -21,7 +21,7 @@ from .config.keys import keys_of, known_only, optimizer_section, section, settin
 from .config.values import as_written, kinds_of, read
 from .data.annotations import fits_int64
 from .data.batch import PadBatch, Reader, Sample
-from .data.dataset import COCODataSet, ImageFolder
+from .data.dataset import COCODataSet, ImageFolder, VOCDataSet, YOLODataSet
 from .data.loader import Batches, BatchMaker, Loader
 from .data.targets import Gt2GFLTarget
 from .data.transforms import Decode, NormalizeImage, Permute, RandomFlip, RandomResize, Resize
@@ -73,7 +73,7 @@ NMS = {"MultiClassNMS": MultiClassNMS}
 SAMPLE_TRANSFORMS: dict[str, Any] = {cls.__name__: cls for cls in (
     Decode, Resize, RandomResize, RandomFlip, NormalizeImage, Permute)}
 BATCH_TRANSFORMS: dict[str, Any] = {"PadBatch": PadBatch, "Gt2GFLTarget": Gt2GFLTarget}
-DATASETS: dict[str, Any] = {"COCODataSet": COCODataSet, "ImageFolder": ImageFolder}
+DATASETS: dict[str, Any] = {cls.__name__: cls for cls in (COCODataSet, VOCDataSet, YOLODataSet, ImageFolder)}
 DECAYS: dict[str, Any] = {"PiecewiseDecay": PiecewiseDecay, "CosineDecay": CosineDecay}
 WARMUPS: dict[str, Any] = {"LinearWarmup": LinearWarmup, "ExpWarmup": ExpWarmup}
 CLASSES: dict[str, Any] = {**BACKBONES, **NECKS, **HEADS, **TOWERS, **QUALITY_PREDICTORS, **LOSSES, **NMS,
@@ -217,7 +217,7 @@ def build_teacher(cfg: Config, student: GFL) -> Teacher | None:
 
 
 def build_dataset(cfg: Config, name: str) -> Any:
-    """The `COCODataSet` or `ImageFolder` of a section: "TrainDataset", "EvalDataset" or "TestDataset"."""
+    """The data set of a section: "TrainDataset", "EvalDataset" or "TestDataset"."""
     if not isinstance(cfg.get(name), dict):
         raise ConfigError(f"{name}: the config has no such section; add configs/datasets/coco_detection.yml to "
                           "its _BASE_")

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .config.keys import setting
-from .data.annotations import read_annotations
-from .data.dataset import annotation_files
+from .data.sources import VOC_CLASSES, class_list, listed_classes
 from .errors import CheckpointError
 from .system.log import logger
 from .weights import checkpoint
@@ -17,15 +16,20 @@ Config = dict[str, Any]
 
 
 def number_of_classes(cfg: Config) -> int | None:
-    """C: the config's `num_classes`; where that is null, as many as the annotation file of TrainDataset lists, or where
-    that is absent as the weights have; None where there are neither. Raises ConfigError, DataError."""
+    """C: the config's `num_classes`; where that is null, as many as the annotation file of TrainDataset lists (VOC's
+    list of classes, YOLO's data.yaml), or where that is absent as the weights have; None where there are neither.
+
+    Raises: ConfigError, DataError.
+    """
     given = setting(cfg, "num_classes")
     if given is not None:
         return int(given)
     train = cfg.get("TrainDataset") or {}
-    path = annotation_files(train.get("dataset_dir"), train.get("anno_path"))[0]
+    if train.get("name") == "VOCDataSet" and not train.get("label_list"):
+        return len(VOC_CLASSES)
+    path = class_list(train)
     if path.is_file():
-        return _classes_listed(path, path.stat().st_mtime_ns)
+        return _classes_listed(path, path.stat().st_mtime_ns, str(train.get("name")))
     try:
         path = checkpoint.find(setting(cfg, "weights") or "")
     except CheckpointError:
@@ -34,9 +38,9 @@ def number_of_classes(cfg: Config) -> int | None:
 
 
 @functools.lru_cache(maxsize=8)
-def _classes_listed(path: Path, _: int) -> int:
-    """Of an annotation file as it was at a time: it may have hundreds of megabytes, and several parts ask."""
-    count = len(read_annotations(path, "TrainDataset").categories)
+def _classes_listed(path: Path, _: int, kind: str) -> int:
+    """Of a file as it was at a time: it may have hundreds of megabytes, and several parts ask."""
+    count = len(listed_classes(path, kind, "TrainDataset"))
     logger.info("num_classes: %d, from %s", count, path)
     return count
 

@@ -200,6 +200,53 @@ def voc_object(name, *box):
     return f"<object><name>{name}</name><bndbox>{numbers}</bndbox></object>"
 
 
+def coco_as_voc(source, folder, split, *, difficult=lambda annotation: 0, more=1):
+    """Write what instances_SPLIT.json of `source` lists as VOC's files: SPLIT.txt, label_list.txt, SPLIT/*.xml in
+    `folder`, beside links to the images. Their boxes are (x, y) to (x + width, y + height), as `VOCDataSet` reads them;
+    the images are said to have a row and a column `more`, since it cuts boxes at width - 1."""
+    content = json.loads((source / "annotations" / f"instances_{split}.json").read_text())
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    (folder / split).mkdir(parents=True)
+    lines = []
+    for one in content["images"]:
+        image = folder / split / one["file_name"]
+        image.symlink_to(source / split / one["file_name"])
+        objects = [voc_object(names[a["category_id"]], a["bbox"][0], a["bbox"][1], a["bbox"][0] + a["bbox"][2],
+                              a["bbox"][1] + a["bbox"][3]).replace("<bndbox>", f"<difficult>{difficult(a)}</difficult>"
+                                                                   "<bndbox>")
+                   for a in content["annotations"] if a["image_id"] == one["id"] and not a["iscrowd"]]
+        image.with_suffix(".xml").write_text(
+            f"<annotation><size><width>{one['width'] + more}</width><height>{one['height'] + more}</height></size>"
+            f"{''.join(objects)}</annotation>")
+        lines.append(f"{split}/{image.name} {split}/{image.stem}.xml")
+    (folder / f"{split}.txt").write_text("\n".join(lines) + "\n")
+    (folder / "label_list.txt").write_text("\n".join(names.values()) + "\n")
+    return folder
+
+
+def coco_as_yolo(source, folder, splits):
+    """Write what instances_SPLIT.json of `source` lists as YOLO's files: data.yaml, images/SPLIT, labels/SPLIT."""
+    for split in splits:
+        content = json.loads((source / "annotations" / f"instances_{split}.json").read_text())
+        places = {category["id"]: i for i, category in enumerate(content["categories"])}
+        for kind in ("images", "labels"):
+            (folder / kind / split).mkdir(parents=True)
+        for one in content["images"]:
+            (folder / "images" / split / one["file_name"]).symlink_to(source / split / one["file_name"])
+            lines = []
+            for a in content["annotations"]:
+                if a["image_id"] == one["id"] and not a["iscrowd"]:
+                    (x, y, w, h), (width, height) = a["bbox"], (one["width"], one["height"])
+                    numbers = ((x + w / 2) / width, (y + h / 2) / height, w / width, h / height)
+                    lines.append(" ".join([str(places[a["category_id"]]), *(f"{n:.12g}" for n in numbers)]))
+            (folder / "labels" / split / one["file_name"]).with_suffix(".txt").write_text("\n".join(lines))
+    names = json.dumps([category["name"] for category in content["categories"]])
+    paths = dict(zip(("train", "val"), splits))
+    (folder / "data.yaml").write_text("path: .\n" + "".join(
+        f"{key}: images/{split}\n" for key, split in paths.items()) + f"names: {names}\n")
+    return folder
+
+
 def run_ppgfl(*arguments, cwd=ROOT):
     code = "import sys; from ppgfl.cli import entry; sys.exit(entry())"
     return subprocess.run([sys.executable, "-c", code, *map(str, arguments)], cwd=cwd, capture_output=True, text=True,

@@ -67,3 +67,13 @@ def test_each_command_finds_the_number(trained, shapes, tmp_path, run_here):
     done = run_here("ppgfl", "infer", "-c", file, "-o", f"weights={weights}", "--infer_dir", shapes / "val2017",
                     cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+def test_of_voc_and_yolo_it_is_that_of_the_list_of_classes(tmp_path):
+    (tmp_path / "labels.txt").write_text("a\n\nb\n")
+    (tmp_path / "data.yaml").write_text("names: {0: a, 4: b, 9: c}\n")
+    voc = {"name": "VOCDataSet", "dataset_dir": str(tmp_path), "anno_path": "lost.txt"}
+    assert number_of_classes({"num_classes": None, "TrainDataset": {**voc, "label_list": "labels.txt"}}) == 2
+    assert number_of_classes({"num_classes": None, "TrainDataset": voc}) == 20
+    yolo = {"name": "YOLODataSet", "dataset_dir": str(tmp_path), "anno_path": "data.yaml"}
+    assert number_of_classes({"num_classes": None, "TrainDataset": yolo}) == 3

@@ -46,7 +46,7 @@ def train(parser: ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of initialisation, order and augmentation (0)")
     parser.add_argument("--patience", type=int, default=0, metavar="N",
                         help="stop after N epochs without a better evaluation (0: never)")
-    parser.add_argument("--best_metric", default="AP", help="AP, AP50, AP75, APs, APm, APl, AR1, ... (AP)")
+    parser.add_argument("--best_metric", help="AP, AP50, AP75, APs, APm, APl, AR1, ... (AP; with metric: VOC mAP)")
 
 
 def evaluate(parser: ArgumentParser) -> None:

@@ -89,7 +89,7 @@ def _need_weights(cfg: dict[str, Any], config: str) -> None:
 
 
 def evaluate(args: Namespace) -> None:
-    """Evaluate a detector on the EvalDataset of a config and print the COCO numbers.
+    """Evaluate a detector on the EvalDataset of a config and print the numbers of COCO, or of VOC.
 
     python tools/eval.py -c configs/gfl/gfl_r50_fpn_1x_coco.yml -o weights=gfl_r50_fpn_1x_coco.pdparams
     """

@@ -70,7 +70,8 @@ def _of_dataset(where: str, name: str, section: Any, classes: Mapping[str, type]
     if not isinstance(kind, str) or kind not in classes:
         yield unknown_name(f"{where}.name", kind, [each for each in classes if "section" in kinds_of(classes[each])])
     elif kind == "ImageFolder" and name != "TestDataset":
-        yield f"{where}.name: ImageFolder; it must be COCODataSet, whose annotation file says what is on the images"
+        yield (f"{where}.name: ImageFolder; it must be COCODataSet, VOCDataSet or YOLODataSet, whose files say what is "
+               "on the images")
     else:
         yield from _of_class(where, kind, section, classes)
 

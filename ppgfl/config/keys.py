@@ -59,7 +59,10 @@ TOP_LEVEL = {
     "match_classes": Key("how eval and infer match the classes of weights, which know their names, with those of an "
                          "annotation file: name; place, for classes that have been renamed or translated", "name",
                          Literal["name", "place"]),
-    "metric": Key("COCO", "COCO", Annotated[Literal["COCO"], "ppgfl evaluates with COCO only"]),
+    "metric": Key("what an evaluation measures: COCO's twelve numbers, or VOC's mAP at IoU 0.5; either of any data set",
+                  "COCO", Literal["COCO", "VOC"]),
+    "map_type": Key("how `metric: VOC` computes an AP: 11point, the mean of the best precision from each of 11 recalls "
+                    "on; integral, the area under precision over recall", "11point", Literal["11point", "integral"]),
     "norm_type": Key("of the backbone: bn or sync_bn (statistics shared between processes)", None,
                      Optional[Literal["bn", "sync_bn"]]),
     "upstream_scores": Key("true: PaddleDetection's GFLv2 scores, which take a second sigmoid", False, bool),
@@ -123,7 +126,6 @@ IGNORED = {
     "init_loss_scaling": "is the factor that the loss starts with in mixed precision; here it is 1024",
     "reset_norm_param_attr": "lets weight decay of the optimizer reach normalisation layers",
     "unstructured_prune": "prunes the model in training; there is no pruning here",
-    "map_type": "says how VOC's AP is computed; ppgfl evaluates with COCO only",
     **dict.fromkeys(("eval_size", "eval_height", "eval_width", "train_height", "train_width"), _REFERRED),
     **dict.fromkeys(("act", "data_format", "depth_mult", "width_mult", "hidden_dim", "use_focal_loss", "with_mask",
                      "trt", "export_onnx", "exclude_nms", "exclude_post_process", "for_distill", "for_mot",
@@ -132,8 +134,6 @@ IGNORED = {
 
 # Names of PaddleDetection's classes that are left out on purpose, and what to take.
 ABSENT = {
-    "VOCDataSet": "VOC's files are converted once: ppgfl data convert --from voc FOLDER annotations.json, then name: "
-                  "COCODataSet with anno_path: annotations.json, and metric: COCO",
     "RandomDistort": "the configs of GFL change no colours; remove the line",
     "RandomExpand": "GFL's configs do without it; RandomResize is what draws sizes",
     "RandomCrop": "GFL's configs do without it; RandomResize is what draws sizes",
@@ -221,7 +221,7 @@ OTHER_KEYS: dict[str, dict[str, Key]] = {
     "MultiClassNMS": dict.fromkeys(("return_index", "return_rois_num", "trt"), Key(NO_EFFECT)),
     "QualityFocalLoss": _REDUCTION, "DistributionFocalLoss": _REDUCTION, "GIoULoss": _REDUCTION,
     "KnowledgeDistillationKLDivLoss": _REDUCTION,
-    "COCODataSet": _DEFAULT_LABEL,
+    "COCODataSet": _DEFAULT_LABEL, "VOCDataSet": _DEFAULT_LABEL,
     "ImageFolder": {"data_fields": Key(NO_EFFECT), **_DEFAULT_LABEL},
 }
 OTHER_KEYS["LDGFLHead"] = {**OTHER_KEYS["GFLHead"], **dict.fromkeys(

@@ -19,6 +19,7 @@ LARGEST = 100_000  # values in a config
 RUN_CONFIG = "config.yml"  # in the folder of a run: its whole config
 # What PyYAML raises, with Python's own errors for a date or a tagged value that is none: `2026-13-45`, `!!bool x`.
 UNREADABLE = (yaml.YAMLError, ValueError, KeyError, AttributeError, TypeError, RecursionError)
+DATASETS = ("TrainDataset", "EvalDataset", "TestDataset")
 # What a slim config says about the training of the student; all else in it is about the teacher.
 OF_TRAINING = ("epoch", "TrainReader", "LearningRate", "OptimizerBuilder", "use_ema", "ema_decay", "ema_decay_type")
 
@@ -37,7 +38,8 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = (), *,
     Returns:
         A plain dict. Files (or shipped configs) named under `_BASE_` are merged in order, then the file itself: dicts
         merge deeply, everything else is replaced. `!Name {a: 1}` reads as `{name: Name, a: 1}`. Where another optimizer
-        is chosen, what only the inherited one takes stays behind, with one line.
+        is chosen, what only the inherited one takes stays behind, with one line, and where another kind of data set is,
+        the inherited `image_dir`.
 
     Raises:
         ConfigError: a missing file, bad YAML, a duplicate key, a loop of `_BASE_`, an override that fits nowhere.
@@ -142,8 +144,19 @@ def _merge_whole(into: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
 
 
 def _leave_behind(into: dict[str, Any], other: dict[str, Any]) -> None:
+    """Take out of `into` what belongs to something that `other` replaces, and say so."""
+    _leave_optimizer_behind(into, other)
+    for section in DATASETS:
+        inherited, chosen = into.get(section), other.get(section)
+        if isinstance(inherited, dict) and isinstance(chosen, dict) and inherited.get("image_dir") is not None and (
+                chosen.get("name", inherited.get("name")) != inherited.get("name") and "image_dir" not in chosen):
+            logger.info("%s.name: %s instead of %s, so that this stays behind: image_dir %s", section, chosen["name"],
+                        inherited.get("name"), inherited.pop("image_dir"))
+
+
+def _leave_optimizer_behind(into: dict[str, Any], other: dict[str, Any]) -> None:
     """Where `other` chooses another optimizer than `into`, take out of `into` what the new one does not take: arguments
-    of the old one, and the regularizer where the new one decays weights itself. Says so."""
+    of the old one, and the regularizer where the new one decays weights itself."""
     inherited, chosen = (cfg.get("OptimizerBuilder") for cfg in (into, other))
     if not isinstance(inherited, dict) or not isinstance(chosen, dict):
         return

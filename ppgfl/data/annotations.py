@@ -1,6 +1,7 @@
 """COCO annotation files as exporters write them -> one form, in which a number is a number and a box a box.
 
-Training, evaluation and `data check` all read them here, so that they agree on what counts.
+Training, evaluation and `data check` all use that form, so that they agree on what counts; `sources` makes it of VOC's
+and YOLO's files.
 """
 from __future__ import annotations
 
@@ -36,11 +37,14 @@ class Annotations:
         images: `id`, `file_name`, `width` and `height` in pixels or None; in the order of ids.
         categories: `id`, `name`; a name that stands twice has its id behind it.
         objects: of listed images and categories: `id`, `image` and `category` (places in the lists above), `bbox`
-            [x, y, width, height] and `area` in pixels, `iscrowd` (0 or 1), and `reason`: why it is no box, one of
-            `REASONS`, or None. Where it is "without" something there is no `area`.
+            [x, y, width, height] and `area` in pixels, `iscrowd` and `difficult` (0 or 1; what is difficult is learnt,
+            but need not be found), and `reason`: why it is no box, one of `REASONS` or another, or None. Where it is
+            "without" something there is no `area`.
         strays: the annotations whose image is not listed, in words.
         unlisted: those whose category is not listed, in words.
         mended: {what was read as what it means: how often}.
+        listed_in: what lists the categories, for messages.
+        folder: where the file names start when the config has no `dataset_dir`.
     """
 
     path: Path
@@ -50,12 +54,19 @@ class Annotations:
     strays: list[str]
     unlisted: list[str]
     mended: Counter[str]
+    listed_in: str = "`categories`"
+    folder: Path | None = None
 
     def image_places(self) -> Places:
         return Places(image["id"] for image in self.images)
 
     def category_places(self) -> Places:
         return Places(category["id"] for category in self.categories)
+
+    def allowed(self) -> list[Id]:
+        """What an annotation may name as its category: COCO's the ids of a few, others the names."""
+        key = "id" if self.listed_in == "`categories`" else "name"
+        return [category[key] for category in self.categories[:100]]
 
     def mendings(self) -> str:
         """One line of what was read as what it means, or nothing."""
@@ -263,7 +274,7 @@ class _Reading:
         box = self._box(entry)
         crowd, ignore = (self._flag(entry, key) for key in ("iscrowd", "ignore"))
         made: Entry = {"id": entry["id"], "image": image, "category": category, "bbox": box,
-                       "iscrowd": crowd, "reason": None}
+                       "iscrowd": crowd, "difficult": 0, "reason": None}
         if box is None:
             return {**made, "reason": "without a bbox"}
         if not (box[2] > LEAST_SIDE and box[3] > LEAST_SIDE):

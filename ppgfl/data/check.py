@@ -16,11 +16,13 @@ from ..system import runtime
 from ..system.fonts import chart_fonts, chart_text
 from ..system.log import logger
 from ..system.progress import progress
-from .annotations import SAME_NAME, Annotations, Entry, read_annotations, some, twice
-from .dataset import annotation_files, locate
+from .annotations import SAME_NAME, Annotations, Entry, some, twice
 from .image import read_image
+from .sources import locate, read_source
 
 SECTIONS = ("TrainDataset", "EvalDataset")
+KINDS = ("COCODataSet", "VOCDataSet", "YOLODataSet")
+DIFFICULT = "box marked difficult, which is learnt and need not be found"
 SLACK = 2.0  # pixels that a box may stand out of its image
 MOST_LOST = 0.1  # share of the boxes, from which on a data set is bad
 NO_IMAGE, NO_CATEGORY = "box of an image that is not listed", "box of a category that is not listed"
@@ -66,9 +68,9 @@ def check(cfg: Mapping[str, Any], *, output_dir: str | PathLike[str] = "output/d
     Returns: whether nothing is wrong.
     Raises: ConfigError, DataError: a section or an annotation file that cannot be read at all.
     """
-    sections = [name for name in SECTIONS if cfg.get(name, {}).get("name") == "COCODataSet"]
+    sections = [name for name in SECTIONS if (cfg.get(name) or {}).get("name") in KINDS]
     if not sections:
-        raise ConfigError(f"the config has no COCODataSet under {' or '.join(SECTIONS)}")
+        raise ConfigError(f"the config has no {', '.join(KINDS[:-1])} or {KINDS[-1]} under {' or '.join(SECTIONS)}")
     reports = [look_through(cfg, section, decode) for section in sections]
     well = True
     for report in reports:
@@ -95,7 +97,7 @@ def look_through(cfg: Mapping[str, Any], section: str, decode: bool = True) -> R
     """The `Report` of a section. Raises: DataError: an annotation file that cannot be read at all."""
     keys = cfg[section]
     dataset_dir, image_dir = keys.get("dataset_dir") or "", keys.get("image_dir") or ""
-    found = read_annotations(annotation_files(dataset_dir, keys.get("anno_path") or ""), section)
+    found = read_source(keys, section)
     report = Report(section, found.path, [category["name"] for category in found.categories], len(found.images))
     _twice(report, "image id listed twice", [image["id"] for image in found.images])
     _twice(report, "file listed twice", [image["file_name"] for image in found.images])
@@ -143,12 +145,15 @@ def _twice(report: Report, what: str, values: Iterable[Any]) -> None:
 
 def _look_at_boxes(report: Report, found: Annotations, sizes: Sequence[Size], *, load_crowd: bool) -> None:
     left_out: dict[str, list[Any]] = {NO_IMAGE: found.strays, NO_CATEGORY: found.unlisted}
+    difficult = []
     with_boxes = set()
     for one in found.objects:
         label, reason = f"annotation {one['id']}", one["reason"]
         if reason and not (load_crowd and reason == "crowd"):
             left_out.setdefault(f"box left out: {reason}", []).append(label)
             continue
+        if one["difficult"]:
+            difficult.append(label)
         with_boxes.add(one["image"])
         report.boxes_of[report.class_names[one["category"]]] += 1
         x, y, width, height = one["bbox"]
@@ -164,6 +169,8 @@ def _look_at_boxes(report: Report, found: Annotations, sizes: Sequence[Size], *,
             (report.faults if bad or what == NO_CATEGORY else report.remarks)[what] = examples
     if not report.sides:
         report.faults["reason to stop"] = ["there is no box to learn from or to find"]
+    if difficult:
+        report.remarks[DIFFICULT] = difficult
     without = [name for name in report.class_names if not report.boxes_of[name]]
     if without:
         report.remarks["class without a box"] = without

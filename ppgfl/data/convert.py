@@ -17,13 +17,14 @@ from ..system.log import logger
 from ..system.progress import progress
 from .image import files_below
 from .labelled import (
-    Box,
+    UNLISTED,
     Found,
     Labelled,
     Object,
     Rejected,
     Report,
     absolute,
+    box_inside,
     is_text,
     place_of,
     read_class_list,
@@ -35,7 +36,6 @@ from .voc import find_voc
 from .yolo import find_yolo
 
 KINDS = ("voc", "yolo", "labelme")
-LEAST_SIDE = 0.5  # pixels of a box
 SECTIONS = {"val": "EvalDataset", "test": "TestDataset"}  # of a config; else TrainDataset
 
 Content = dict[str, Any]  # of a COCO file
@@ -206,12 +206,9 @@ def _join(first: Labelled, second: Labelled, report: Report) -> Labelled:
 def _checked(sample: Labelled, names: set[str], report: Report) -> Labelled:
     """The same with boxes x y width height inside the image; the other objects go to the report."""
     def check(one: Object) -> Object:
-        box = _clip(one.box, *sample.size)
         if one.name not in names:
-            raise Rejected(f"object of a class that is not listed ({one.name})")
-        if min(box[2:]) < LEAST_SIDE:
-            raise Rejected("box without a size, or outside of its image")
-        return Object(one.name, box)
+            raise Rejected(f"{UNLISTED} ({one.name})")
+        return Object(one.name, box_inside(one.box, sample.size))
 
     objects, rejected = read_objects(check, sample.objects)
     for reason in sample.rejected + rejected:
@@ -219,14 +216,6 @@ def _checked(sample: Labelled, names: set[str], report: Report) -> Labelled:
     for note in sample.notes:
         report.notes[note].append(str(sample.file))
     return sample._replace(objects=objects)
-
-
-def _clip(box: Box, height: int, width: int) -> Box:
-    """x1 y1 x2 y2 -> x y width height inside the image."""
-    x1, y1, x2, y2 = box
-    x1, x2 = (min(max(x, 0.0), width) for x in (min(x1, x2), max(x1, x2)))
-    y1, y2 = (min(max(y, 0.0), height) for y in (min(y1, y2), max(y1, y2)))
-    return x1, y1, x2 - x1, y2 - y1
 
 
 # --- writing

@@ -1,10 +1,10 @@
-"""Which images there are, and what is on them: a COCO annotation file, or a folder of images."""
+"""Which images there are, and what is on them: files of COCO, VOC or YOLO, or a folder of images."""
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 
@@ -16,50 +16,39 @@ from .annotations import REASONS, Annotations, Entry, Id, read_annotations, some
 from .batch import Sample
 from .coco_classes import COCO_CLASSES, NUM_CLASSES
 from .image import find_images
+from .sources import annotation_files, locate, read_voc, read_yolo
 
 MOST_STRAYS = 0.1  # share of all annotations that may be of images that are not listed
 
 
-class COCODataSet:
-    """Images and boxes of a COCO annotation file.
+class DetectionDataSet:
+    """Images and their boxes, whatever the files; `COCODataSet`, `VOCDataSet` and `YOLODataSet` differ in these alone.
 
     Args:
-        dataset_dir: the folder that the two paths below start from.
-        image_dir: folder of the images.
-        anno_path: annotation file (JSON), or a list of them that are read as one.
-        data_fields: PaddleDetection's list of what a sample holds; boxes are left out unless it names `gt_bbox`.
-        sample_num: only the first so many images; -1: all.
-        load_crowd: crowd regions are boxes like all others, to train on and to be found.
-        allow_empty: keep images without a box.
-        empty_ratio: with `allow_empty`, at most this share of all images may be empty ones (outside of [0, 1): all).
-        repeat: list every image so many times.
-        allow_outside: also take images whose `file_name` leads out of the data set's folder.
-        section: the section's name, for messages.
+        annotations: all that the files list.
+        files: the paths of the images, in their order.
+        section, data_fields, sample_num, load_crowd, allow_empty, empty_ratio, repeat: as those of `COCODataSet`.
 
     Attributes:
         records: one dict per image: im_id, im_file, h, w, and gt_bbox, gt_class, is_crowd (see `ppgfl.data`).
-        class_names, category_ids: by class index, in the order of the file's `categories`.
-        annotations: all that the file lists, see `annotations.Annotations`.
-        files: the paths of its images, in their order.
+        class_names, category_ids: by class index, in the order in which the files list them.
+        annotations, files: as given.
+        anno_path: the file, for messages.
 
     Raises:
-        DataError: a missing folder or file, a file that is not COCO, a box of an unknown category or too many of
-            unknown images, an image outside of the data set.
+        DataError: a box of an unknown category or too many of unknown images, a missing image.
     """
 
-    def __init__(self, dataset_dir: File | None = "", image_dir: File | None = "",
-                 anno_path: File | Sequence[File] | None = "", data_fields: Sequence[str] = ("image",),
-                 sample_num: Annotated[int, Range(-1)] = -1, load_crowd: bool = False, allow_empty: bool = False,
-                 empty_ratio: float = 1.0, repeat: Annotated[int, Range(1, 10_000)] = 1, allow_outside: bool = False,
-                 section: str = "EvalDataset") -> None:
+    def __init__(self, annotations: Annotations, files: Sequence[str], section: str, *, data_fields: Sequence[str],
+                 sample_num: int, allow_empty: bool, empty_ratio: float, repeat: int, load_crowd: bool = False) -> None:
         self.section = section
         self.load_crowd = load_crowd
-        self.annotations = found = read_annotations(annotation_files(dataset_dir, anno_path), section)
+        self.annotations = found = annotations
+        self.files = files
         self.anno_path = found.path
         self.class_names = [category["name"] for category in found.categories]
         self.category_ids = [category["id"] for category in found.categories]
         self._check_ids()
-        self.files = locate(found, dataset_dir, image_dir, section, allow_outside=allow_outside)
         records, empty = self._read_records(sample_num)
         keep = _share_of_empty(empty, len(records), empty_ratio) if allow_empty else []
         self.with_boxes, self.kept_empty, self.dropped_empty = len(records), len(keep), len(empty) - len(keep)
@@ -74,17 +63,22 @@ class COCODataSet:
         if not self.records:
             raise DataError(f"{self.anno_path}: no image to use ({self.summary()}); key {section}.anno_path"
                             + (f"; {section}.load_crowd=true takes crowd regions as boxes" if self.rejected["crowd"]
-                               else ""))
+                               else f"; {section}.allow_empty=true keeps images without a box" if empty else ""))
 
     def is_box(self, one: Entry) -> bool:
         """Whether an object of `annotations` is a box to train on and to be found."""
         return one["reason"] is None or (self.load_crowd and one["reason"] == "crowd")
 
+    def is_to_be_found(self, one: Entry) -> bool:
+        """Whether an object of `annotations` counts as missed where it is not found."""
+        return self.is_box(one) and not one["difficult"]
+
     def summary(self) -> str:
         """One line: images with boxes, empty ones, and boxes that were rejected with the reasons."""
+        difficult = f", {self.difficult} boxes marked difficult, which need not be found" if self.difficult else ""
         reasons = ", ".join(f"{count} {reason}" for reason, count in self.rejected.items() if count)
         return (f"{self.with_boxes} images with boxes, {self.kept_empty} empty ones kept, {self.dropped_empty} empty "
-                f"ones left out, boxes rejected: {reasons or 'none'}; {len(self.class_names)} classes")
+                f"ones left out, boxes rejected: {reasons or 'none'}{difficult}; {len(self.class_names)} classes")
 
     def _check_ids(self) -> None:
         found = self.annotations
@@ -95,8 +89,8 @@ class COCODataSet:
                 raise DataError(f"{self.anno_path}: {what} id {repeated[0]} stands {count} times in '{key}'; number "
                                 f"them anew (`ppgfl data check` lists all); key {self.section}.anno_path")
         if found.unlisted:
-            raise DataError(f"{self.anno_path}: {len(found.unlisted)} annotations have a category that `categories` "
-                            f"does not list: {some(found.unlisted)}; allowed: {self.category_ids[:100]}; key "
+            raise DataError(f"{self.anno_path}: {len(found.unlisted)} annotations have a category that "
+                            f"{found.listed_in} does not list: {some(found.unlisted)}; allowed: {found.allowed()}; key "
                             f"{self.section}.anno_path")
         lost, total = len(found.strays), len(found.strays) + len(found.objects)
         if lost > MOST_STRAYS * total:
@@ -109,13 +103,15 @@ class COCODataSet:
         boxes_of: list[list[Entry]] = [[] for _ in range(count)]
         self.rejected = dict.fromkeys((*REASONS, "of an image that is not listed"), 0)
         self.rejected["of an image that is not listed"] = len(self.annotations.strays)
+        self.difficult = 0
         for one in self.annotations.objects:
             if one["image"] >= count:
                 continue
             if self.is_box(one):
                 boxes_of[one["image"]].append(one)
+                self.difficult += one["difficult"]
             else:
-                self.rejected[one["reason"]] += 1
+                self.rejected[one["reason"]] = self.rejected.get(one["reason"], 0) + 1
         records: list[Sample] = []
         empty: list[Sample] = []
         for image, file, boxes in zip(self.annotations.images, self.files, boxes_of):
@@ -134,33 +130,106 @@ class COCODataSet:
                 f"{self.section}.image_dir, or restore the files")
 
 
-def annotation_files(dataset_dir: File | None, anno_path: File | Sequence[File] | None) -> list[Path]:
-    """The files that the two keys name."""
-    paths = [anno_path] if isinstance(anno_path, (str, os.PathLike)) else anno_path
-    return [Path(dataset_dir or "", path or "").expanduser() for path in paths or [""]]
+class COCODataSet(DetectionDataSet):
+    """Images and boxes of a COCO annotation file.
 
+    Args:
+        dataset_dir: the folder that the two paths below start from.
+        image_dir: folder of the images.
+        anno_path: annotation file (JSON), or a list of them that are read as one.
+        data_fields: PaddleDetection's list of what a sample holds; boxes are left out unless it names `gt_bbox`.
+        sample_num: only the first so many images; -1: all.
+        load_crowd: crowd regions are boxes like all others, to train on and to be found.
+        allow_empty: keep images without a box.
+        empty_ratio: with `allow_empty`, at most this share of all images may be empty ones (outside of [0, 1): all).
+        repeat: list every image so many times.
+        allow_outside: also take images whose `file_name` leads out of the data set's folder.
+        section: the section's name, for messages.
 
-def locate(found: Annotations, dataset_dir: File | None, image_dir: File | None, section: str, *,
-           allow_outside: bool = False) -> list[str]:
-    """The path of each listed image. A backslash parts folders where no file has one in its name.
-
-    Raises: DataError: a file name that leads out of the data set's folder (or `image_dir` where there is none), so
-        that a stranger's annotations cannot show any picture of this machine; unless `allow_outside`.
+    Raises:
+        DataError: as `DetectionDataSet`; a missing folder or file, a file that is not COCO, an image outside of the
+            data set.
     """
-    folder = Path(dataset_dir or "", image_dir or "").expanduser()
-    roots = [os.path.join(os.path.abspath(each), "") for each in (Path(dataset_dir or folder).expanduser(), folder)]
-    files = []
-    for image in found.images:
-        name = image["file_name"]
-        if "\\" in name and not os.path.lexists(folder / name):
-            name = name.replace("\\", "/")
-            found.mended["file_name with \\ as one with /"] += 1
-        file = str(folder / name)
-        if not allow_outside and not os.path.abspath(file).startswith(tuple(roots)):
-            raise DataError(f"{found.path}: file_name {name!r} of image {image['id']} leads out of {roots[0]}; put the "
-                            f"images there, or, if you trust this file, set {section}.allow_outside=true")
-        files.append(file)
-    return files
+
+    def __init__(self, dataset_dir: File | None = "", image_dir: File | None = "",
+                 anno_path: File | Sequence[File] | None = "", data_fields: Sequence[str] = ("image",),
+                 sample_num: Annotated[int, Range(-1)] = -1, load_crowd: bool = False, allow_empty: bool = False,
+                 empty_ratio: float = 1.0, repeat: Annotated[int, Range(1, 10_000)] = 1, allow_outside: bool = False,
+                 section: str = "EvalDataset") -> None:
+        found = read_annotations(annotation_files(dataset_dir, anno_path), section)
+        files = locate(found, dataset_dir, image_dir, section, allow_outside=allow_outside)
+        super().__init__(found, files, section, data_fields=data_fields, sample_num=sample_num, load_crowd=load_crowd,
+                         allow_empty=allow_empty, empty_ratio=empty_ratio, repeat=repeat)
+
+
+class VOCDataSet(DetectionDataSet):
+    """Images and boxes of Pascal VOC's XML files, which a text file lists: `image.jpg annotation.xml` in each line.
+
+    The numbers of a box are taken as they are and cut at width - 1 and height - 1, as PaddleDetection does. An object
+    marked `difficult` is learnt; it need not be found, and finding it is no mistake.
+
+    Args:
+        dataset_dir: the folder that the paths below start from.
+        image_dir: folder inside of it that the paths of the list start from.
+        anno_path: the list, or several lists that are read as one. If none of its lines names an XML file, the images
+            have no annotations: with `allow_empty` they can be detected on.
+        label_list: file with one class name per line; null: the 20 classes of VOC.
+        data_fields: PaddleDetection's list of what a sample holds; boxes are left out unless it names `gt_bbox`. Which
+            are difficult is known without `difficult` too.
+        sample_num: only the first so many images; -1: all.
+        allow_empty: keep images without a box.
+        empty_ratio: with `allow_empty`, at most this share of all images may be empty ones (outside of [0, 1): all).
+        repeat: list every image so many times.
+        allow_outside: also take images that lie outside of `dataset_dir`.
+        section: the section's name, for messages.
+
+    Raises:
+        DataError: as `DetectionDataSet`; a list or an XML file that is missing or cannot be read, an image outside of
+            the data set.
+    """
+
+    def __init__(self, dataset_dir: File | None = "", image_dir: File | None = "",
+                 anno_path: File | Sequence[File] | None = "", label_list: File | None = None,
+                 data_fields: Sequence[str] = ("image",), sample_num: Annotated[int, Range(-1)] = -1,
+                 allow_empty: bool = False, empty_ratio: float = 1.0, repeat: Annotated[int, Range(1, 10_000)] = 1,
+                 allow_outside: bool = False, section: str = "EvalDataset") -> None:
+        found = read_voc(dataset_dir, image_dir, anno_path, label_list, section)
+        files = locate(found, dataset_dir, image_dir, section, allow_outside=allow_outside)
+        super().__init__(found, files, section, data_fields=data_fields, sample_num=sample_num,
+                         allow_empty=allow_empty, empty_ratio=empty_ratio, repeat=repeat)
+
+
+class YOLODataSet(DetectionDataSet):
+    """Images and boxes of YOLO's texts, which a data.yaml of Ultralytics or Roboflow leads to.
+
+    Args:
+        dataset_dir: the folder of the data set; by default that of the data.yaml.
+        anno_path: the data.yaml, from `dataset_dir`. Its `train` and `val` are folders of images, text files that list
+            images, or lists of these; an image's text is looked for in `labels` instead of `images`, or beside it.
+        split: which of the data.yaml's images; null: those of `val` for EvalDataset, of `train` otherwise.
+        data_fields: PaddleDetection's list of what a sample holds; boxes are left out unless it names `gt_bbox`.
+        sample_num: only the first so many images; -1: all.
+        allow_empty: keep images without a box.
+        empty_ratio: with `allow_empty`, at most this share of all images may be empty ones (outside of [0, 1): all).
+        repeat: list every image so many times.
+        allow_outside: also take images that lie outside of `dataset_dir`.
+        section: the section's name, for messages.
+
+    Raises:
+        DataError: as `DetectionDataSet`; a data.yaml, a folder or a list that is missing or cannot be read, an image
+            outside of the data set.
+    """
+
+    def __init__(self, dataset_dir: File | None = "", anno_path: File | None = "data.yaml",
+                 split: Literal["train", "val", "test"] | None = None,
+                 data_fields: Sequence[str] = ("image", "gt_bbox", "gt_class"),
+                 sample_num: Annotated[int, Range(-1)] = -1, allow_empty: bool = False, empty_ratio: float = 1.0,
+                 repeat: Annotated[int, Range(1, 10_000)] = 1, allow_outside: bool = False,
+                 section: str = "EvalDataset") -> None:
+        found = read_yolo(dataset_dir, anno_path, split, section)
+        files = locate(found, dataset_dir, "", section, allow_outside=allow_outside)
+        super().__init__(found, files, section, data_fields=data_fields, sample_num=sample_num,
+                         allow_empty=allow_empty, empty_ratio=empty_ratio, repeat=repeat)
 
 
 def _arrays(objects: Sequence[Entry]) -> dict[str, np.ndarray]:

@@ -151,6 +151,24 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     return image
 
 
+def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Height and width of an image as `read_image` gives it; it is decoded only where its head does not say them.
+
+    Raises: DataError, as `read_image`.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as head:
+            turned = "exif" in head.info and head.getexif().get(0x0112, 1) != 1  # Orientation
+            if head.format in ("JPEG", "PNG", "BMP") and not turned:
+                return head.height, head.width
+    except Exception:  # whatever Pillow raises of a file that is no image
+        logger.debug("%s: has no head that Pillow can read", path)
+    height, width = read_image(path).shape[:2]
+    return height, width
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory was refused: by Python, numpy or Paddle, by OpenCV, or by the system."""
     return (isinstance(error, MemoryError) or isinstance(error, OSError) and error.errno == errno.ENOMEM

@@ -16,6 +16,8 @@ from .image import files_below, read_image
 T = TypeVar("T")
 Box = tuple[float, float, float, float]  # x1 y1 x2 y2 in pixels of the image
 IMAGE_FOLDERS, LABEL_FOLDERS = ("JPEGImages", "images", "Images"), ("Annotations", "annotations", "labels")
+UNLISTED = "object of a class that is not listed"
+LEAST_SIDE = 0.5  # pixels of a box
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test", "trainval": "trainval"}
 
 
@@ -202,6 +204,16 @@ def number(text: Any, what: str) -> float:
     if not math.isfinite(value):
         raise Rejected(f"{what} is {repr(text)[:60]}, not a number")
     return value
+
+
+def box_inside(box: Box, size: tuple[int, int]) -> Box:
+    """x1 y1 x2 y2 -> x y width height of what lies inside an image of that height and width. Raises Rejected."""
+    (x1, y1, x2, y2), (height, width) = box, size
+    x1, x2 = (min(max(x, 0.0), width) for x in (min(x1, x2), max(x1, x2)))
+    y1, y2 = (min(max(y, 0.0), height) for y in (min(y1, y2), max(y1, y2)))
+    if min(x2 - x1, y2 - y1) < LEAST_SIDE:
+        raise Rejected("box without a size, or outside of its image")
+    return x1, y1, x2 - x1, y2 - y1
 
 
 def box_around(points: Iterable[tuple[float, float]]) -> Box:

@@ -53,7 +53,7 @@ def _splits(files: Sequence[Path]) -> dict[str, list[Path]]:
 
 
 def _read(path: Path, images: Names) -> Labelled | None:
-    root = _parse(path)
+    root = parse_xml(path)
     if root.tag != "annotation" and root.find("object") is None:
         return None
     # A path of the machine where it was written is of no use here, only its last part.
@@ -78,7 +78,8 @@ def _find_image(path: Path, name: str, images: Names) -> Path:
     raise Rejected(f"its image was not found ({name or path.stem})")
 
 
-def _parse(path: Path) -> ElementTree.Element:
+def parse_xml(path: Path) -> ElementTree.Element:
+    """The root of an annotation file. Raises Rejected, OSError."""
     text = _decode(path.read_bytes())
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
         raise Rejected("declares entities, which annotations never need")

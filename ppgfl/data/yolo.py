@@ -12,6 +12,7 @@ from ..errors import DataError
 from .image import files_below, is_image
 from .labelled import (
     SPLITS,
+    UNLISTED,
     Box,
     Found,
     Labelled,
@@ -59,8 +60,8 @@ def find_yolo(source: Path, files: Sequence[Path], yaml_file: Path | None, class
         folder = path if path.is_dir() else path.parent
         if source not in (folder, *folder.parents):
             images += [image for image in files_below(folder) if is_image(image)]
-    label_of = {image: _label_of(image) for image in images}
-    known = {label for label in label_of.values() if label}
+    labels = {image: label_of(image) for image in images}
+    known = {label for label in labels.values() if label}
     others = [path for path in texts if path not in known and path.name != "classes.txt"]
     orphans = [path for path in others if _looks_like_labels(path)]
     listing = {*orphans, *(path for paths in splits.values() for path in paths)}
@@ -70,21 +71,21 @@ def find_yolo(source: Path, files: Sequence[Path], yaml_file: Path | None, class
     if not known and not orphans:
         return Found([], lambda path: None, [], notes=notes)
     names = dict(enumerate(classes)) if classes else _names(source, texts, yaml_file, content)
-    rules = Rules(names, *_layout(yaml_file, content, [*known, *orphans]))
+    rules = Rules(names, *layout_of(yaml_file, content, [*known, *orphans]))
 
     def read(path: Path) -> Labelled:
-        if path not in label_of:
+        if path not in labels:
             raise Rejected("its image was not found")
-        return _read(path, label_of[path], rules)
+        return read_labels(path, labels[path], rules, image_size(path))
 
-    return Found([*label_of, *orphans], read, images, [names[key] for key in sorted(names)], splits, notes)
+    return Found([*labels, *orphans], read, images, [names[key] for key in sorted(names)], splits, notes)
 
 
 def _is_text(path: Path) -> bool:
     return path.suffix.lower() == ".txt"
 
 
-def _label_of(image: Path) -> Path | None:
+def label_of(image: Path) -> Path | None:
     """The text of an image, as Ultralytics looks for it, else beside it or in labels/ there; None: there is none."""
     name = f"{image.stem}.txt"
     folders = (swap_folder(image.parent, ("images",), "labels"), image.parent, image.parent / "labels")
@@ -100,7 +101,7 @@ def _looks_like_labels(path: Path) -> bool:
 
 
 def _lines(path: Path) -> Iterator[list[str]]:
-    """The words of each line; nothing of a file that cannot be read, which `_read` says."""
+    """The words of each line; nothing of a file that cannot be read, which `read_labels` says."""
     try:
         yield from (line.split() for line in read_text(path).splitlines() if line.split())
     except (DataError, OSError):
@@ -110,8 +111,9 @@ def _lines(path: Path) -> Iterator[list[str]]:
 # --- lines
 
 
-def _read(image: Path, label: Path | None, rules: Rules) -> Labelled:
-    size, notes = image_size(image), []
+def read_labels(image: Path, label: Path | None, rules: Rules, size: tuple[int, int]) -> Labelled:
+    """What the text of an image, or none, says about it; size: its height and width. Raises DataError, OSError."""
+    notes: list[str] = []
 
     def read(words: Sequence[str]) -> Object:
         found = _object(words, size, rules)
@@ -133,7 +135,7 @@ def _object(words: Sequence[str], size: tuple[int, int], rules: Rules) -> Object
         raise Rejected(NOT_FIVE)
     name = rules.names.get(int(index))
     if name is None:
-        raise Rejected(f"object of a class that is not listed ({index:g})")
+        raise Rejected(f"{UNLISTED} ({index:g})")
     x1, y1, x2, y2 = _box(values, rules)
     if max(x1, y1, x2, y2) > 2:
         raise Rejected("line whose numbers are not shares of the image's width and height (0 to 1)")
@@ -159,7 +161,7 @@ def _upright(values: Sequence[float]) -> Box:
     return x - width / 2, y - height / 2, x + width / 2, y + height / 2
 
 
-def _layout(yaml_file: Path | None, content: Mapping[str, Any], labels: Sequence[Path]) -> tuple[str, int | None]:
+def layout_of(yaml_file: Path | None, content: Mapping[str, Any], labels: Sequence[Path]) -> tuple[str, int | None]:
     """What data.yaml says the lines to be: Ultralytics writes kpt_shape for key points, and some tools write `task`.
 
     Where it says nothing, lines are outlines when one of them cannot be anything else.
@@ -196,7 +198,7 @@ def _find_yaml(source: Path, given: Path | None) -> tuple[Path | None, Mapping[s
     """The YAML file with the names, and its content: the given one, or that in the folder, or one above that is about
     the folder; (None, {}) when there is none."""
     if given:
-        content = _load(given)
+        content = load_yaml(given)
         if "names" not in content:
             raise DataError(f"{given}: has no key `names`, which lists the classes")
         return given, content
@@ -204,7 +206,7 @@ def _find_yaml(source: Path, given: Path | None) -> tuple[Path | None, Mapping[s
         found, broken = {}, []
         for path in sorted(path for path in folder.glob("*.y*ml") if not path.name.startswith(".")):
             try:
-                content = _load(path)
+                content = load_yaml(path)
             except (DataError, OSError) as error:
                 broken.append(error)
                 continue
@@ -221,7 +223,8 @@ def _find_yaml(source: Path, given: Path | None) -> tuple[Path | None, Mapping[s
     return None, {}
 
 
-def _load(path: Path) -> Mapping[str, Any]:
+def load_yaml(path: Path) -> Mapping[str, Any]:
+    """The mapping of a YAML file, {} where it holds something else. Raises DataError, OSError."""
     text = read_text(path)
     try:
         content = yaml.load(text, Loader=yaml.BaseLoader)  # all values as text: a class may be called `no` or 1
@@ -246,7 +249,7 @@ def _splits(yaml_file: Path, content: Mapping[str, Any]) -> tuple[Splits, Notes]
     for key, split in SPLITS.items():
         value = content.get(key) or []
         for text in value if isinstance(value, list) else [value]:
-            path = _resolve(yaml_file, content, str(text).replace("\\", "/"))
+            path = resolve(yaml_file, content, str(text).replace("\\", "/"))
             if path:
                 splits.setdefault(split, []).append(path)
             elif text not in ("", "null", "~"):
@@ -256,7 +259,7 @@ def _splits(yaml_file: Path, content: Mapping[str, Any]) -> tuple[Splits, Notes]
     return splits, notes
 
 
-def _resolve(yaml_file: Path, content: Mapping[str, Any], text: str) -> Path | None:
+def resolve(yaml_file: Path, content: Mapping[str, Any], text: str) -> Path | None:
     """Where a path of data.yaml leads, from `path` or else from its own folder. Roboflow writes one ../ too many."""
     for folder in (yaml_file.parent / str(content.get("path") or ""), yaml_file.parent):
         for name in (text, text[3:] if text.startswith("../") else text):
@@ -269,7 +272,7 @@ def _resolve(yaml_file: Path, content: Mapping[str, Any], text: str) -> Path | N
 def _names(source: Path, texts: Sequence[Path], yaml_file: Path | None, content: Mapping[str, Any]) -> dict[int, str]:
     """Class names by their numbers. Raises DataError."""
     if yaml_file:
-        return _names_of(yaml_file, content["names"])
+        return names_of(yaml_file, content["names"])
     lists = [path for path in texts if path.name == "classes.txt"]
     lists = lists or [folder / "classes.txt" for folder in source.parents[:ABOVE] if (folder / "classes.txt").is_file()]
     if not lists:
@@ -285,7 +288,8 @@ def _is_index(text: Any) -> bool:
     return isinstance(text, str) and text.isdecimal() and len(text) < 6
 
 
-def _names_of(path: Path, names: Any) -> dict[int, str]:
+def names_of(path: Path, names: Any) -> dict[int, str]:
+    """The key `names` of data.yaml, a list or a mapping -> class names by their numbers. Raises DataError."""
     if isinstance(names, list):
         names = {str(i): name for i, name in enumerate(names)}
     if not isinstance(names, dict):

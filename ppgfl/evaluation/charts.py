@@ -29,14 +29,14 @@ def largest_classes(ranked: Sequence[curves.Ranking]) -> list[int]:
 
 def draw_precision_recall(evaluator: COCOeval, class_names: Sequence[str],
                           ranked: Sequence[curves.Ranking], iou: float) -> np.ndarray:
-    """Precision over recall: the mean over classes at each IoU, and the largest classes at one."""
+    """Precision over recall: the mean over classes at each IoU (VOC: at its one), and the largest classes at one."""
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import BoundaryNorm, ListedColormap
 
     figure, (by_iou, by_class) = _figure(2)
     ious = np.asarray(evaluator.params.iouThrs)
-    step = ious[1] - ious[0]
+    step = ious[1] - ious[0] if len(ious) > 1 else 0.05
     palette = ListedColormap(colormaps["viridis"](np.linspace(0, 0.8, len(ious))))  # without its yellow, on white faint
     colors = ScalarMappable(BoundaryNorm([*(ious - step / 2), ious[-1] + step / 2], len(ious)), palette)
     for level in ious:
@@ -108,10 +108,10 @@ def draw_sizes(metrics: Mapping[str, Any]) -> np.ndarray:
 
 
 def draw_training(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """Losses and AP over the epochs."""
+    """Losses and AP, or VOC's mAP, over the epochs."""
     figure, (losses, scores) = _figure(2)
     terms = list(dict.fromkeys(name for row in rows for name in row if name.startswith("loss")))
-    metrics = ["AP", "AP50", "AP75"]
+    metrics = ["AP", "AP50", "AP75", "mAP"]
     for place, name in enumerate([*terms, *metrics]):
         axes = losses if name in terms else scores
         points = [(row["epoch"], row[name]) for row in rows if row.get(name) is not None and row[name] >= 0]

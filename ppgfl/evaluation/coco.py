@@ -4,16 +4,15 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ..data.annotations import Id, Places, number, some
-from ..data.dataset import COCODataSet
+from ..data.dataset import DetectionDataSet
 from ..errors import DataError
 from ..system.log import logger
+from . import curves
 
 if TYPE_CHECKING:  # imported where it is used, since it takes half a second
     from pycocotools.coco import COCO
@@ -25,7 +24,7 @@ IGNORED = ("crowd", "marked ignore")  # reasons of objects that need not be foun
 Results = list[dict[str, Any]]  # COCO results: image_id, category_id, bbox x y w h, score
 
 
-def read_results(path: Path, dataset: COCODataSet) -> Results:
+def read_results(path: Path, dataset: DetectionDataSet) -> Results:
     """A `bbox.json` of an earlier run over the same images and categories. Raises DataError."""
     try:
         results = json.loads(path.read_bytes())
@@ -47,7 +46,7 @@ def read_results(path: Path, dataset: COCODataSet) -> Results:
     return results
 
 
-def _match_ids(path: Path, results: Results, key: str, ids: Sequence[Id], dataset: COCODataSet) -> None:
+def _match_ids(path: Path, results: Results, key: str, ids: Sequence[Id], dataset: DetectionDataSet) -> None:
     """Put the annotations' own ids into results. Raises DataError when one is not theirs."""
     place_of = Places(ids)
     places = [place_of(result[key]) for result in results]
@@ -60,24 +59,29 @@ def _match_ids(path: Path, results: Results, key: str, ids: Sequence[Id], datase
         result[key] = ids[place or 0]
 
 
-def coco_evaluator(dataset: COCODataSet, results: Results) -> COCOeval:
-    """pycocotools' `COCOeval` of results over the images of a data set, accumulated.
+def coco_evaluator(dataset: DetectionDataSet, results: Results) -> COCOeval:
+    """pycocotools' `COCOeval` of results over the images of a data set, accumulated; see `accumulated`."""
+    from pycocotools.cocoeval import COCOeval
+
+    return accumulated(dataset, results, lambda truth, found: COCOeval(truth, found, "bbox"))
+
+
+def accumulated(dataset: DetectionDataSet, results: Results, make: Callable[[COCO, COCO], COCOeval]) -> COCOeval:
+    """The evaluator that `make` makes of objects and results, accumulated.
 
     Its image and category ids are places in `dataset.annotations`: pycocotools puts ids into numpy arrays, which lose
     some, and sorts categories, which are to stand in the order of the classes.
     """
-    from pycocotools.cocoeval import COCOeval
-
     place_of = dataset.annotations.image_places()
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluator = COCOeval(_index(dataset, _truth(dataset)), _index(dataset, _found(dataset, results)), "bbox")
+        evaluator = make(_index(dataset, _truth(dataset)), _index(dataset, _found(dataset, results)))
         evaluator.params.imgIds = sorted({place_of(record["im_id"]) for record in dataset.records})
         evaluator.evaluate()
         evaluator.accumulate()
     return evaluator
 
 
-def summarize(evaluator: COCOeval, dataset: COCODataSet, *, classwise: bool = False) -> dict[str, Any]:
+def summarize(evaluator: COCOeval, dataset: DetectionDataSet, *, classwise: bool = False) -> dict[str, Any]:
     """The twelve COCO numbers of an accumulated `COCOeval`, also logged; see `evaluate.evaluate`."""
     with contextlib.redirect_stdout(io.StringIO()):
         evaluator.summarize()
@@ -85,7 +89,7 @@ def summarize(evaluator: COCOeval, dataset: COCODataSet, *, classwise: bool = Fa
     for line in table(metrics):
         logger.info(line)
     if classwise:
-        metrics["per_class"] = _per_class(evaluator, dataset)
+        metrics["per_class"] = dict(zip(dataset.class_names, map(float, curves.class_ap(evaluator))))
     return metrics
 
 
@@ -104,21 +108,22 @@ def table(metrics: Mapping[str, float]) -> list[str]:
     return lines
 
 
-def _truth(dataset: COCODataSet) -> Results:
+def _truth(dataset: DetectionDataSet) -> Results:
     """The objects to be found. What detections shall not be blamed for, COCO knows as a crowd."""
     objects = [one for one in dataset.annotations.objects if dataset.is_box(one) or one["reason"] in IGNORED]
     return [{"id": index, "image_id": one["image"], "category_id": one["category"], "bbox": one["bbox"],
-             "area": one["area"], "iscrowd": int(not dataset.is_box(one))} for index, one in enumerate(objects, 1)]
+             "area": one["area"], "iscrowd": int(not dataset.is_to_be_found(one))}
+            for index, one in enumerate(objects, 1)]
 
 
-def _found(dataset: COCODataSet, results: Results) -> Results:
+def _found(dataset: DetectionDataSet, results: Results) -> Results:
     image, category = dataset.annotations.image_places(), dataset.annotations.category_places()
     return [{"id": index, "image_id": image(one["image_id"]), "category_id": category(one["category_id"]),
              "bbox": one["bbox"], "area": one["bbox"][2] * one["bbox"][3], "iscrowd": 0, "score": one["score"]}
             for index, one in enumerate(results, 1)]
 
 
-def _index(dataset: COCODataSet, objects: Results) -> COCO:
+def _index(dataset: DetectionDataSet, objects: Results) -> COCO:
     from pycocotools.coco import COCO
 
     coco = COCO()
@@ -126,14 +131,3 @@ def _index(dataset: COCODataSet, objects: Results) -> COCO:
                     "categories": [{"id": place} for place in range(len(dataset.class_names))], "annotations": objects}
     coco.createIndex()
     return coco
-
-
-def _per_class(evaluator: COCOeval, dataset: COCODataSet) -> dict[str, float]:
-    """Class name -> AP over all areas, 100 detections; -1 for a class without a box."""
-    precision = evaluator.eval["precision"][:, :, :, 0, -1]  # [IoU, recall, class]
-    per_class = {}
-    for index, name in enumerate(dataset.class_names):
-        values = precision[:, :, index]
-        values = values[values > -1]
-        per_class[name] = float(np.mean(values)) if values.size else -1.0
-    return per_class

@@ -82,6 +82,17 @@ def precision_recall(evaluator: COCOeval, iou: float | None = None) -> tuple[np.
     return evaluator.params.recThrs, chosen.T
 
 
+def class_ap(evaluator: COCOeval, iou: float | None = None) -> np.ndarray:
+    """[K] the AP of each class over all areas, -1 for a class without a box: COCO's, at one IoU or their mean; VOC's
+    where the evaluator has it."""
+    if "AP" in evaluator.eval:
+        return np.asarray(evaluator.eval["AP"])
+    precision = evaluator.eval["precision"][:, :, :, 0, -1]  # [IoU, recall, class]
+    chosen = precision if iou is None else precision[[_level(evaluator, iou)]]
+    known = [values[values > -1] for values in np.moveaxis(chosen, 2, 0)]
+    return np.array([values.mean() if values.size else -1.0 for values in known])
+
+
 def confusion(evaluator: COCOeval, threshold: float, iou: float = 0.5) -> np.ndarray:
     """[C + 1, C + 1] counts: rows are what is there, columns what was found; the last of either is background.
 

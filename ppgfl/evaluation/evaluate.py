@@ -1,4 +1,4 @@
-"""COCO evaluation: the images of a data set through a detector, and COCO's numbers of what it finds."""
+"""Evaluation: the images of a data set through a detector, and COCO's or VOC's numbers of what it finds."""
 from __future__ import annotations
 
 import os
@@ -11,7 +11,7 @@ from ..config.check import check_classes
 from ..config.keys import setting
 from ..data import class_names
 from ..data.annotations import SAME_NAME
-from ..data.dataset import COCODataSet
+from ..data.dataset import DetectionDataSet
 from ..inference.detections import coco_records
 from ..inference.detector import RowDetector, open_detector
 from ..system import dist
@@ -19,7 +19,8 @@ from ..system.atomic_write import write_json
 from ..system.log import logger
 from ..system.progress import progress
 from . import report
-from .coco import Results, coco_evaluator, read_results, summarize
+from .coco import Results, read_results
+from .metric import measure
 
 RESULT_FILE = "bbox.json"
 
@@ -41,8 +42,8 @@ def evaluate(cfg: dict[str, Any], *, weights: str | os.PathLike[str] | None = No
         command: the command line, for the report.
 
     Returns:
-        {"AP": ..., "AP50", "AP75", "APs", "APm", "APl", "AR1", ...}, 0 to 1, -1 where there is nothing to find;
-        with `classwise` also {"per_class": {name: AP}}; {} with `save_prediction_only`.
+        {"AP": ..., "AP50", "AP75", "APs", "APm", "APl", "AR1", ...}, or {"mAP": ...} with `metric: VOC`, 0 to 1, -1
+        where there is nothing to find; with `classwise` also {"per_class": {name: AP}}; {} with `save_prediction_only`.
 
     Raises: ConfigError, DataError, CheckpointError.
     """
@@ -58,8 +59,8 @@ def evaluate(cfg: dict[str, Any], *, weights: str | os.PathLike[str] | None = No
         file = Path(output_dir) / RESULT_FILE
         write_json(file, results)
         logger.info("%d detections written to %s", len(results), file.resolve())
-    return {} if save_prediction_only else _numbers(dataset, results, classwise, report_dir,
-                                                       detector.source, command)
+    return {} if save_prediction_only else _numbers(cfg, dataset, results, classwise, report_dir, detector.source,
+                                                    command)
 
 
 def evaluate_results(cfg: dict[str, Any], *, output_dir: str | os.PathLike[str] = ".", classwise: bool = False,
@@ -68,10 +69,11 @@ def evaluate_results(cfg: dict[str, Any], *, output_dir: str | os.PathLike[str] 
     check(cfg)
     dataset = _eval_dataset(cfg)
     file = Path(output_dir) / RESULT_FILE
-    return _numbers(dataset, read_results(file, dataset), classwise, report_dir, f"those that wrote {file}", command)
+    return _numbers(cfg, dataset, read_results(file, dataset), classwise, report_dir, f"those that wrote {file}",
+                    command)
 
 
-def detect_on(dataset: COCODataSet, detector: RowDetector, *, by_place: bool = False) -> Results:
+def detect_on(dataset: DetectionDataSet, detector: RowDetector, *, by_place: bool = False) -> Results:
     """All images of a data set through a detector. Raises ConfigError when it has other classes than the data set.
 
     Several processes take a share of the images each; all return all results.
@@ -86,21 +88,22 @@ def detect_on(dataset: COCODataSet, detector: RowDetector, *, by_place: bool = F
             for result in coco_records(rows, image_id, category_ids)]
 
 
-def _eval_dataset(cfg: dict[str, Any]) -> COCODataSet:
+def _eval_dataset(cfg: dict[str, Any]) -> DetectionDataSet:
     dist.start()
     dataset = build_dataset(cfg, "EvalDataset")
     check_classes({**cfg, "num_classes": number_of_classes(cfg)}, dataset.class_names, dataset.anno_path)
     return dataset
 
 
-def _numbers(dataset: COCODataSet, results: Results, classwise: bool,
+def _numbers(cfg: dict[str, Any], dataset: DetectionDataSet, results: Results, classwise: bool,
              report_dir: str | os.PathLike[str] | None, weights: str, command: str) -> dict[str, Any]:
-    """The COCO numbers of results, logged and, if wished, on a page."""
-    evaluator = coco_evaluator(dataset, results)
-    metrics = summarize(evaluator, dataset, classwise=classwise)
+    """The numbers of results, logged and, if wished, on a page."""
+    evaluator, metrics, per_class = measure(cfg, dataset, results)
     if report_dir and dist.is_main():
-        report.write(report_dir, evaluator, dataset, metrics, title=f"{dataset.anno_path.stem}, AP {metrics['AP']:.3f}",
+        report.write(report_dir, evaluator, dataset, metrics, title=report.titled(dataset.anno_path.stem, metrics),
                      weights=weights, command=command)
-    for name, ap in metrics.get("per_class", {}).items():
+    if not classwise:
+        return dict(metrics)
+    for name, ap in per_class.items():
         logger.info("AP %6s  %s", f"{ap:.3f}" if ap >= 0 else "none", name)
-    return metrics
+    return {**metrics, "per_class": per_class}

@@ -21,6 +21,7 @@ MEANINGS = {
     "APl": "AP of large objects, above 96² pixels",
     "AR1": "share of objects found with one detection per image and class, averaged over IoU 0.50 to 0.95",
     "AR10": "the same with 10 detections", "AR100": "the same with 100 detections",
+    "mAP": "mean over classes of VOC's AP: an object is found when IoU exceeds 0.50",
     "ARs": "AR100 of small objects", "ARm": "AR100 of medium objects", "ARl": "AR100 of large objects"}
 CAPTIONS = {
     "precision_recall": ("Precision over recall", "Of what is kept, how much is right (precision); of what is there, "
@@ -41,7 +42,7 @@ def page(title: str, *, verdict: str, metrics: Mapping[str, Any], interval: tupl
     Args:
         title: plain text, as all below but `verdict`.
         verdict: HTML of the paragraph below the title.
-        metrics: the twelve COCO numbers, -1 where there is nothing to find.
+        metrics: some of MEANINGS, 0 to 1, -1 where there is nothing to find.
         interval: of the AP, 95 %.
         facts: {what: value}, as date and weights; those without a value are left out.
         rows: of the table of classes.
@@ -64,7 +65,7 @@ def _text(text: object) -> str:
 
 def _numbers(metrics: Mapping[str, Any], interval: tuple[float, float] | None) -> str:
     items = []
-    for name, meaning in MEANINGS.items():
+    for name, meaning in ((name, meaning) for name, meaning in MEANINGS.items() if name in metrics):
         value = "none" if metrics[name] < 0 else f"{metrics[name]:.3f}"
         if name == "AP" and interval:
             meaning = f"95 % interval {interval[0]:.3f} to {interval[1]:.3f}; {meaning}"

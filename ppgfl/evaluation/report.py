@@ -12,7 +12,7 @@ import numpy as np
 
 from .. import __version__
 from ..data.batch import Reader
-from ..data.dataset import COCODataSet
+from ..data.dataset import DetectionDataSet
 from ..data.image import read_image
 from ..data.transforms import NormalizeImage
 from ..errors import DataError
@@ -36,7 +36,7 @@ PHOTO_SIDE = 480
 USABLE_F1 = 0.1  # a model whose best F1 over all classes is lower gets no threshold
 
 
-def write(folder: str | PathLike[str], evaluator: COCOeval, dataset: COCODataSet, metrics: Mapping[str, Any], *,
+def write(folder: str | PathLike[str], evaluator: COCOeval, dataset: DetectionDataSet, metrics: Mapping[str, Any], *,
           title: str, weights: str = "", command: str = "", training: Sequence[Mapping[str, Any]] = (),
           batches: Sequence[np.ndarray] = ()) -> dict[str, np.ndarray]:
     """Write report.html, per_class.csv and confusion.csv.
@@ -44,8 +44,8 @@ def write(folder: str | PathLike[str], evaluator: COCOeval, dataset: COCODataSet
     Args:
         folder: where to.
         evaluator: an accumulated `COCOeval` (see `evaluate.coco_evaluator`).
-        dataset: the `COCODataSet` of its images.
-        metrics: the twelve COCO numbers.
+        dataset: the `DetectionDataSet` of its images.
+        metrics: the numbers of `metric.Measured`.
         title: of the page.
         weights: what was evaluated, as the page is to name it.
         command: that did it.
@@ -70,7 +70,9 @@ def write(folder: str | PathLike[str], evaluator: COCOeval, dataset: COCODataSet
     with chart_fonts(names):
         charts = {"precision_recall": draw_precision_recall(evaluator, dataset.class_names, ranked, IOU),
                   "f1_over_score": draw_f1(ranked, dataset.class_names, best if usable else None),
-                  "confusion": draw_confusion(matrix, names), "ap_by_size": draw_sizes(metrics)}
+                  "confusion": draw_confusion(matrix, names)}
+    if "APs" in metrics:
+        charts["ap_by_size"] = draw_sizes(metrics)
     if training:
         charts["training"] = draw_training(training)
     kept = f"a score of at least {threshold:.3f}"
@@ -80,7 +82,7 @@ def write(folder: str | PathLike[str], evaluator: COCOeval, dataset: COCODataSet
               for headline, chosen in (("Worst images", worst), ("Best images", well))}
     photos["First training batches"] = ("As the network sees them, with the boxes that are its targets.",
                                         [(f"batch {i}", picture) for i, picture in enumerate(batches)])
-    interval = curves.ap_interval(evaluator, metrics["AP"])
+    interval = curves.ap_interval(evaluator, metrics["AP"]) if "AP" in metrics else None
     facts = {"Date": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %z"),
              "Weights": without_password(weights),
              "Data": str(dataset.anno_path), "Images": f"{len(evaluator.params.imgIds)}",
@@ -94,6 +96,12 @@ def write(folder: str | PathLike[str], evaluator: COCOeval, dataset: COCODataSet
         rows=rows, charts=charts, photos=photos))
     logger.info("report: %s", (folder / "report.html").resolve())
     return charts
+
+
+def titled(what: str, metrics: Mapping[str, float]) -> str:
+    """A title with the number that models are called better by."""
+    name, value = next(iter(metrics.items()))
+    return f"{what}, {name} {value:.3f}"
 
 
 def _verdict(positives: int, threshold: float, f1: float) -> str:
@@ -111,14 +119,15 @@ def _verdict(positives: int, threshold: float, f1: float) -> str:
 
 def per_class(evaluator: COCOeval, class_names: Sequence[str],
               ranked: Sequence[curves.Ranking]) -> list[dict[str, Any]]:
-    """One dict per class: class, boxes, AP, AP50, and the best threshold with its F1, precision and recall."""
-    _, mean = curves.precision_recall(evaluator)
-    _, at_half = curves.precision_recall(evaluator, IOU)
+    """One dict per class: class, boxes, AP, COCO's AP50, and the best threshold with its F1, precision and recall."""
+    aps = {"AP": curves.class_ap(evaluator)}
+    if len(evaluator.params.iouThrs) > 1:
+        aps["AP50"] = curves.class_ap(evaluator, IOU)
     rows = []
     for i, (name, ranking) in enumerate(zip(class_names, ranked)):
         threshold, f1 = curves.best_threshold(ranking)
         precision, recall, _ = (float(values[0]) for values in ranking.at([threshold]))
-        numbers = {"AP": float(mean[i].mean()), "AP50": float(at_half[i].mean()), "best threshold": threshold, "F1": f1,
+        numbers = {**{key: float(values[i]) for key, values in aps.items()}, "best threshold": threshold, "F1": f1,
                    "precision": precision, "recall": recall}
         unknown = set() if f1 else {"best threshold", "precision"}  # where nothing is right
         rows.append({"class": name, "boxes": ranking.positives, **{
@@ -151,7 +160,7 @@ def draw_batch(batch: Mapping[str, Tensor], reader: Reader, class_names: Sequenc
     return _side_by_side(seen)
 
 
-def _photos(evaluator: COCOeval, dataset: COCODataSet, image_ids: Iterable[int],
+def _photos(evaluator: COCOeval, dataset: DetectionDataSet, image_ids: Iterable[int],
             threshold: float) -> Iterator[tuple[str, np.ndarray]]:
     """Yield (caption, picture): what is there beside what was found."""
     for image_id in image_ids:

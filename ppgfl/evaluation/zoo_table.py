@@ -94,7 +94,7 @@ def _row(entry: zoo.Model, overrides: Sequence[str], folder: Path, mirror: str |
     model = load_model(cfg, weights)
     parameters = sum(int(np.prod(p.shape)) for p in model.parameters()) / 1e6
     operations = gflops(model)
-    ap = 100 * evaluate(cfg, weights=weights, output_dir=folder / entry.name)["AP"]
+    ap = 100 * evaluate({**cfg, "metric": "COCO"}, weights=weights, output_dir=folder / entry.name)["AP"]
     images = [read_image(record["im_file"]) for record in dataset.records[:fps_images]]
     logger.info("%s: measuring speed on %d images", entry.name, len(images))
     speed = fps(open_detector(cfg, model=model), images)

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,6 @@ from ..config.keys import section, setting
 from ..data.image import read_image, write_image
 from ..errors import ConfigError
 from ..evaluation import report
-from ..evaluation.coco import METRICS
 from ..system import dist
 from ..system.atomic_write import explain, write_csv, write_json, write_text
 from ..system.log import logger
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 
 WITHOUT_DEFAULT = ("architecture", "metric", "num_classes", "epoch", "snapshot_epoch", "save_dir", "log_iter",
                    "worker_num")  # in PaddleDetection
-FIRST_COLUMNS = ("epoch", "step", "lr")  # of results.csv; then the losses, which depend on the config, and METRICS
+FIRST_COLUMNS = ("epoch", "step", "lr")  # of results.csv; then the losses and the metrics, which depend on the config
 
 
 class RunFolder:
@@ -92,14 +91,14 @@ class RunFolder:
         write_json(self.path / "run.json", starts)
         self._write_rows(progress.rows)
 
-    def add_row(self, progress: Progress, lr: float, losses: Mapping[str, float]) -> None:
-        """Add an epoch to the progress."""
+    def add_row(self, progress: Progress, lr: float, losses: Mapping[str, float], metrics: Sequence[str]) -> None:
+        """Add an epoch to the progress; metrics: the names of the numbers that an evaluation may add."""
         progress.rows.append({"epoch": float(progress.epoch), "step": float(progress.step), "lr": float(lr), **losses,
-                              **dict.fromkeys(METRICS)})
+                              **dict.fromkeys(metrics)})
 
     def add_metrics(self, progress: Progress, metrics: Mapping[str, float]) -> None:
         """Add the numbers of an evaluation to the epoch that was added last."""
-        progress.rows[-1].update({name: float(metrics[name]) for name in METRICS})
+        progress.rows[-1].update({name: float(value) for name, value in metrics.items()})
 
     def write_rows(self, progress: Progress) -> None:
         """Write results.csv, or warn."""

@@ -10,10 +10,10 @@ import paddle
 from ..build import build_dataset, build_loader, build_schedule, build_teacher
 from ..config.check import check_classes
 from ..config.keys import section, setting
-from ..data.dataset import COCODataSet
+from ..data.dataset import DetectionDataSet
 from ..data.loader import Loader
 from ..errors import ConfigError
-from ..evaluation.coco import METRICS
+from ..evaluation.metric import ALL_NAMES
 from ..fit import check_targets
 from ..optim import CosineDecay, schedule_of
 from ..system import dist
@@ -21,7 +21,7 @@ from ..system.log import logger
 from ..weights.checkpoint import load_pretrained
 from . import checkpoints, schedule_check
 from .run_folder import RunFolder
-from .state import TrainingState, new_state
+from .state import Progress, TrainingState, new_state
 from .step import Step, make_step
 from .visualdl_log import Dashboard
 
@@ -45,8 +45,6 @@ class Options:
     command: str
 
     def __post_init__(self) -> None:
-        if self.best_metric not in METRICS:
-            raise ConfigError(f"--best_metric: {self.best_metric!r}; allowed: {', '.join(METRICS)}")
         if self.accumulate < 1:
             raise ConfigError(f"--accumulate: {self.accumulate}; it must be 1 or more")
 
@@ -66,8 +64,8 @@ class Run:
     options: Options
     folder: RunFolder
     board: Dashboard
-    train_set: COCODataSet
-    eval_set: COCODataSet | None
+    train_set: DetectionDataSet
+    eval_set: DetectionDataSet | None
     loader: Loader
     state: TrainingState
     step: Step
@@ -124,7 +122,8 @@ def rehearse(cfg: dict[str, Any]) -> list[str]:
     return schedule_check.findings(cfg, build_schedule(cfg, steps_per_epoch=steps), epochs=epochs)
 
 
-def _data_sets(cfg: dict[str, Any], *, evaluate: bool) -> tuple[COCODataSet, COCODataSet | None, dict[str, Any]]:
+def _data_sets(cfg: dict[str, Any], *,
+               evaluate: bool) -> tuple[DetectionDataSet, DetectionDataSet | None, dict[str, Any]]:
     """The two data sets and the config with the number of classes that they have. Raises a ConfigError that lists the
     classes when config, training set and validation set disagree."""
     if section(cfg, "GFL")["head"] == "LDGFLHead" and not cfg.get("teacher"):
@@ -153,10 +152,19 @@ def _resume_or_start(cfg: dict[str, Any], options: Options, folder: RunFolder, s
         stem = checkpoints.find_training(options.resume, folder.path)
         if stem is not None:
             state.load(stem)
+            _forget_other_metric(state.progress, options.best_metric)
             return
         logger.info("%s: no checkpoint to resume from, so this starts at the first epoch", folder.path)
     if setting(cfg, "pretrain_weights"):
         load_pretrained(state.model, setting(cfg, "pretrain_weights"), names=state.model.class_names)
+
+
+def _forget_other_metric(progress: Progress, name: str) -> None:
+    """Begin the best anew where a resumed run was judged by numbers that its config does not measure any more."""
+    evaluated = [row for row in progress.rows if any(row.get(each) is not None for each in ALL_NAMES)]
+    if evaluated and all(row.get(name) is None for row in evaluated):
+        logger.info("the run was judged by another metric so far, so the best %s begins anew", name)
+        progress.best, progress.best_epoch = -1.0, 0
 
 
 def _dashboard_folder(cfg: dict[str, Any], options: Options, folder: RunFolder) -> Path | None:

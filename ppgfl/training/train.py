@@ -13,9 +13,8 @@ from paddle import Tensor
 
 from ..build import check
 from ..config.keys import section, setting
-from ..errors import TrainingError
-from ..evaluation import report
-from ..evaluation.coco import METRICS, coco_evaluator, summarize
+from ..errors import ConfigError, TrainingError
+from ..evaluation import metric, report
 from ..evaluation.evaluate import detect_on
 from ..inference.detector import open_detector
 from ..system import dist, interrupt, watchdog
@@ -35,8 +34,8 @@ SHOWN_BATCHES = 3  # the first ones of a run, as the network sees them
 
 def train(cfg: dict[str, Any], *, run_name: str = "run", evaluate: bool = False, resume: str | None = None,
           amp: str | None = None, accumulate: int = 1, use_vdl: bool = False, vdl_log_dir: str | None = None,
-          to_static: bool = False, seed: int = 0, patience: int = 0, best_metric: str = "AP", scale_lr: bool = True,
-          command: str = "") -> dict[str, Any]:
+          to_static: bool = False, seed: int = 0, patience: int = 0, best_metric: str | None = None,
+          scale_lr: bool = True, command: str = "") -> dict[str, Any]:
     """Train the detector of a config.
 
     Args:
@@ -50,7 +49,7 @@ def train(cfg: dict[str, Any], *, run_name: str = "run", evaluate: bool = False,
         to_static: compile the model into a static graph.
         seed: of everything that is random.
         patience: stop after so many epochs without a better evaluation; 0: never.
-        best_metric: which of `coco.METRICS` is meant by better.
+        best_metric: which of `metric.names` is meant by better; None: AP, or mAP with `metric: VOC`.
         scale_lr: scale the config's learning rate to the real total batch.
         command: the command line, for the run's folder.
 
@@ -58,6 +57,10 @@ def train(cfg: dict[str, Any], *, run_name: str = "run", evaluate: bool = False,
     Raises: ConfigError, DataError, CheckpointError, OSError; TrainingError when a loss is not finite; Interrupted, a
         KeyboardInterrupt, after Ctrl-C or SIGTERM, with a checkpoint to resume from.
     """
+    allowed = metric.names(cfg)
+    best_metric = allowed[0] if best_metric is None else best_metric
+    if best_metric not in allowed:
+        raise ConfigError(f"--best_metric: {best_metric!r}; allowed: {', '.join(allowed)}")
     options = Options(run_name, evaluate, resume, amp, accumulate, use_vdl, vdl_log_dir, to_static, seed, patience,
                       best_metric, scale_lr, command)
     check(cfg)
@@ -134,12 +137,12 @@ def _no_memory(batches: Sequence[Mapping[str, Tensor]], step: int) -> str:
 
 def _end_epoch(run: Run, losses: dict[str, float]) -> dict[str, float]:
     """Keep what there is to keep, and evaluate if it is time. The weights come first: whatever fails later, by an error
-    or a kill, they are there. Returns the COCO numbers, {} when it was not evaluated."""
+    or a kill, they are there. Returns the metrics, {} when it was not evaluated."""
     progress, folder = run.state.progress, run.folder
     last = progress.epoch == run.epochs
     due = last or progress.epoch % setting(run.cfg, "snapshot_epoch") == 0
     name = "model_final" if last else str(progress.epoch - 1)
-    folder.add_row(progress, run.state.optimizer.get_lr(), losses)
+    folder.add_row(progress, run.state.optimizer.get_lr(), losses, metric.names(run.cfg))
     folder.write_rows(progress)
     if due:
         _save(run, name)
@@ -169,19 +172,17 @@ def _save(run: Run, name: str, *, again: bool = False) -> None:
 
 
 def _evaluate(run: Run, name: str) -> tuple[dict[str, float], Any]:
-    """The COCO numbers of the weights to deploy, which are saved as `name`, and the `COCOeval` they come from."""
+    """The metrics of the weights to deploy, which are saved as `name`, and the `COCOeval` they come from."""
     assert run.eval_set is not None
     try:
         with run.state.evaluated_weights() as model, paddle.amp.auto_cast(**run.step.amp):
             results = detect_on(run.eval_set, open_detector(run.cfg, model=model, reader="EvalReader"))
-        evaluator = coco_evaluator(run.eval_set, results)
-        metrics = summarize(evaluator, run.eval_set, classwise=True)
+        evaluator, metrics, per_class = metric.measure(run.cfg, run.eval_set, results)
     except Exception:
         logger.warning("the evaluation failed; the weights of epoch %d are in %s.pdparams%s", run.state.progress.epoch,
                        run.folder.path / name, "" if name == "model_final" else ", and --resume goes on from there")
         raise
     _warn_of_no_metric(run, metrics)
-    per_class = metrics.pop("per_class")
     step = run.state.progress.step
     run.board.scalars({**{f"eval/{name}": value for name, value in metrics.items()},
                        **{f"eval_class/{name}": value for name, value in per_class.items() if value >= 0}}, step)
@@ -190,15 +191,15 @@ def _evaluate(run: Run, name: str) -> tuple[dict[str, float], Any]:
 
 
 def _warn_of_no_metric(run: Run, metrics: dict[str, float]) -> None:
-    """COCO's numbers are -1 where the data has nothing to find, whatever the model."""
-    progress, metric, patience = run.state.progress, run.options.best_metric, run.options.patience
-    evaluated_before = any(row.get("AP") is not None for row in progress.rows)
-    if metrics[metric] >= 0 or evaluated_before:
+    """The numbers are -1 where the data has nothing to find, whatever the model."""
+    progress, best, patience = run.state.progress, run.options.best_metric, run.options.patience
+    evaluated_before = any(row.get(best) is not None for row in progress.rows)
+    if metrics[best] >= 0 or evaluated_before:
         return
-    measured = ", ".join(name for name in METRICS if metrics[name] >= 0)
+    measured = ", ".join(name for name, value in metrics.items() if value >= 0)
     assert run.eval_set is not None
     logger.warning("--best_metric: %s cannot be measured on %s, which has no object that counts for it: no best_model "
-                   "is kept%s; %s", metric, run.eval_set.anno_path, ", and --patience never stops" if patience else "",
+                   "is kept%s; %s", best, run.eval_set.anno_path, ", and --patience never stops" if patience else "",
                    f"choose one of {measured}" if measured else "none of the metrics can")
 
 
@@ -211,7 +212,7 @@ def _report(run: Run, evaluator: Any, metrics: dict[str, float]) -> None:
             pictures = report.write(path / "report", evaluator, run.eval_set, metrics, training=progress.rows,
                                     batches=run.folder.batches(),
                                     weights=str(path / "best_model"), command=run.options.command,
-                                    title=f"{path.name}, epoch {progress.epoch}, AP {metrics['AP']:.3f}")
+                                    title=report.titled(f"{path.name}, epoch {progress.epoch}", metrics))
             run.board.images("report/best", pictures.items(), progress.step)
 
 
@@ -230,5 +231,5 @@ def _finish(run: Run, metrics: dict[str, float]) -> None:
     run.board.hyper_parameters(
         {"base_lr": float(section(run.cfg, "LearningRate")["base_lr"]), "images_per_step": run.images_per_step,
          "epochs": progress.epoch, "depth": run.state.model.backbone.depth},
-        {"final/AP": metrics.get("AP", -1.0)}, progress.step)
+        {f"final/{name}": metrics.get(name, -1.0) for name in metric.names(run.cfg)[:1]}, progress.step)
     run.board.close()

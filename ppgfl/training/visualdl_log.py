@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from paddle import Tensor
 
-from ..data.dataset import COCODataSet
+from ..data.dataset import DetectionDataSet
 from ..errors import DataError
 from ..evaluation.coco import Results
 from ..inference.detections import Detections, rows_of_coco
@@ -102,7 +102,7 @@ class Dashboard:
         self.writer._get_file_writer().flush()  # VisualDL, private: nothing public flushes
 
 
-def prediction_pictures(dataset: COCODataSet, results: Results,
+def prediction_pictures(dataset: DetectionDataSet, results: Results,
                         threshold: float = 0.3) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (image id, picture) of a data set's first images with the COCO results on them."""
     for record in dataset.records[:PICTURES]:

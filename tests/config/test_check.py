@@ -59,10 +59,11 @@ def test_keys_of_paddledetection_without_an_effect_say_what_they_do_there(key, v
 
 @pytest.mark.parametrize(("override", "found"), [
     ("EvalDataset.name=ImageFolder", "^EvalDataset.name: ImageFolder; it must be COCODataSet"),
-    ("EvalDataset={name: VOCDataSet, label_list: a.txt}", "VOCDataSet.*ppgfl data convert --from voc"),
+    ("EvalDataset={name: VOCDataSet, label_lst: a.txt}", "unknown key 'label_lst', did you mean 'label_list'"),
+    ("TrainDataset={name: YOLODataSet, split: all}", "TrainDataset.split: 'all'; allowed: train, val, test; or null"),
     ("EvalDataset=COCODataSet", "EvalDataset: 'COCODataSet'; it must be a mapping of keys"),
-    ("EvalDataset.name=null", "EvalDataset.name: unknown name null; Allowed: COCODataSet, ImageFolder"),
-    ("metric=VOC", "metric: 'VOC'; allowed: COCO .ppgfl evaluates with COCO only"),
+    ("EvalDataset.name=null", "EvalDataset.name: unknown name null; Allowed: COCODataSet, ImageFolder, VOC"),
+    ("metric=RBOX", "metric: 'RBOX'; allowed: COCO, VOC"), ("map_type=9point", "'9point'; allowed: 11point, integral"),
     ("GFL=null", "GFL: null; it must be a mapping of keys"),
     ("ResNet.depth=18.0", "ResNet.depth: 18.0; it must be a whole number"),
     ("ResNet.lr_mult_list=[1, 1, -1, 1]", r"lr_mult_list: \[1, 1, -1, 1\]; it must be a list of numbers, 0 or more"),

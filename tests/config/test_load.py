@@ -164,3 +164,19 @@ def test_another_optimizer_by_its_type_alone(tmp_path):
     write(tmp_path, implied="OptimizerBuilder: {optimizer: {momentum: 0.8}}")
     cfg = load_config(tmp_path / "implied.yml", ["OptimizerBuilder.optimizer.type=SGD"])
     assert cfg["OptimizerBuilder"] == {"optimizer": {"type": "SGD"}}
+
+
+def test_the_image_folder_of_another_kind_of_data_set_stays_behind(tmp_path, caplog):
+    (tmp_path / "voc.yml").write_text("_BASE_: [gfl_r18vd_1x_coco, voc]\nTrainDataset: {dataset_dir: mine}\n")
+    with caplog.at_level("INFO"):
+        cfg = load_config(tmp_path / "voc.yml")
+    assert (cfg["metric"], cfg["map_type"], cfg["num_classes"]) == ("VOC", "11point", 20)
+    assert cfg["TrainDataset"] == {
+        "name": "VOCDataSet", "dataset_dir": "mine", "anno_path": "trainval.txt", "label_list": "label_list.txt",
+        "data_fields": ["image", "gt_bbox", "gt_class", "difficult"]}
+    assert "TrainDataset.name: VOCDataSet instead of COCODataSet, so that this stays behind: image_dir train2017" in (
+        caplog.messages)
+    chosen = load_config("gfl_r18vd_1x_coco", ["TrainDataset={name: VOCDataSet, image_dir: mine}"])
+    assert chosen["TrainDataset"]["image_dir"] == "mine"
+    same = load_config("gfl_r18vd_1x_coco", ["TrainDataset.name=COCODataSet"])
+    assert same["TrainDataset"]["image_dir"] == "train2017"

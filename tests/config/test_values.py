@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Optional, Union
 import numpy as np
 import paddle
 import pytest
-from helpers import config
+from helpers import coco_as_voc, coco_as_yolo, config
 
 from ppgfl import ConfigError, DataError, build
 from ppgfl.config import keys
@@ -93,6 +93,7 @@ IN_LISTS = {"RandomFlip": "TrainReader.sample_transforms.1.RandomFlip",
 NESTED = {"FCOSFeat": "GFLHead.conv_feat", "DGQP": "GFLHead.dgqp_module", "QualityFocalLoss": "GFLHead.loss_class",
           "DistributionFocalLoss": "GFLHead.loss_dfl", "GIoULoss": "GFLHead.loss_bbox",
           "MultiClassNMS": "GFLHead.nms", "COCODataSet": "TrainDataset", "ImageFolder": "TestDataset"}
+FORMATS = ("VOCDataSet", "YOLODataSet")  # `test_no_value_of_a_data_set_ends_in_a_traceback`
 
 
 def small(folder):
@@ -134,6 +135,8 @@ def make_all(cfg, key):
 def places():
     """Where each key is that somebody reads: "ResNet.depth", "LearningRate.schedulers.0.gamma", "epoch", ..."""
     for name, cls in build.CLASSES.items():
+        if name in FORMATS:
+            continue
         yield from (f"{IN_LISTS.get(name) or NESTED.get(name, name)}.{key}"
                     for key, kind in keys.keys_of(name, cls).items() if kind is not Any)
     for name, known in keys.SECTIONS.items():
@@ -159,9 +162,31 @@ def put(cfg, place, value):
 
 
 def test_no_value_of_any_key_ends_in_a_traceback(small_coco):
-    base, tried, refused = small(small_coco), 0, 0
+    tried, refused = try_all(small(small_coco), places())
+    assert tried > 5000
+    assert refused > 0.8 * tried
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_no_value_of_a_data_set_ends_in_a_traceback(small_coco, shapes, tmp_path, name, monkeypatch):
+    """From its own folder, so that a list of files that is "" or "." is none of somebody else's."""
+    monkeypatch.chdir(tmp_path)
+    base = small(small_coco)
+    if name == "VOCDataSet":
+        folder = coco_as_voc(shapes, tmp_path / "data", "train2017")
+        section = {"anno_path": "train2017.txt", "label_list": "label_list.txt"}
+    else:
+        folder, section = coco_as_yolo(shapes, tmp_path / "data", ["train2017"]), {"anno_path": "data.yaml"}
+    base["TrainDataset"] = {"name": name, "dataset_dir": str(folder), **section}
+    tried, refused = try_all(base, [f"TrainDataset.{key}" for key in keys.keys_of(name, build.DATASETS[name])])
+    assert refused > 0.5 * tried > 100
+
+
+def try_all(base, wanted):
+    """Give every place each wrong value -> how often that was tried, and how often refused, which must be in a line."""
+    tried, refused = 0, 0
     build.check(base)
-    for place in places():
+    for place in wanted:
         made = 0
         for value in WRONG:
             tried += 1
@@ -179,5 +204,4 @@ def test_no_value_of_any_key_ends_in_a_traceback(small_coco):
                 assert any(word in str(error) for word in named), (place, value, str(error))
             except Exception as error:
                 raise AssertionError(f"{place}: {value!r}: {error!r}") from error
-    assert tried > 5000
-    assert refused > 0.8 * tried
+    return tried, refused

@@ -122,7 +122,7 @@ def test_the_command(run_here, small_coco, tmp_path):
 def test_a_config_without_annotations():
     cfg = tiny_config()
     cfg["TrainDataset"] = cfg["EvalDataset"] = {"name": "ImageFolder"}
-    with pytest.raises(ConfigError, match="no COCODataSet under TrainDataset or EvalDataset"):
+    with pytest.raises(ConfigError, match="no COCODataSet, VOCDataSet or YOLODataSet under TrainDataset or"):
         check.check(cfg)
 
 

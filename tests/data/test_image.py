@@ -3,10 +3,12 @@ import codecs
 import os
 import sys
 
+import cv2
+import numpy as np
 import pytest
 
 from ppgfl import DataError
-from ppgfl.data.image import find_images, read_list
+from ppgfl.data.image import find_images, read_image, read_list, read_size
 
 
 @pytest.fixture
@@ -70,3 +72,25 @@ def test_a_folder_that_holds_only_results(here):
     with pytest.raises(DataError, match="holds no image; looked for .* outside of out"):
         find_images(".", "out")
     assert find_images("out", "out") == [os.path.join("out", "a.png")]  # which infer refuses to write over
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".webp", ".tiff"])
+@pytest.mark.parametrize("turned", [1, 3, 6])
+def test_the_size_is_that_of_the_decoded_image(here, suffix, turned):
+    from PIL import Image
+
+    exif = Image.Exif()
+    exif[0x0112] = turned
+    path = here / f"a{suffix}"
+    Image.new("RGB", (30, 20)).save(path, **({} if suffix == ".bmp" else {"exif": exif}))
+    assert read_size(path) == read_image(path).shape[:2]
+
+
+def test_the_size_is_told_by_the_head_alone(here):
+    data = cv2.imencode(".png", np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8))[1].tobytes()
+    (here / "cut.png").write_bytes(data[:500])
+    assert read_size(here / "cut.png") == (20, 30)
+    (here / "no.png").write_text("no picture")
+    for name in ("no.png", "lost.png"):
+        with pytest.raises(DataError, match=name):
+            read_size(here / name)

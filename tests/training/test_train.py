@@ -27,9 +27,9 @@ from ppgfl.data.shapes import CLASSES, draw_scene
 from ppgfl.inference.infer import infer
 from ppgfl.optim import schedule_of
 from ppgfl.system.interrupt import stop_requests
-from ppgfl.training import onednn
+from ppgfl.training import onednn, setup
 from ppgfl.training.run_folder import RunFolder, for_both
-from ppgfl.training.state import new_state
+from ppgfl.training.state import Progress, new_state
 from ppgfl.weights.checkpoint import load_pretrained, read, read_named
 from ppgfl.weights.safe_pickle import load as load_pickle
 
@@ -541,10 +541,21 @@ def test_the_first_step_is_logged_and_what_a_schedule_will_not_do(shapes, tmp_pa
     assert text.index("the warm-up takes 9 steps and the whole run has 8") < text.index("epoch 1/2 [1/4]")
 
 
+@pytest.mark.parametrize(("rows", "name", "best"), [
+    ([{"AP": 0.3}], "mAP", -1.0), ([{"AP": 0.3}], "AP", 0.3), ([{"AP": 0.3, "mAP": None}], "mAP", -1.0),
+    ([{"AP": 0.3}, {"mAP": 0.5}], "mAP", 0.3), ([], "mAP", 0.3), ([{"loss": 1.0, "AP": None}], "mAP", 0.3),
+])
+def test_a_best_of_another_metric_is_forgotten(rows, name, best):
+    progress = Progress(best=0.3, best_epoch=1, rows=rows)
+    setup._forget_other_metric(progress, name)
+    assert (progress.best, progress.best_epoch) == (best, int(best > 0))
+
+
 @pytest.mark.parametrize(("more", "kwargs", "found"), [
     (["TrainReader.batch_size=9"], {}, "only 8 images"), ([], {"accumulate": 9}, "only 4 batches"),
     ([], {"accumulate": 0}, "must be 1 or more"), ([], {"best_metric": "mAP"}, "allowed: AP"),
-    (["num_classes=80"], {}, "lists 3"), (["metric=VOC"], {}, "COCO only"), (["GFL.head=LDGFLHead"], {}, "teacher"),
+    (["num_classes=80"], {}, "lists 3"), (["metric=VOC"], {"best_metric": "AP"}, "allowed: mAP"),
+    (["GFL.head=LDGFLHead"], {}, "teacher"),
 ])
 def test_mistakes_stop_before_the_first_step(shapes, tmp_path, more, kwargs, found):
     with pytest.raises(ConfigError, match=found):
