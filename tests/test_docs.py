@@ -78,8 +78,10 @@ def small(words, place):
     """The same command on small data: the R18vd model in place of larger ones, and images of 64 x 96 pixels."""
     words = [re.sub(r"^(.*=)?/data/", rf"\g<1>{place}/", word) for word in words]
     words = [word.replace("gfl_r50_fpn_1x_coco", MODEL).replace("gflv2_r50_fpn_1x_coco", MODEL) for word in words]
+    if "--data" in words:
+        return [*words, "--size", "64", "--epochs", "1", "--batch", "2", "-o", *HERE]
     takes_overrides = "-c" in words or "my_config.yml" in words or words[0] in ("zoo", "model_zoo")
-    drawn = any(word.startswith("shapes_") for word in words)  # images of 128 pixels
+    drawn = any(word.startswith(("shapes_", "output/run")) for word in words)  # images of 128 pixels, or 64
     overrides = [*HERE, *(() if drawn else SMALL), *(["epoch=1"] if "train" in words[0] else [])]
     slim = words[words.index("--slim_config") + 1] if "--slim_config" in words else ""
     if "slim/distill/" in slim:
