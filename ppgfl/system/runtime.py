@@ -11,6 +11,7 @@ import os
 import platform
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 from .log import logger
@@ -156,6 +157,19 @@ def on_gpu() -> bool:
     import paddle
 
     return str(paddle.device.get_device()).startswith("gpu")
+
+
+@contextlib.contextmanager
+def on_cpu() -> Iterator[None]:
+    """Make the CPU paddle's device for a while; also a decorator."""
+    import paddle
+
+    before = paddle.device.get_device()
+    paddle.set_device("cpu")
+    try:
+        yield
+    finally:
+        paddle.set_device(before)
 
 
 def import_paddle() -> None:
