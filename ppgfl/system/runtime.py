@@ -14,6 +14,8 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..errors import ConfigError
+from . import gpu
 from .log import logger
 
 
@@ -172,12 +174,24 @@ def on_cpu() -> Iterator[None]:
         paddle.set_device(before)
 
 
-def import_paddle() -> None:
-    """Import paddle without the advice that 2.6 prints about OMP_NUM_THREADS, which the MKL builds do not need."""
+def import_paddle(quiet: bool = False) -> None:
+    """Import paddle without the advice that 2.6 prints about OMP_NUM_THREADS, which the MKL builds do not need, nor of a
+    GPU build that there is no GPU, which `select_device` says.
+
+    Args:
+        quiet: also without the warnings of its C++, as about each library of CUDA that is not there.
+
+    Raises: ConfigError with what to install, where it cannot be imported.
+    """
+    if quiet:
+        os.environ["GLOG_minloglevel"] = "2"
     captured = io.StringIO()
     try:
-        with contextlib.redirect_stderr(captured):
+        with contextlib.redirect_stderr(captured), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="You are using GPU version Paddle")
             import paddle  # noqa: F401
+    except Exception as error:  # what a broken installation raises is of any kind
+        raise ConfigError(f"Paddle cannot be imported ({gpu.reason(error)}): {gpu.mend(error)}") from error
     finally:  # also what it says before it fails
         advice = ("WARNING: OMP_NUM_THREADS set to", "PLEASE USE OMP_NUM_THREADS")
         for line in captured.getvalue().splitlines():
