@@ -1,7 +1,8 @@
 """What `doctor` finds out about NVIDIA GPUs."""
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 from ..system import gpu
 
@@ -19,15 +20,15 @@ def cards() -> Iterator[Finding]:
                                "CUDA_VISIBLE_DEVICES, or pip install paddlepaddle in its place")
         return
     for i in range(count):
-        yield from _guarded(f"gpu:{i}", lambda i=i: _card(i))  # type: ignore[misc]
-    yield from _guarded("driver", lambda: _driver(cuda))
+        yield from _guarded(f"gpu:{i}", partial(_card, i))
+    yield from _guarded("driver", partial(_driver, cuda))
     yield from _libraries(cudnn, count)
 
 
-def _guarded(topic: str, find: object) -> Iterator[Finding]:
+def _guarded(topic: str, find: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
     """What it finds, or its failure as a finding."""
     try:
-        yield from find()  # type: ignore[operator]
+        yield from find()
     except Exception as error:  # Paddle raises many kinds
         yield failed(topic, error)
 
@@ -51,7 +52,7 @@ def _driver(cuda: str) -> Iterator[Finding]:
     if not found:
         yield WARN, "driver", "nvidia-smi does not say: see whether it runs"
         return
-    version, least = found[0][0], gpu.LEAST_DRIVER.get(cuda.split(".")[0], "0")
+    version, least = found[0][0], gpu.LEAST_DRIVER.get(cuda.partition(".")[0], "0")
     if _numbers(version) < _numbers(least):
         yield BAD, "driver", f"{version} is too old for CUDA {cuda}: install {least} or newer"
     else:
@@ -66,7 +67,7 @@ def _numbers(version: str) -> list[int]:
 
 
 def _libraries(built_for: str, count: int) -> Iterator[Finding]:
-    found, wanted = gpu.cudnn(), built_for.split(".")[0]
+    found, wanted = gpu.cudnn(), built_for.partition(".")[0]
     major = found // (10_000 if found >= 90_000 else 1_000) if found else None  # 8600 is 8.6.0, 90100 is 9.1.0
     if found is None:  # a convolution will tell whether Paddle finds one that lies elsewhere
         yield WARN, "cuDNN", f"libcudnn.so is not on the path of libraries: {gpu.mend(OSError('cudnn'))}"

@@ -16,8 +16,8 @@ from .gfl import Features
 # From so many candidates on, NMS over the best of them first takes less time than NMS over all (measured).
 LAZY_FROM = 20_000
 LAZY_TOP_K = 4_000
-# Paddle's kernel for GPUs takes a nms_top_k up to this one, and leaves others to the CPU's. It refuses one that is above
-# the number of cells, or below keep_top_k.
+# Paddle's kernel for GPUs takes a nms_top_k up to this one, and leaves others to the CPU's. It refuses one above the
+# number of cells, or below keep_top_k.
 GPU_TOP_K = 4096
 NEVER = -1e4  # a score below every threshold
 

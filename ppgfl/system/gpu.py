@@ -13,23 +13,22 @@ Capability = tuple[int, int]
 
 INDEX = "https://www.paddlepaddle.org.cn/packages/stable/cu126/"
 PADDLE3 = f"pip install paddlepaddle-gpu -i {INDEX} (or cu118, cu129, ...; docs/getting_started.md)"
-# The build of PyPI, the newest there, has kernels for these; one runs on cards of its first number and newer ones of it.
+# The newest build on PyPI has kernels for these. One for 8.0 runs on 8.0 and 8.9, but not on 9.0.
 PYPI_BUILD = ("2.6.2", "11.8")
 PYPI_KERNELS: Sequence[Capability] = ((6, 1), (7, 0), (7, 5), (8, 0), (8, 6))
 LEAST_DRIVER = {"11": "450.80.02", "12": "525.60.13", "13": "580"}  # NVIDIA's table of CUDA's compatibility
 # Words of an error -> what mends it. They choose the advice only; that something failed is known without them.
+ON_PATH = "and put its folder into LD_LIBRARY_PATH"
 MENDS = (
     (("libcuda.so", "insufficient", "nvml"), "install a newer driver of NVIDIA (nvidia-smi names yours)"),
     (("no kernel image", "invalid device function", "unsupported gpu arch"),
      f"this build has no kernels for the card: {PADDLE3}"),
     (("out of memory", "resourceexhausted", "cudaerrormemoryallocation", "alloc_failed"),
      "other programs fill the card (nvidia-smi lists them): stop them, or choose another by CUDA_VISIBLE_DEVICES"),
-    (("cudnn",), "install the cuDNN that this build asks for, as `pip install 'nvidia-cudnn-cu11<9'` for Paddle 2.6, and "
-                 "put the folder of its libcudnn.so into LD_LIBRARY_PATH"),
-    (("nccl",), "install NCCL, as `pip install nvidia-nccl-cu11` for Paddle 2.6, and put its folder into LD_LIBRARY_PATH"),
+    (("cudnn",), f"install the cuDNN of this build, for Paddle 2.6 pip install 'nvidia-cudnn-cu11<9', {ON_PATH}"),
+    (("nccl",), f"install NCCL, for Paddle 2.6 pip install nvidia-nccl-cu11, {ON_PATH}"),
     (("libcudart", "libcublas", "libcurand", "libcusolver", "libcusparse", "libcufft", "libnvrtc", "cublas"),
-     "install the libraries of CUDA that this build asks for, 11.8 for Paddle 2.6, and put their folder into "
-     "LD_LIBRARY_PATH"),
+     f"install the libraries of this build's CUDA, 11.8 for Paddle 2.6, {ON_PATH}"),
     (("glibcxx", "libstdc++"), "install a newer libstdc++ (GCC 8 or newer)"),
 )
 

@@ -175,8 +175,8 @@ def on_cpu() -> Iterator[None]:
 
 
 def import_paddle(quiet: bool = False) -> None:
-    """Import paddle without the advice that 2.6 prints about OMP_NUM_THREADS, which the MKL builds do not need, nor of a
-    GPU build that there is no GPU, which `select_device` says.
+    """Import paddle without the advice that 2.6 prints about OMP_NUM_THREADS, which the MKL builds do not need, and
+    without a GPU build's that there is no GPU, which `select_device` says.
 
     Args:
         quiet: also without the warnings of its C++, as about each library of CUDA that is not there.
@@ -184,7 +184,7 @@ def import_paddle(quiet: bool = False) -> None:
     Raises: ConfigError with what to install, where it cannot be imported.
     """
     if quiet:
-        os.environ["GLOG_minloglevel"] = "2"
+        os.environ.update(GLOG_minloglevel="2")
     captured = io.StringIO()
     try:
         with contextlib.redirect_stderr(captured), warnings.catch_warnings():

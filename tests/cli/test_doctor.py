@@ -68,7 +68,7 @@ def test_threads(monkeypatch, threads, level):
 
 @pytest.fixture
 def card(monkeypatch):
-    """A machine with one A100, a driver and all libraries, and the build of PyPI. -> a function that changes answers."""
+    """A machine with an A100, a driver and all libraries, and the build of PyPI. -> a function that changes answers."""
     def answer(**answers):
         for name, value in answers.items():
             monkeypatch.setattr(gpu, name, lambda *a, value=value: value)
@@ -126,7 +126,8 @@ def test_a_card_that_cannot_be_asked_is_a_finding(card, monkeypatch):
 
 
 FAILURES = [
-    ("(PreconditionNotMet) Cannot load cudnn shared library. Cannot invoke method cudnnGetVersion.", "nvidia-cudnn-cu11"),
+    ("(PreconditionNotMet) Cannot load cudnn shared library. Cannot invoke method cudnnGetVersion.",
+     "nvidia-cudnn-cu11"),
     ("ResourceExhaustedError: Out of memory error on GPU 0. Cannot allocate 2GB", "stop them"),
     ("CUDA error(209), no kernel image is available for execution on the device.", "packages/stable/cu126"),
     ("The third-party dynamic library (libcublas.so) that Paddle depends on is not configured", "LD_LIBRARY_PATH"),
@@ -137,7 +138,8 @@ FAILURES = [
 @pytest.mark.parametrize(("message", "mend"), FAILURES)
 def test_a_kernel_that_fails_is_one_line(monkeypatch, message, mend):
     def broken(*args, **kwargs):
-        raise RuntimeError(f"C++ Traceback\n----------------------\nError Message Summary:\n----------------------\n{message}")
+        line = "-" * 22
+        raise RuntimeError(f"C++ Traceback\n{line}\nError Message Summary:\n{line}\n{message}")
     monkeypatch.setattr(paddle.nn.functional, "conv2d", broken)
     (level, topic, text), = doctor.self_test()
     assert (level, topic) == ("bad", "convolution")

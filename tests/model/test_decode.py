@@ -139,10 +139,9 @@ def random_maps(height, width, classes=3, seed=0):
     return Features([], *maps)
 
 
-SETTINGS = [dict(nms_top_k=1000, keep_top_k=100), dict(nms_top_k=20, keep_top_k=100), dict(nms_top_k=-1, keep_top_k=100),
-            dict(nms_top_k=5000, keep_top_k=30), dict(nms_top_k=50, keep_top_k=-1), dict(nms_top_k=7, keep_top_k=7),
-            dict(nms_top_k=300, keep_top_k=50, nms_eta=0.9), dict(nms_top_k=60, keep_top_k=6000),
-            dict(nms_top_k=4096, keep_top_k=6000)]
+SETTINGS = [dict(nms_top_k=top, keep_top_k=keep)
+            for top, keep in ((1000, 100), (20, 100), (-1, 100), (5000, 30), (50, -1), (7, 7), (60, 6000), (4096, 6000))]
+SETTINGS.append(dict(nms_top_k=300, keep_top_k=50, nms_eta=0.9))
 
 
 @pytest.mark.parametrize("size", [(32, 32), (96, 160), (320, 416)], ids=str)
