@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from ..system import gpu
+from ..system import gpu, runtime
 
 OK, WARN, BAD = "ok", "warn", "bad"
 Finding = tuple[str, str, str]  # level, topic, text
@@ -79,5 +79,5 @@ def _libraries(built_for: str, count: int) -> Iterator[Finding]:
     level, note = (WARN, f": {gpu.mend(OSError('nccl'))}") if nccl is None and count > 1 else (OK, "")
     yield level, "NCCL", f"{nccl or 'not found, which training on several GPUs needs'}{note}"
     yield OK, "TensorRT", str(tensorrt or "not found, which only --run_mode trt_* needs")
-    yield OK, "TF32", ("off (NVIDIA_TF32_OVERRIDE=0)" if gpu.tf32_is_off() else
+    yield OK, "TF32", ("off (NVIDIA_TF32_OVERRIDE=0)" if runtime.tf32_is_off() else
                        "on from Ampere on: convolutions are off by up to 2e-3; NVIDIA_TF32_OVERRIDE=0 turns it off")

@@ -5,7 +5,6 @@ Each function asks one thing, so that a test can answer in its place on a machin
 from __future__ import annotations
 
 import ctypes
-import os
 import subprocess
 from collections.abc import Sequence
 
@@ -25,7 +24,7 @@ MENDS = (
      f"this build has no kernels for the card: {PADDLE3}"),
     (("out of memory", "resourceexhausted", "cudaerrormemoryallocation", "alloc_failed"),
      "other programs fill the card (nvidia-smi lists them): stop them, or choose another by CUDA_VISIBLE_DEVICES"),
-    (("cudnn",), f"install the cuDNN of this build, for Paddle 2.6 pip install 'nvidia-cudnn-cu11<9', {ON_PATH}"),
+    (("cudnn",), f"install this build's cuDNN, for Paddle 2.6 pip install 'nvidia-cudnn-cu11<9', {ON_PATH}"),
     (("nccl",), f"install NCCL, for Paddle 2.6 pip install nvidia-nccl-cu11, {ON_PATH}"),
     (("libcudart", "libcublas", "libcurand", "libcusolver", "libcusparse", "libcufft", "libnvrtc", "cublas"),
      f"install the libraries of this build's CUDA, 11.8 for Paddle 2.6, {ON_PATH}"),
@@ -130,10 +129,6 @@ def nccl() -> int | None:
 def tensorrt() -> int | None:
     """As 8503."""
     return library(("libnvinfer.so", "libnvinfer.so.8", "libnvinfer.so.10"), "getInferLibVersion")
-
-
-def tf32_is_off() -> bool:
-    return os.environ.get("NVIDIA_TF32_OVERRIDE") == "0"
 
 
 def synchronize() -> None:

@@ -70,6 +70,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ppgfl"
 
 
+def tf32_is_off() -> bool:
+    """Whether GPUs are told to compute convolutions in float32 whole."""
+    return os.environ.get("NVIDIA_TF32_OVERRIDE") == "0"
+
+
 def font_setting() -> str:
     """PPGFL_FONT: the font file for names on pictures and charts, or ""."""
     return os.path.expanduser(os.environ.get("PPGFL_FONT", ""))

@@ -74,7 +74,8 @@ def card(monkeypatch):
             monkeypatch.setattr(gpu, name, lambda *a, value=value: value)
 
     answer(cards=1, name="A100", capability=(8, 0), kernels=gpu.PYPI_KERNELS, built_for=("11.8", "8.6.0"),
-           drivers=[("535.104.05", 40000, 40960)], cudnn=8600, nccl=21703, tensorrt=8503, tf32_is_off=False)
+           drivers=[("535.104.05", 40000, 40960)], cudnn=8600, nccl=21703, tensorrt=8503)
+    monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
     return answer
 
 
@@ -108,12 +109,16 @@ def test_a_card_that_is_well(card):
     ({"nccl": None, "cards": 2}, "NCCL", "warn", "pip install nvidia-nccl-cu11"),
     ({"nccl": None}, "NCCL", "ok", "several GPUs"),
     ({"tensorrt": None}, "TensorRT", "ok", "--run_mode trt_"),
-    ({"tf32_is_off": True}, "TF32", "ok", "off"),
 ])
 def test_each_fault_of_a_gpu_has_its_mend(card, answers, topic, level, mend):
     card(**answers)
     assert findings()[topic][0] == level
     assert mend in findings()[topic][1]
+
+
+def test_tf32_is_seen_to_be_off(card, monkeypatch):
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+    assert findings()["TF32"] == ("ok", "off (NVIDIA_TF32_OVERRIDE=0)")
 
 
 def test_a_card_that_cannot_be_asked_is_a_finding(card, monkeypatch):
@@ -161,7 +166,7 @@ def test_every_card_runs_a_kernel_and_the_device_comes_back(card, monkeypatch):
 
 @pytest.mark.parametrize(("message", "mend"), [
     ("No module named 'setuptools'", "pip install setuptools"),
-    ("libcudart.so.11.0: cannot open shared object file: No such file or directory", "libraries of CUDA"),
+    ("libcudart.so.11.0: cannot open shared object file: No such file or directory", "build's CUDA"),
     ("libcudnn.so.8: cannot open shared object file: No such file or directory", "nvidia-cudnn-cu11"),
     ("libcuda.so.1: cannot open shared object file: No such file or directory", "driver"),
     ("No module named 'paddle'", "pip install paddlepaddle"),

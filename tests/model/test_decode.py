@@ -139,8 +139,8 @@ def random_maps(height, width, classes=3, seed=0):
     return Features([], *maps)
 
 
-SETTINGS = [dict(nms_top_k=top, keep_top_k=keep)
-            for top, keep in ((1000, 100), (20, 100), (-1, 100), (5000, 30), (50, -1), (7, 7), (60, 6000), (4096, 6000))]
+SETTINGS = [dict(nms_top_k=top, keep_top_k=keep) for top, keep in
+            ((1000, 100), (20, 100), (-1, 100), (5000, 30), (50, -1), (7, 7), (60, 6000), (4096, 6000))]
 SETTINGS.append(dict(nms_top_k=300, keep_top_k=50, nms_eta=0.9))
 
 
