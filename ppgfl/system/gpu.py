@@ -35,7 +35,8 @@ MENDS = (
 def mend(error: BaseException) -> str:
     """What the user can do about an error of Paddle, or of its import."""
     if isinstance(error, ModuleNotFoundError):
-        return "pip install paddlepaddle, or paddlepaddle-gpu" if error.name == "paddle" else f"pip install {error.name}"
+        missing = "paddlepaddle, or paddlepaddle-gpu" if error.name == "paddle" else error.name
+        return f"pip install {missing}"
     text = str(error).lower()
     for words, advice in MENDS:
         if any(word in text for word in words):
