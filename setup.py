@@ -30,7 +30,8 @@ setup(
     entry_points={"console_scripts": ["ppgfl = ppgfl.cli:entry"]},
     extras_require={
         "cpu": ["paddlepaddle"],
-        "gpu": ["paddlepaddle-gpu"],
+        # The newest on PyPI is 2.6.2, for Python up to 3.12; from there on it imports setuptools without asking for it.
+        "gpu": ["paddlepaddle-gpu>=2.6.2", "setuptools; python_version >= '3.12'"],
         "onnx": ONNX,
         "serve": SERVE,
         "fonts": ["pylopdf-fonts-zh-cn"],  # Noto Sans SC under the Open Font License, 17 MB

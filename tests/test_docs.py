@@ -177,8 +177,8 @@ def prepares(words):
         return subprocess.run(["make", "-n", words[1]], cwd=ROOT, capture_output=True, check=True)
     if words[:2] == ["pip", "install"]:
         known = re.findall(r'^        "(\w+)": ', (ROOT / "setup.py").read_text(encoding="utf-8"), re.MULTILINE)
-        extras = re.search(r"\[(.+)\]", words[-1]).group(1).split(",")
-        assert words[-1].startswith("ray") or set(extras) <= set(known)
+        extras = re.search(r"\[(.+)\]", words[-1])
+        assert words[-1].startswith("ray") or set(extras.group(1).split(",") if extras else ()) <= set(known)
         return None
     return words[:3] == ["python3", "-m", "venv"] or pytest.fail(f"no way to run {shlex.join(words)}")
 

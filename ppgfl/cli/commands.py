@@ -58,12 +58,13 @@ def _summary(run: Callable[[Namespace], Any]) -> str:
     return (run.__doc__ or "").splitlines()[0]
 
 
-def _load(args: Namespace) -> dict[str, Any]:
+def _load(args: Namespace, device: bool = True) -> dict[str, Any]:
     from ..config import load_config
     from ..config.keys import setting
 
     cfg = load_config(args.config, args.opt, slim_config=args.slim_config)
-    runtime.select_device(setting(cfg, "use_gpu"))
+    if device:
+        runtime.select_device(setting(cfg, "use_gpu"))
     return cfg
 
 
@@ -205,7 +206,7 @@ def export(args: Namespace) -> None:
     from ..config.load import config_name
     from ..inference.export import export
 
-    cfg = _load(args)
+    cfg = _load(args, device=False)  # an export is made on the CPU, wherever it will run
     _need_weights(cfg, args.config)
     verify = () if args.no_verify else args.verify_images
     export(cfg, output_dir=Path(args.output_dir) / config_name(args.config), format=args.format, onnx=args.onnx,

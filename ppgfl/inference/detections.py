@@ -83,9 +83,11 @@ def name_of(label: int, class_names: Sequence[str]) -> str:
 
 
 def split_batch(output: Mapping[str, Any]) -> list[np.ndarray]:
-    """The model's {"bbox", "bbox_num"}, tensors or arrays -> one array [M, 6] per image."""
+    """The model's {"bbox", "bbox_num"}, tensors or arrays -> one array [M, 6] per image: class by class, best score
+    first within a class, which is a CPU's order; a GPU's is by score alone."""
     rows = np.asarray(output["bbox"]).reshape(-1, 6)
-    return np.split(rows, np.cumsum(np.asarray(output["bbox_num"]))[:-1])
+    images = np.split(rows, np.cumsum(np.asarray(output["bbox_num"]))[:-1])
+    return [image[np.argsort(image[:, 0], kind="stable")] for image in images]
 
 
 def coco_records(rows: np.ndarray, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:

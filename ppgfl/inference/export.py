@@ -21,6 +21,7 @@ from ..config.keys import section, setting
 from ..data.batch import PadBatch
 from ..data.transforms import NormalizeImage, Resize
 from ..errors import ConfigError, ExportError
+from ..system import runtime
 from ..system.atomic_write import write_text
 from ..system.interrupt import block_signals
 from ..system.log import logger
@@ -38,7 +39,7 @@ def export(cfg: dict[str, Any], *, weights: str | os.PathLike[str] | None = None
            output_dir: str | os.PathLike[str] = "output_inference/model", format: str | None = None, onnx: bool = False,
            with_nms: bool = False, int8: str | Sequence[str] | None = None,
            verify: Sequence[str | os.PathLike[str]] | None = None) -> dict[str, dict[str, float]]:
-    """Write `model.pdmodel`, `model.json`, `model.pdiparams` and `infer_cfg.yml`, PaddleDetection's layout.
+    """Write `model.pdmodel`, `model.json`, `model.pdiparams` and `infer_cfg.yml`, PaddleDetection's layout, on the CPU.
 
     The graph takes `image` [N, 3, H, W] and, unless only the bare network is exported, `scale_factor` [N, 2]; what
     comes out follows the config's section `export`:
@@ -67,11 +68,16 @@ def export(cfg: dict[str, Any], *, weights: str | os.PathLike[str] | None = None
                         int8=int8, verify=verify)
 
 
+@runtime.on_cpu()
 def write_graphs(cfg: dict[str, Any], weights: str | os.PathLike[str] | None, folder: Path,
                  formats: Mapping[str, Context], *, write_onnx: Callable[..., None] | None = None,
                  with_nms: bool = False, int8: str | Sequence[str] | None = None,
                  verify: Sequence[str | os.PathLike[str]] | None = None) -> dict[str, dict[str, float]]:
-    """What `export` does once its arguments are known to be right; `formats` are of `formats_for`."""
+    """What `export` does once its arguments are known to be right; `formats` are of `formats_for`.
+
+    All of it is done on the CPU, as PaddleDetection exports: a GPU rounds what goes into a convolution to TF32, from
+    Ampere on, and the check at the end would compare that with float32.
+    """
     cfg = with_weights(cfg, weights)
     image_shape = _image_shape(cfg)
     model = load_model(cfg)

@@ -21,8 +21,11 @@ class Graph(paddle.nn.Layer):
         features = self.model.features(image)
         if self.bare:
             return (*features.cls, *features.reg)
-        boxes, scores = self.model.decoder.decode(features, self.model.head.distribution_project, scale_factor)
-        return self.model.decoder.suppress(boxes, scores) if self.nms else (boxes, scores)
+        decoder, integral = self.model.decoder, self.model.head.distribution_project
+        if not self.nms:
+            return decoder.decode(features, integral, scale_factor)
+        found = decoder(features, integral, scale_factor)
+        return found["bbox"], found["bbox_num"]
 
 
 def fuse_conv_bn(model: GFL) -> None:

@@ -16,6 +16,10 @@ from .gfl import Features
 # From so many candidates on, NMS over the best of them first takes less time than NMS over all (measured).
 LAZY_FROM = 20_000
 LAZY_TOP_K = 4_000
+# Paddle's kernel for GPUs takes a nms_top_k up to this one, and leaves others to the CPU's. It refuses one above the
+# number of cells, or below keep_top_k.
+GPU_TOP_K = 4096
+NEVER = -1e4  # a score below every threshold
 
 
 @dataclass(eq=False)
@@ -41,7 +45,8 @@ class MultiClassNMS:
     def __call__(self, boxes: Tensor, scores: Tensor, score_threshold: float | None = None) -> tuple[Tensor, Tensor]:
         """boxes [N, A, 4], scores [N, C, A] -> bbox [M, 6] (class, score, x1, y1, x2, y2), bbox_num [N] int32.
 
-        The detections of an image stand together, class by class, best score first within a class.
+        The detections of an image stand together: on a CPU class by class, on a GPU of all classes in one row; in both
+        a better score comes first.
         """
         threshold = self.score_threshold if score_threshold is None else score_threshold
         if paddle.in_dynamic_mode() and self.keep_top_k > 0 and self._most(scores, threshold) > LAZY_FROM:
@@ -66,6 +71,12 @@ class MultiClassNMS:
         settings = dict(score_threshold=float(threshold), nms_top_k=self.nms_top_k, keep_top_k=self.keep_top_k,
                         nms_threshold=float(self.nms_threshold), normalized=self.normalized,
                         nms_eta=float(self.nms_eta), background_label=-1)
+        if 0 < self.nms_top_k <= GPU_TOP_K:
+            boxes, scores = _with_more_cells(boxes, scores, max(self.nms_top_k, min(self.keep_top_k, GPU_TOP_K)))
+            if self.nms_top_k < self.keep_top_k:
+                best = paddle.topk(scores, self.nms_top_k, axis=2)[0][:, :, -1:]
+                scores = paddle.where(scores >= best, scores, paddle.full([1], NEVER))
+                settings["nms_top_k"] = self.keep_top_k
         return operators.multiclass_nms(boxes, scores, settings)
 
 
@@ -98,20 +109,22 @@ class Decoder:
 
         Returns: {"bbox": [M, 6], "bbox_num": [N]} as `MultiClassNMS`.
         """
-        bbox, bbox_num = self.suppress(*self.decode(features, integral, scale_factor))
+        bbox, bbox_num = self.nms(*self._cells(features, integral, scale_factor), self.threshold())
         return {"bbox": bbox, "bbox_num": bbox_num}
 
     def decode(self, features: Features, integral: Callable[[Tensor], Tensor],
                scale_factor: Tensor) -> tuple[Tensor, Tensor]:
         """Boxes [N, A, 4] in pixels of the original image and scores [N, A, C] of all cells."""
+        boxes, scores = self._cells(features, integral, scale_factor)
+        return boxes, scores.transpose([0, 2, 1])
+
+    def _cells(self, features: Features, integral: Callable[[Tensor], Tensor],
+               scale_factor: Tensor) -> tuple[Tensor, Tensor]:
+        """Boxes [N, A, 4] and scores [N, C, A]."""
         cls_maps, reg_maps = ([_float32(x) for x in maps] for maps in (features.cls, features.reg))
         boxes = self.boxes(reg_maps, integral)
         boxes = boxes / paddle.concat([scale_factor.flip([1])] * 2, axis=1).unsqueeze(1)  # PaddleDetection: (y, x)
         return boxes, self.scores(cls_maps)
-
-    def suppress(self, boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """NMS over what `decode` returns -> bbox, bbox_num."""
-        return self.nms(boxes, scores.transpose([0, 2, 1]), self.threshold())
 
     def boxes(self, reg_maps: Sequence[Tensor], integral: Callable[[Tensor], Tensor]) -> Tensor:
         """L maps [N, 4 R, H, W] -> [N, A, 4] in pixels of the padded input."""
@@ -126,14 +139,14 @@ class Decoder:
         return paddle.concat(levels, axis=1)
 
     def scores(self, cls_maps: Sequence[Tensor]) -> Tensor:
-        """L maps [N, C, H, W] -> [N, A, C] in 0..1.
+        """L maps [N, C, H, W] -> [N, C, A] in 0..1.
 
         GFLv2's maps are the joint score itself, the paper's confidence; its last channel is never a class.
         PaddleDetection: takes a second sigmoid of it, over all channels (`upstream_scores`).
         """
-        scores = paddle.concat([x.flatten(2).transpose([0, 2, 1]) for x in cls_maps], axis=1)
+        scores = paddle.concat([x.flatten(2) for x in cls_maps], axis=2)
         if self.joint_scores and not self.upstream_scores:
-            return scores[:, :, :self.num_classes]
+            return scores[:, :self.num_classes]
         return operators.sigmoid(scores)
 
     def threshold(self) -> float:
@@ -147,3 +160,16 @@ class Decoder:
 def _float32(x: Tensor) -> Tensor:
     """Boxes and scores are computed in float32 whatever the network runs in."""
     return x if x.dtype == paddle.float32 else x.astype("float32")
+
+
+def _with_more_cells(boxes: Tensor, scores: Tensor, least: int) -> tuple[Tensor, Tensor]:
+    """Boxes [N, A, 4] and scores [N, C, A] with cells behind them that are never candidates, so that there are at least
+    `least`. A graph that is exported learns A when it runs, and gets that many.
+
+    They are concatenated, since the kernel of oneDNN that pads reads beyond its memory (Paddle 3.3.1).
+    """
+    images, classes, cells = scores.shape if paddle.in_dynamic_mode() else (paddle.shape(scores)[0], scores.shape[1], 0)
+    if cells >= least:
+        return boxes, scores
+    return (paddle.concat([boxes, paddle.full([images, least - cells, 4], 0.0)], axis=1),
+            paddle.concat([scores, paddle.full([images, classes, least - cells], NEVER)], axis=2))

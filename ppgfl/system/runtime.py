@@ -11,8 +11,11 @@ import os
 import platform
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
+from ..errors import ConfigError
+from . import gpu
 from .log import logger
 
 
@@ -65,6 +68,11 @@ def cache_folder() -> Path:
     if home:
         return Path(home).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ppgfl"
+
+
+def tf32_is_off() -> bool:
+    """Whether GPUs are told to compute convolutions in float32 whole."""
+    return os.environ.get("NVIDIA_TF32_OVERRIDE") == "0"
 
 
 def font_setting() -> str:
@@ -158,12 +166,37 @@ def on_gpu() -> bool:
     return str(paddle.device.get_device()).startswith("gpu")
 
 
-def import_paddle() -> None:
-    """Import paddle without the advice that 2.6 prints about OMP_NUM_THREADS, which the MKL builds do not need."""
+@contextlib.contextmanager
+def on_cpu() -> Iterator[None]:
+    """Make the CPU paddle's device for a while; also a decorator."""
+    import paddle
+
+    before = paddle.device.get_device()
+    paddle.set_device("cpu")
+    try:
+        yield
+    finally:
+        paddle.set_device(before)
+
+
+def import_paddle(quiet: bool = False) -> None:
+    """Import paddle without the advice that 2.6 prints about OMP_NUM_THREADS, which the MKL builds do not need, and
+    without a GPU build's that there is no GPU, which `select_device` says.
+
+    Args:
+        quiet: also without the warnings of its C++, as about each library of CUDA that is not there.
+
+    Raises: ConfigError with what to install, where it cannot be imported.
+    """
+    if quiet:
+        os.environ.update(GLOG_minloglevel="2")
     captured = io.StringIO()
     try:
-        with contextlib.redirect_stderr(captured):
+        with contextlib.redirect_stderr(captured), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="You are using GPU version Paddle")
             import paddle  # noqa: F401
+    except Exception as error:  # what a broken installation raises is of any kind
+        raise ConfigError(f"Paddle cannot be imported ({gpu.reason(error)}): {gpu.mend(error)}") from error
     finally:  # also what it says before it fails
         advice = ("WARNING: OMP_NUM_THREADS set to", "PLEASE USE OMP_NUM_THREADS")
         for line in captured.getvalue().splitlines():

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from helpers import COCO_MINI, ROOT, ZOO, run_tool, tiny_config
 
-from ppgfl import ConfigError, ExportError, build_model, export, load_config, load_weights
+from ppgfl import CheckpointError, ConfigError, ExportError, build_model, export, load_config, load_weights
 from ppgfl import export as export_function
 from ppgfl.inference.export import describe
 from ppgfl.inference.runner import load_runner
@@ -216,3 +216,46 @@ def test_the_command_exports_and_checks(r18vd_weights, picture, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "checked model.pdmodel on CPU" in done.stdout
     assert (tmp_path / "output_inference" / "gfl_r18vd_1x_coco" / "infer_cfg.yml").is_file()
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A device that is a GPU until someone chooses another: its convolutions round what goes into them to TF32, as
+    those of Ampere and newer do by default. -> the devices that were chosen, the first is the one before."""
+    chosen = ["gpu:0"]
+    plain = paddle.nn.Conv2D.forward
+
+    def tf32(x):
+        bits = np.array(x.numpy()).view(np.uint32).astype(np.uint64)
+        rounded = (bits + 0x0FFF + ((bits >> 13) & 1)) & 0xFFFFE000
+        return paddle.to_tensor(rounded.astype(np.uint32).view(np.float32))
+
+    def forward(self, x):
+        if chosen[-1] == "cpu" or not paddle.in_dynamic_mode():
+            return plain(self, x)
+        return paddle.nn.functional.conv2d(tf32(x), tf32(self.weight), self.bias, stride=self._stride,
+                                           padding=self._updated_padding, dilation=self._dilation, groups=self._groups)
+
+    monkeypatch.setattr(paddle.nn.Conv2D, "forward", forward)
+    monkeypatch.setattr(paddle.device, "get_device", lambda: chosen[-1])
+    monkeypatch.setattr(paddle, "set_device", chosen.append)
+    return chosen
+
+
+def test_an_export_is_made_on_the_cpu_whatever_the_device_is(r18vd_weights, tmp_path, gpu):
+    differences = export(tiny_config(), weights=r18vd_weights, output_dir=tmp_path / "gfl", format="pdmodel")
+    assert differences["model.pdmodel"]["largest_box_difference"] < 1e-3
+    assert gpu == ["gpu:0", "cpu", "gpu:0"]
+
+
+def test_the_device_comes_back_after_an_export_that_fails(tmp_path, gpu):
+    with pytest.raises(CheckpointError):
+        export(tiny_config(), weights=tmp_path / "missing.pdparams", output_dir=tmp_path / "gfl")
+    assert gpu[0] == gpu[-1] == "gpu:0"
+
+
+def test_the_command_chooses_no_device(r18vd_weights, tmp_path, monkeypatch, run_here):
+    monkeypatch.setattr("ppgfl.system.runtime.select_device", lambda use_gpu: pytest.fail("a device was chosen"))
+    done = run_here("export_model", "-c", "gfl_r18vd_1x_coco", "-o", f"weights={r18vd_weights}", SMALL, "--no_verify",
+                    "--format", "pdmodel", "--output_dir", tmp_path, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr

@@ -1,8 +1,14 @@
+import warnings
+
 import numpy as np
 import paddle
 import pytest
+from paddle import inference
+from paddle.static import InputSpec
 
-from ppgfl.model import decode
+from ppgfl.inference.detections import split_batch
+from ppgfl.inference.export import formats_for
+from ppgfl.model import decode, operators
 from ppgfl.model.decode import Decoder, MultiClassNMS
 from ppgfl.model.gfl import Features
 from ppgfl.model.head import Integral
@@ -102,3 +108,112 @@ def test_without_nms_every_cell_comes_out():
     assert list(boxes.shape) == [2, 10, 4]
     assert list(scores.shape) == [2, 10, 3]
     np.testing.assert_allclose(boxes.numpy()[0, 9], [16 - 128, -128, 16 + 128, 128], rtol=1e-5)
+
+
+# --- the kernel for GPUs, in numpy: what it demands, and the order of its rows (paddle/phi/kernels/gpu)
+
+
+CPU_NMS = operators.multiclass_nms
+
+
+def gpu_nms(boxes, scores, settings):
+    """multiclass_nms3 as on a GPU: settings that its kernel does not know go to the CPU's; others may be refused."""
+    nms_top_k, keep_top_k, cells = settings["nms_top_k"], settings["keep_top_k"], boxes.shape[1]
+    bbox, bbox_num = CPU_NMS(boxes, scores, settings)
+    if not 0 <= nms_top_k <= 4096 or keep_top_k < 0 or settings["nms_eta"] != 1.0:
+        return bbox, bbox_num
+    if nms_top_k > cells:
+        raise ValueError(f"(InvalidArgument) Expect nms_top_k ({nms_top_k}) <= num of boxes per batch ({cells}).")
+    if keep_top_k > nms_top_k:
+        raise ValueError(f"(InvalidArgument) Expect keep_top_k ({keep_top_k}) <= nms_top_k ({nms_top_k}).")
+    images = np.split(bbox.numpy(), np.cumsum(bbox_num.numpy())[:-1])
+    rows = np.concatenate([rows[np.argsort(-rows[:, 1], kind="stable")] for rows in images])
+    return paddle.to_tensor(rows.reshape(-1, 6)), bbox_num
+
+
+def random_maps(height, width, classes=3, seed=0):
+    """Features of 2 images of height x width at strides 8, 16, 32."""
+    rng = np.random.default_rng(seed)
+    maps = [[paddle.to_tensor(rng.normal(mean, 1.5, (2, channels, -(-height // s), -(-width // s))).astype("float32"))
+             for s in (8, 16, 32)] for channels, mean in ((classes, -2.0), (68, 0.0))]
+    return Features([], *maps)
+
+
+SETTINGS = [dict(nms_top_k=top, keep_top_k=keep) for top, keep in
+            ((1000, 100), (20, 100), (-1, 100), (5000, 30), (50, -1), (7, 7), (60, 6000), (4096, 6000))]
+SETTINGS.append(dict(nms_top_k=300, keep_top_k=50, nms_eta=0.9))
+
+
+@pytest.mark.parametrize("size", [(32, 32), (96, 160), (320, 416)], ids=str)
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: "-".join(map(str, s.values())))
+@pytest.mark.parametrize("joint_scores", [False, True], ids=["GFL", "GFLv2"])
+def test_a_gpu_finds_what_a_cpu_finds_at_every_size(settings, size, joint_scores, monkeypatch):
+    nms = MultiClassNMS(score_threshold=0.3, nms_threshold=0.6, **settings)
+    decoder = Decoder(strides=(8, 16, 32), num_classes=3, nms=nms, joint_scores=joint_scores)
+    maps = random_maps(*size)
+    if joint_scores:
+        maps = Features([], [operators.sigmoid(x) for x in maps.cls], maps.reg)
+    wanted = [nms._suppress(*decoder._cells(maps, Integral(16), paddle.ones([2, 2])), decoder.threshold()),
+              CPU_NMS(*decoder._cells(maps, Integral(16), paddle.ones([2, 2])), plain_settings(decoder))]
+    for ours, of_the_kernel_alone in zip(*wanted):
+        np.testing.assert_array_equal(ours.numpy(), of_the_kernel_alone.numpy())  # the CPU's, bit for bit
+    monkeypatch.setattr(operators, "multiclass_nms", gpu_nms)
+    found = decoder(maps, Integral(16), paddle.ones([2, 2]))
+    per_image = split_batch(found)
+    for rows, cpu_rows in zip(per_image, split_batch(dict(zip(("bbox", "bbox_num"), wanted[1])))):
+        assert len(rows)
+        np.testing.assert_array_equal(rows, cpu_rows)
+
+
+def plain_settings(decoder):
+    nms = decoder.nms
+    return dict(score_threshold=decoder.threshold(), nms_top_k=nms.nms_top_k, keep_top_k=nms.keep_top_k,
+                nms_threshold=nms.nms_threshold, normalized=nms.normalized, nms_eta=nms.nms_eta, background_label=-1)
+
+
+class Tail(paddle.nn.Layer):
+    """The end of an exported graph: maps -> detections."""
+
+    def __init__(self, decoder):
+        super().__init__()
+        self.decoder, self.integral = decoder, Integral(16)
+
+    def forward(self, cls, reg, scale_factor):
+        found = self.decoder(Features([], cls, reg), self.integral, scale_factor)
+        return found["bbox"], found["bbox_num"]
+
+
+@pytest.mark.parametrize("kind", list(formats_for(None)))
+@pytest.mark.parametrize("settings", SETTINGS[:3], ids=lambda s: "-".join(map(str, s.values())))
+def test_an_exported_graph_asks_a_gpu_for_no_more_than_it_gives(kind, settings, tmp_path, monkeypatch):
+    decoder = Decoder((8, 16, 32), 3, MultiClassNMS(score_threshold=0.3, nms_threshold=0.6, **settings))
+    asked = {}
+
+    def record(boxes, scores, settings):  # the graph ends before its NMS
+        asked.update(settings)
+        return boxes, scores
+
+    monkeypatch.setattr(operators, "multiclass_nms", record)
+    free = [[InputSpec([None, channels, None, None], "float32", f"{name}{i}") for i in range(3)]
+            for name, channels in (("cls", 3), ("reg", 68))]
+    with formats_for(None)[kind](), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        specs = [*free, InputSpec([None, 2], "float32", "scale_factor")]
+        tail = Tail(decoder)  # Paddle keeps no reference to it
+        static = paddle.jit.to_static(tail.forward, input_spec=specs, full_graph=True)
+        paddle.jit.save(static, str(tmp_path / "model"))
+    predictor = inference.create_predictor(inference.Config(str(tmp_path / f"model.{kind}"),
+                                                            str(tmp_path / "model.pdiparams")))
+    monkeypatch.setattr(operators, "multiclass_nms", CPU_NMS)
+    for size in ((32, 32), (96, 160), (320, 416)):
+        maps = random_maps(*size)
+        arrays = {f"{name}{i}": x for name, each in (("cls", maps.cls), ("reg", maps.reg)) for i, x in enumerate(each)}
+        arrays["scale_factor"] = paddle.ones([2, 2])
+        for name in predictor.get_input_names():
+            predictor.get_input_handle(name).copy_from_cpu(arrays[name].numpy())
+        predictor.run()
+        entered = [paddle.to_tensor(predictor.get_output_handle(n).copy_to_cpu()) for n in predictor.get_output_names()]
+        on_gpu = split_batch(dict(zip(("bbox", "bbox_num"), gpu_nms(*entered, asked))))
+        for rows, wanted in zip(on_gpu, split_batch(decoder(maps, Integral(16), paddle.ones([2, 2])))):
+            np.testing.assert_array_equal(rows[:, 0], wanted[:, 0])
+            np.testing.assert_allclose(rows, wanted, rtol=1e-5, atol=1e-3)
