@@ -104,10 +104,11 @@ class Decoder:
     def decode(self, features: Features, integral: Callable[[Tensor], Tensor],
                scale_factor: Tensor) -> tuple[Tensor, Tensor]:
         """Boxes [N, A, 4] in pixels of the original image and scores [N, A, C] of all cells."""
-        cls_maps, reg_maps = ([_float32(x) for x in maps] for maps in (features.cls, features.reg))
-        boxes = self.boxes(reg_maps, integral)
-        boxes = boxes / paddle.concat([scale_factor.flip([1])] * 2, axis=1).unsqueeze(1)  # PaddleDetection: (y, x)
-        return boxes, self.scores(cls_maps)
+        with operators.without_amp():  # it would compute the integral, a matmul, in half precision
+            cls_maps, reg_maps = ([operators.float32(x) for x in maps] for maps in (features.cls, features.reg))
+            boxes = self.boxes(reg_maps, integral)
+            boxes = boxes / paddle.concat([scale_factor.flip([1])] * 2, axis=1).unsqueeze(1)  # PaddleDetection: (y, x)
+            return boxes, self.scores(cls_maps)
 
     def suppress(self, boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
         """NMS over what `decode` returns -> bbox, bbox_num."""
@@ -142,8 +143,3 @@ class Decoder:
         if not self.joint_scores or self.upstream_scores:
             return threshold
         return math.log(threshold / (1 - threshold)) if 0 < threshold < 1 else (-1.0 if threshold <= 0 else 1.0)
-
-
-def _float32(x: Tensor) -> Tensor:
-    """Boxes and scores are computed in float32 whatever the network runs in."""
-    return x if x.dtype == paddle.float32 else x.astype("float32")

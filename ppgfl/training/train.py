@@ -8,7 +8,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import paddle
 from paddle import Tensor
 
 from ..build import check
@@ -172,7 +171,7 @@ def _evaluate(run: Run, name: str) -> tuple[dict[str, float], Any]:
     """The COCO numbers of the weights to deploy, which are saved as `name`, and the `COCOeval` they come from."""
     assert run.eval_set is not None
     try:
-        with run.state.evaluated_weights() as model, paddle.amp.auto_cast(**run.step.amp):
+        with run.state.evaluated_weights() as model, run.step.precision.auto_cast():
             results = detect_on(run.eval_set, open_detector(run.cfg, model=model, reader="EvalReader"))
         evaluator = coco_evaluator(run.eval_set, results)
         metrics = summarize(evaluator, run.eval_set, classwise=True)
