@@ -80,23 +80,27 @@ def precision_of(cfg: Mapping[str, Any], amp: str | None = None) -> Precision:
     Raises: ConfigError: a list names no operator of this Paddle, or the same as the other.
     """
     level = amp or (setting(cfg, "amp_level") if setting(cfg, "amp") else None)
-    lists = {key: setting(cfg, key) or () for key in ("custom_white_list", "custom_black_list")}
-    for key, names in lists.items():
-        for name in names:
-            _check_operator(key, name)
-    both = sorted(set(lists["custom_white_list"]).intersection(lists["custom_black_list"]))
+    white, black = _operators(cfg, "custom_white_list"), _operators(cfg, "custom_black_list")
+    both = sorted(set(white).intersection(black))
     if both:
         raise ConfigError(f"custom_white_list: {', '.join(both)} is in custom_black_list too; it can be in one of them")
     if level and not runtime.on_gpu():
         logger.info("--amp has no effect on a CPU")
         level = None
-    return Precision(level, *lists.values(), setting(cfg, "master_grad"), setting(cfg, "init_loss_scaling"))
+    return Precision(level, white, black, setting(cfg, "master_grad"), setting(cfg, "init_loss_scaling"))
 
 
 def scaling_of(scaler: paddle.amp.GradScaler | None) -> dict[str, float]:
     """What a resume needs of a scaler, as plain numbers; {} where there is none. Waits for the device."""
     state = scaler.state_dict() if scaler is not None else {}
     return {key: float(state[key][0]) if key == "scale" else state[key] for key in SCALING if key in state}
+
+
+def _operators(cfg: Mapping[str, Any], key: str) -> Sequence[str]:
+    names: Sequence[str] = setting(cfg, key) or ()
+    for name in names:
+        _check_operator(key, name)
+    return names
 
 
 def _check_operator(key: str, name: str) -> None:

@@ -1,9 +1,9 @@
 """Mixed precision of a GPU on a CPU, as far as that goes.
 
-Real are Paddle's `auto_cast`, `decorate` and `GradScaler`, which refuse a CPU and are told that it is a GPU, the type of
-every tensor that an operator can take on a CPU in half precision (parameters, buffers, gradients, what is stacked), and
-all of ppgfl. Emulated are the kernels that a CPU lacks: Paddle itself lets an operator without one compute in float32,
-so that values come out finer than on a GPU; the optimizer's kernels for half precision are written out below.
+Real are Paddle's `auto_cast`, `decorate` and `GradScaler`, which refuse a CPU and are told that it is a GPU; the type
+of every tensor that an operator can take on a CPU in half precision (parameters, buffers, gradients, what is stacked);
+and all of ppgfl. Emulated are the kernels that a CPU lacks: Paddle itself lets an operator without one compute in
+float32, so that values come out finer than on a GPU; the optimizer's kernels for half precision are written out below.
 """
 import sys
 
@@ -45,8 +45,10 @@ def momentum(real):
 
 
 def in_float32(real):
-    """A kernel of gradient clipping, in place in float32 as well."""
+    """A kernel that gradient clipping needs: of tensors in half precision it computes in float32."""
     def kernel(*tensors):
+        if tensors[0].dtype != paddle.float16:
+            return real(*tensors)
         full = [tensor.astype("float32") for tensor in tensors]
         result = real(*full)
         if result is full[0]:
@@ -76,7 +78,7 @@ def switch_on(monkeypatch):
     monkeypatch.setattr(sys.modules["paddle.amp.auto_cast"], "_is_gpu_float16_supported", lambda: True)
     monkeypatch.setattr(runtime, "on_gpu", lambda: True)
     monkeypatch.setattr(paddle._C_ops, "momentum_", momentum(paddle._C_ops.momentum_))
-    for name in ("squared_l2_norm", "multiply_"):
+    for name in ("squared_l2_norm", "multiply", "multiply_"):
         monkeypatch.setattr(paddle._C_ops, name, in_float32(getattr(paddle._C_ops, name)))
     monkeypatch.setattr(paddle._legacy_C_ops, "check_finite_and_unscale",
                         check_finite_and_unscale(paddle._legacy_C_ops.check_finite_and_unscale))

@@ -1,13 +1,22 @@
-"""Talking to the other processes of a run started with `python -m paddle.distributed.launch`. Only this file does."""
+"""Talking to the other processes of a run started with `python -m paddle.distributed.launch`. Only this file does.
+
+Tensors go over NCCL, on a CPU over gloo. What a process may wait long for goes over the store in which the processes
+have found each other: gloo gives up after 30 seconds, and neither the network nor a GPU is kept busy meanwhile.
+"""
 from __future__ import annotations
 
+import functools
+import itertools
 import os
-from typing import TYPE_CHECKING, TypeVar
+import pickle
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from paddle import Tensor
 
 T = TypeVar("T")
+STORE_SECONDS = 24 * 3600  # the longest that a process waits there
+_shared = itertools.count()  # of this process's calls of `from_main`, the same in all
 
 
 def world_size() -> int:
@@ -61,3 +70,30 @@ def barrier() -> None:
         import paddle
 
         paddle.distributed.barrier()
+
+
+def from_main(value: T) -> T:
+    """The value, of plain Python, that process 0 calls this with. The others wait for it as long as it takes."""
+    if world_size() == 1:
+        return value
+    key = f"ppgfl/from_main/{next(_shared)}"
+    if is_main():
+        _own_store().set(key, pickle.dumps(value))
+        return value
+    return pickle.loads(_own_store().get(key))
+
+
+def connect() -> Any:
+    """A new connection to the store, with `set`, `get`, which waits for the key, and `add`. Each thread needs its own:
+    answers would be mixed up."""
+    from paddle.base import core
+
+    # Where Paddle has opened it. Its own connection to it is private, and in use while groups are made.
+    address = os.environ.get("PADDLE_MASTER") or os.environ["PADDLE_TRAINER_ENDPOINTS"].split(",")[0]
+    host, _, port = address.rpartition(":")
+    return core.TCPStore(host, int(port), False, world_size(), STORE_SECONDS)
+
+
+@functools.cache
+def _own_store() -> Any:
+    return connect()
