@@ -13,6 +13,7 @@ from typing import Any
 
 import paddle
 from paddle.amp import amp_lists
+from paddle.base.framework import OpProtoHolder
 from paddle.optimizer import Optimizer
 
 from .config.keys import setting
@@ -107,13 +108,14 @@ def _check_operator(key: str, name: str) -> None:
     """Raise a ConfigError unless mixed precision knows an operator by this name: that of a program, not of a function
     of Python ("elementwise_add", not "add")."""
     registered = paddle.base.core._get_all_register_op_kernels("all")  # Paddle, private: no public name
-    listed = set().union(*(found["float16"]["O1"] for found in (amp_lists.white_list(), amp_lists.black_list())))
-    if name in registered or name in listed:
+    known = {*registered, *OpProtoHolder.instance().op_proto_map}.union(
+        *(found["float16"]["O1"] for found in (amp_lists.white_list(), amp_lists.black_list())))
+    if name in known:
         return
     new = (paddle.base.core._get_phi_kernel_name(other) for other in registered)  # Paddle, private
     others = [other for other, function in zip(registered, new) if function == name]
     if others:
         raise ConfigError(f"{key}: '{name}' is called {' or '.join(sorted(others)[:3])} in mixed precision; write that")
     if not any(hasattr(paddle._C_ops, name + end) for end in ("", "_")):  # Paddle, private: the newest are only there
-        raise ConfigError(f"{key}: this Paddle has no operator '{name}'; {suggestion(name, {*registered, *listed})}"
+        raise ConfigError(f"{key}: this Paddle has no operator '{name}'; {suggestion(name, known)}"
                           "operators have the names that a program holds, as elementwise_add")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 STORE_SECONDS = 24 * 3600  # the longest that a process waits there
+LAUNCHER = os.getppid() if "PADDLE_RANK_IN_NODE" in os.environ else None  # the process of Paddle's launcher
 _shared = itertools.count()  # of this process's calls of `from_main`, the same in all
 
 
@@ -27,6 +28,11 @@ def world_size() -> int:
 def rank() -> int:
     """The number of this process; 0 writes the files and the log."""
     return int(os.environ.get("PADDLE_TRAINER_ID", "0"))
+
+
+def launcher_is_gone() -> bool:
+    """Whether Paddle's launcher has ended without this process: SIGTERM ends the one for gloo at once."""
+    return LAUNCHER not in (None, os.getppid())
 
 
 def is_main() -> bool:
@@ -77,10 +83,13 @@ def from_main(value: T) -> T:
     if world_size() == 1:
         return value
     key = f"ppgfl/from_main/{next(_shared)}"
-    if is_main():
-        _own_store().set(key, pickle.dumps(value))
-        return value
-    return pickle.loads(_own_store().get(key))
+    from .interrupt import block_signals
+
+    with block_signals():  # one would cut the answer off
+        if is_main():
+            _own_store().set(key, pickle.dumps(value))
+            return value
+        return pickle.loads(_own_store().get(key))
 
 
 def connect() -> Any:

@@ -42,11 +42,12 @@ class StopRequest:
 class SharedStopRequest(StopRequest):
     """That of a run of several processes, of which any may be asked, and which all stop after the same step.
 
-    A thread of each process looks in the store of `dist` whether one was asked. Then it says in the store which step
-    its main thread has begun, and from then on the main thread begins no other until all have said so. The largest of
-    these numbers is the last step: nobody has begun a later one, and whoever is behind catches up. A process in the
-    middle of a step may wait for one that stands still, but its thread answers all the same, and the other then goes
-    on. Until a process is asked, a step costs nothing: no message to the others and no wait for the device.
+    A thread of each process looks in the store of `dist` whether one was asked, by a signal or by the end of the
+    launcher. Then it says in the store which step its main thread has begun, and from then on the main thread begins
+    no other until all have said so. The largest of these numbers is the last step: nobody has begun a later one, and
+    whoever is behind catches up. A process in the middle of a step may wait for one that stands still, but its thread
+    answers all the same, and the other then goes on. Until a process is asked, a step costs nothing: no message to the
+    others and no wait for the device.
 
     It is true once the last step is done.
     """
@@ -56,7 +57,8 @@ class SharedStopRequest(StopRequest):
         self.begun, self.last = 0, -1
         self.standing = False
         self.lock, self.agreed, self.over = threading.Lock(), threading.Event(), threading.Event()
-        threading.Thread(target=self._agree, args=(f"ppgfl/stop/{next(_numbers)}",), daemon=True).start()
+        with block_signals():  # the thread too: one would cut an answer of the store off
+            threading.Thread(target=self._agree, args=(f"ppgfl/stop/{next(_numbers)}",), daemon=True).start()
 
     def before_step(self) -> bool:
         with self.lock:
@@ -73,6 +75,8 @@ class SharedStopRequest(StopRequest):
     def _agree(self, key: str) -> None:
         store, told = dist.connect(), False
         while not self.over.wait(POLL_SECONDS):
+            if dist.launcher_is_gone():
+                self.asked = self.asked or signal.SIGTERM
             if self.asked is not None and not told:
                 store.set(f"{key}/signal", self.asked.name)
                 told = bool(store.add(key, 1))
