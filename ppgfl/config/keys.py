@@ -83,8 +83,8 @@ TOP_LEVEL = {
     "hang_timeout": Key("in a run of several processes: seconds after which one that neither gets a batch nor ends a "
                         "step reports what it hangs in and ends the run, if no step before took a fifth of that; 0: "
                         "never; null: 45, on a CPU 25, since gloo, over which the processes talk there, gives up after "
-                        "30. The first step of a run on a GPU, which looks for fast kernels and connects the cards, gets "
-                        "at least 300", None, Union[Annotated[float, Range(0, 1_000_000)], Automatic]),
+                        "30. The first step of a run on a GPU, which looks for fast kernels and connects the cards, "
+                        "gets at least 300", None, Union[Annotated[float, Range(0, 1_000_000)], Automatic]),
     "onednn_training": Key("true: train on a CPU with oneDNN's convolutions: half the time of a step when all batches "
                            "have the same size, and at least twice the memory; Paddle 3.3", False, bool),
     "teacher": Key("put there by `--slim_config`: the whole slim config, so that `-o teacher.pretrain_weights=PATH` "

@@ -290,3 +290,27 @@ def test_a_step_reads_nothing_from_the_device(shapes, tmp_path, monkeypatch, nam
     assert not reads
     assert losses["loss"].item() > 0
     assert reads  # the counter works
+
+
+# --- several processes
+
+class Parallel(paddle.DataParallel):
+    """Paddle's wrapper without the processes, which notes which batches' gradients would be added up over them."""
+
+    def __init__(self, model):
+        paddle.nn.Layer.__init__(self)
+        self._layers, self.grad_need_sync, self.summed = model, True, []
+
+    def forward(self, batch):
+        self.summed.append(self.grad_need_sync)
+        return self._layers(batch)
+
+
+def test_gradients_are_added_up_over_the_processes_once_per_step(shapes, tmp_path):
+    cfg = config(shapes, tmp_path, "num_classes=3")
+    made = batches(cfg, 3)
+    _, step = step_of(cfg, accumulate=3)
+    step.model = parallel = Parallel(step.model)
+    step(made)
+    step(made)
+    assert parallel.summed == [False, False, True] * 2
