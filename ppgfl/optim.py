@@ -198,6 +198,16 @@ def schedule_of(optimizer: Optimizer) -> Schedule:
     return optimizer._learning_rate  # Paddle, private: no public name
 
 
+def masters_of(optimizer: Optimizer) -> dict[str, Tensor]:
+    """{paddle's name of a parameter: the float32 copy that the optimizer changes}, of those in half precision."""
+    return optimizer._master_weights  # Paddle, private: no public name
+
+
+def full_state(model: nn.Layer, masters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A model's state with these copies (see `masters_of`) in place of parameters in half precision."""
+    return {name: masters.get(value.name, value) for name, value in model.state_dict().items()}
+
+
 class EMA:
     """Moving average of every float entry of a model's state, in float32 (PaddleDetection's ModelEMA).
 
@@ -218,7 +228,7 @@ class EMA:
         self.decay_type = decay_type
         self.step = 0
         self.average = {name: paddle.zeros(value.shape, dtype="float32")
-                        for name, value in _float_entries(model).items()}
+                        for name, value in model.state_dict().items() if "float" in str(value.dtype)}
 
     def _share(self, step: int) -> float:
         if self.decay_type == "threshold":
@@ -228,11 +238,12 @@ class EMA:
         return self.decay
 
     @paddle.no_grad()
-    def update(self) -> None:
-        """Take in the model's weights after an optimizer step."""
+    def update(self, masters: Mapping[str, Tensor] | None = None) -> None:
+        """Take in the model's weights after an optimizer step; of those in half precision the copies (`masters_of`)."""
         share = self._share(self.step)
-        for name, value in _float_entries(self.model).items():
-            self.average[name] = share * self.average[name] + (1 - share) * value.astype("float32")
+        state = full_state(self.model, masters or {})
+        for name in self.average:
+            self.average[name] = share * self.average[name] + (1 - share) * state[name].astype("float32")
         self.step += 1
 
     @paddle.no_grad()
@@ -244,7 +255,3 @@ class EMA:
         scale = 1.0 if self.decay_type == "exponential" else 1 - self._share(self.step - 1) ** self.step
         state.update({name: value / scale for name, value in self.average.items()})
         return state
-
-
-def _float_entries(model: nn.Layer) -> dict[str, Tensor]:
-    return {name: value for name, value in model.state_dict().items() if "float" in str(value.dtype)}

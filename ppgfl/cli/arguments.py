@@ -57,6 +57,7 @@ def evaluate(parser: ArgumentParser) -> None:
     parser.add_argument("--run_mode", metavar="MODE",
                         help="how the runner of --exported computes: paddle (float32), bf16, int8, trt_fp32, trt_fp16")
     _slicing(parser)
+    parser.add_argument("--amp", nargs="?", const="O1", choices=("O1", "O2"), help="mixed precision on a GPU")
     parser.add_argument("--json_eval", action="store_true", help="evaluate the bbox.json that is in DIR already")
     parser.add_argument("--classwise", action="store_true", help="also print the AP of each class")
     parser.add_argument("--no_report", action="store_true", help="do not write DIR/report/report.html")

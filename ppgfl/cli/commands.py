@@ -95,12 +95,17 @@ def evaluate(args: Namespace) -> None:
     python tools/eval.py -c configs/gfl/gfl_r50_fpn_1x_coco.yml -o weights=gfl_r50_fpn_1x_coco.pdparams
     """
     from .. import build
+    from ..errors import ConfigError
     from ..evaluation.evaluate import evaluate, evaluate_results
     from ..inference.detector import open_detector
+    from ..precision import precision_of
 
     cfg, slicing, detector = _load(args), _slicing(args), None
     if not (args.json_eval or args.exported):
         _need_weights(cfg, args.config)
+    elif args.amp:
+        raise ConfigError("--amp: with --exported the runner computes (--run_mode trt_fp16), with --json_eval nothing "
+                          "does; leave it out")
     report_dir = None if args.no_report else Path(args.output_eval) / "report"
     if args.json_eval:
         evaluate_results(cfg, output_dir=args.output_eval, classwise=args.classwise, report_dir=report_dir,
@@ -109,9 +114,11 @@ def evaluate(args: Namespace) -> None:
     if args.exported or slicing:
         build.check(cfg)
         runner = {"run_mode": args.run_mode} if args.run_mode else None
-        detector = open_detector(cfg, exported=args.exported, runner=runner, slicing=slicing, reader="EvalReader")
-    evaluate(cfg, detector=detector, output_dir=args.output_eval, classwise=args.classwise,
-             save_prediction_only=args.save_prediction_only, report_dir=report_dir, command=_command_line())
+        detector = open_detector(cfg, exported=args.exported, runner=runner, slicing=slicing, reader="EvalReader",
+                                 precision=None if args.exported else precision_of(cfg, args.amp))
+    evaluate(cfg, detector=detector, amp=None if detector else args.amp, output_dir=args.output_eval,
+             classwise=args.classwise, save_prediction_only=args.save_prediction_only, report_dir=report_dir,
+             command=_command_line())
 
 
 def _command_line() -> str:

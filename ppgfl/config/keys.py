@@ -46,6 +46,8 @@ class Key:
     kind: Any = Any
 
 
+_NO_DEVICE = Optional[Annotated[Literal[False], "ppgfl computes on CPUs and on NVIDIA's GPUs, use_gpu"]]
+
 TOP_LEVEL = {
     "architecture": Key("GFL", "GFL", Annotated[Literal["GFL"], "ppgfl builds GFL only"]),
     "pretrain_weights": Key("what training starts from: a file, an address, the name of a released model or of a "
@@ -84,7 +86,8 @@ TOP_LEVEL = {
     "hang_timeout": Key("in a run of several processes: seconds after which one that neither gets a batch nor ends a "
                         "step reports what it hangs in and ends the run, if no step before took a fifth of that; 0: "
                         "never; null: 45, on a CPU 25, since gloo, over which the processes talk there, gives up after "
-                        "30", None, Union[Annotated[float, Range(0, 1_000_000)], Automatic]),
+                        "30. The first step of a run on a GPU, which looks for fast kernels and connects the cards, "
+                        "gets at least 300", None, Union[Annotated[float, Range(0, 1_000_000)], Automatic]),
     "onednn_training": Key("true: train on a CPU with oneDNN's convolutions: half the time of a step when all batches "
                            "have the same size, and at least twice the memory; Paddle 3.3", False, bool),
     "teacher": Key("put there by `--slim_config`: the whole slim config, so that `-o teacher.pretrain_weights=PATH` "
@@ -98,6 +101,14 @@ TOP_LEVEL = {
     "find_unused_parameters": Key("of Paddle's DataParallel", False, bool),
     "amp": Key("true: as `--amp` with `amp_level`", False, bool),
     "amp_level": Key("O1 or O2, for `amp`", "O1", Literal["O1", "O2"]),
+    "custom_white_list": Key("operators that mixed precision computes in float16, beside Paddle's own list", None,
+                             Optional[Sequence[str]]),
+    "custom_black_list": Key("operators that mixed precision leaves in float32, beside Paddle's own list", None,
+                             Optional[Sequence[str]]),
+    "master_grad": Key("with O2: turn gradients into float32 before they are clipped and used", False, bool),
+    "init_loss_scaling": Key("what the loss is multiplied with at first in mixed precision; the factor follows the "
+                             "gradients from then on", 1024, Positive),
+    **dict.fromkeys(("use_xpu", "use_npu", "use_mlu"), Key("false", False, _NO_DEVICE)),
     "use_vdl": Key("true: as `--use_vdl`", False, bool),
     "vdl_log_dir": Key("as `--vdl_log_dir`", None, Optional[File]),
 }
@@ -106,8 +117,6 @@ TOP_LEVEL = {
 _OTHERS = "belongs to other architectures"
 _REFERRED = "is a number that other keys of the file refer to; of GFL, TestReader.inputs_def.image_shape is the size"
 IGNORED = {
-    "use_xpu": "computes on Kunlun processors", "use_npu": "computes on Ascend processors",
-    "use_mlu": "computes on Cambricon processors",
     "print_flops": "prints how many operations the model takes", "print_params": "prints how many parameters it has",
     "print_mem_info": "prints the memory in use", "profiler_options": "switches Paddle's profiler on",
     "log_ranks": "lists the processes that log; here the first one does",
@@ -120,10 +129,6 @@ IGNORED = {
     "ema_filter_no_grad": "leaves parameters without a gradient out of the average, which is that parameter itself",
     "ema_black_list": "leaves the entries that it names out of the average; here all are averaged",
     "cycle_epoch": "starts the moving average anew after so many epochs; here it never is",
-    "master_grad": "keeps gradients in float32 with amp_level O2; here they have the type of the parameters",
-    "custom_black_list": "names operators that mixed precision leaves in float32; here Paddle's own list holds",
-    "custom_white_list": "names operators that mixed precision computes in float16; here Paddle's own list holds",
-    "init_loss_scaling": "is the factor that the loss starts with in mixed precision; here it is 1024",
     "reset_norm_param_attr": "lets weight decay of the optimizer reach normalisation layers",
     "unstructured_prune": "prunes the model in training; there is no pruning here",
     **dict.fromkeys(("eval_size", "eval_height", "eval_width", "train_height", "train_width"), _REFERRED),

@@ -110,7 +110,7 @@ def words_of(kind: Any) -> str:
         kinds = [words_of(each) for each in arguments]
         return "; or ".join(dict.fromkeys(kinds))
     if origin is Literal:
-        return f"allowed: {', '.join(map(str, arguments))}"
+        return f"allowed: {', '.join(each if isinstance(each, str) else as_written(each) for each in arguments)}"
     if origin is not None and issubclass(origin, Sequence):
         text = words_of(arguments[0])
         one = next((each for each in PLURALS if text.startswith(each)), text)

@@ -12,8 +12,10 @@ from ..config.keys import setting
 from ..data import class_names
 from ..data.annotations import SAME_NAME
 from ..data.dataset import DetectionDataSet
+from ..errors import ConfigError
 from ..inference.detections import coco_records
 from ..inference.detector import RowDetector, open_detector
+from ..precision import precision_of
 from ..system import dist
 from ..system.atomic_write import write_json
 from ..system.log import logger
@@ -28,7 +30,7 @@ RESULT_FILE = "bbox.json"
 def evaluate(cfg: dict[str, Any], *, weights: str | os.PathLike[str] | None = None,
              detector: RowDetector | None = None, output_dir: str | os.PathLike[str] = ".", classwise: bool = False,
              save_prediction_only: bool = False, report_dir: str | os.PathLike[str] | None = None,
-             command: str = "") -> dict[str, Any]:
+             amp: str | None = None, command: str = "") -> dict[str, Any]:
     """Evaluate a detector on the config's `EvalDataset`.
 
     Args:
@@ -39,21 +41,26 @@ def evaluate(cfg: dict[str, Any], *, weights: str | os.PathLike[str] | None = No
         classwise: also the AP of each class.
         save_prediction_only: write `bbox.json` and stop; for data sets without annotations.
         report_dir: where to write report.html with its CSV files (see `report`); None: nowhere.
+        amp: "O1" or "O2": let the network compute in mixed precision on a GPU; None: what the config's `amp` says.
         command: the command line, for the report.
 
     Returns:
         {"AP": ..., "AP50", "AP75", "APs", "APm", "APl", "AR1", ...}, or {"mAP": ...} with `metric: VOC`, 0 to 1, -1
         where there is nothing to find; with `classwise` also {"per_class": {name: AP}}; {} with `save_prediction_only`.
+        The same in each of several processes.
 
     Raises: ConfigError, DataError, CheckpointError.
     """
     cfg = with_weights(cfg, weights)
     if detector is None:
         check(cfg)
+    elif amp:
+        raise ConfigError("amp: belongs to a model with weights; open the detector with its `precision` instead")
     dataset = _eval_dataset(cfg)
     if detector is None:
         images = len(dataset.records) // dist.world_size()
-        detector = open_detector(cfg, weights=weights, reader="EvalReader", images=images)
+        detector = open_detector(cfg, weights=weights, reader="EvalReader", images=images,
+                                 precision=precision_of(cfg, amp))
     results = detect_on(dataset, detector, by_place=setting(cfg, "match_classes") == "place")
     if dist.is_main():
         file = Path(output_dir) / RESULT_FILE
@@ -76,7 +83,7 @@ def evaluate_results(cfg: dict[str, Any], *, output_dir: str | os.PathLike[str] 
 def detect_on(dataset: DetectionDataSet, detector: RowDetector, *, by_place: bool = False) -> Results:
     """All images of a data set through a detector. Raises ConfigError when it has other classes than the data set.
 
-    Several processes take a share of the images each; all return all results.
+    Several processes take a share of the images each; process 0 returns all results, the others none.
     """
     category_ids = [dataset.category_ids[place] for place in
                     class_names.order(detector.class_names, dataset.class_names, dataset.anno_path,
@@ -84,7 +91,8 @@ def detect_on(dataset: DetectionDataSet, detector: RowDetector, *, by_place: boo
     share = dataset.records[dist.rank()::dist.world_size()]
     found = list(progress(detector.detect_records(share), total=len(share), what="evaluate"))
     # Rows are kept until here since a result takes eighteen times their memory: half a gigabyte for a million.
-    return [result for image_id, rows in dist.gather(found)
+    found = dist.gather(found)
+    return [result for image_id, rows in found if dist.is_main()
             for result in coco_records(rows, image_id, category_ids)]
 
 

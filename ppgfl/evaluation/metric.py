@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..config.keys import setting
 from ..data.dataset import DetectionDataSet
+from ..system import dist
 from ..system.log import logger
 from . import coco, curves
 
@@ -20,13 +21,13 @@ class Measured(NamedTuple):
     """The numbers of results.
 
     Attributes:
-        evaluator: an accumulated `COCOeval`, of which `curves` and `report` are made.
+        evaluator: an accumulated `COCOeval`, of which `curves` and `report` are made; None but in process 0.
         metrics: {name: number}, 0 to 1, -1 where there is nothing to find; the first is the one that models are called
             better by.
         per_class: class name -> AP; -1 for a class without a box.
     """
 
-    evaluator: COCOeval
+    evaluator: COCOeval | None
     metrics: dict[str, float]
     per_class: dict[str, float]
 
@@ -37,12 +38,18 @@ def names(cfg: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def measure(cfg: Mapping[str, Any], dataset: DetectionDataSet, results: coco.Results) -> Measured:
-    """The numbers of results over the images of a data set, also logged."""
+    """The numbers of results over the images of a data set, also logged. Of several processes only process 0 computes
+    them, with its results, and has the evaluator; the others wait for the numbers."""
+    if not dist.is_main():
+        return Measured(None, *dist.from_main(({}, {})))
     if setting(cfg, "metric") == "VOC":
-        return _voc(dataset, results, setting(cfg, "map_type"))
-    evaluator = coco.coco_evaluator(dataset, results)
-    metrics = coco.summarize(evaluator, dataset, classwise=True)
-    return Measured(evaluator, metrics, metrics.pop("per_class"))
+        found = _voc(dataset, results, setting(cfg, "map_type"))
+    else:
+        evaluator = coco.coco_evaluator(dataset, results)
+        metrics = coco.summarize(evaluator, dataset, classwise=True)
+        found = Measured(evaluator, metrics, metrics.pop("per_class"))
+    dist.from_main((found.metrics, found.per_class))
+    return found
 
 
 def _voc(dataset: DetectionDataSet, results: coco.Results, map_type: str) -> Measured:

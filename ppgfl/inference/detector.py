@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Union, overload
 
@@ -12,14 +13,15 @@ import cv2
 import numpy as np
 import paddle
 
-from ..build import build_dataset, build_loader, build_reader, check, skips_corrupt_images
+from ..build import build_dataset, build_loader, build_reader, check, load_model, skips_corrupt_images
 from ..classes import with_weights
 from ..config import load_config
 from ..config.keys import section, setting
 from ..data.batch import Sample
 from ..data.image import read_image
 from ..data.loader import read_images
-from ..errors import DataError
+from ..errors import ConfigError, DataError
+from ..precision import Precision
 from ..system import runtime
 from ..system.log import logger
 from .detections import Detections, split_batch
@@ -66,7 +68,8 @@ class RowDetector:
 
 def open_detector(cfg: dict[str, Any], *, weights: str | os.PathLike[str] | None = None, model: Any = None,
                   exported: str | os.PathLike[str] | None = None, runner: dict[str, Any] | None = None,
-                  slicing: Slicing | None = None, reader: str = "TestReader", images: int | None = None) -> RowDetector:
+                  slicing: Slicing | None = None, reader: str = "TestReader", images: int | None = None,
+                  precision: Precision | None = None) -> RowDetector:
     """The detector of a config with weights, or of an exported model.
 
     Args:
@@ -79,6 +82,7 @@ def open_detector(cfg: dict[str, Any], *, weights: str | os.PathLike[str] | None
         slicing: look at images slice by slice.
         reader: "TestReader" or "EvalReader": what prepares images for the model.
         images: how many will be looked at; None: unknown. Few are not worth the making of a static graph.
+        precision: how the network computes; a `model` is in that precision already. None: in float32.
 
     Raises: ConfigError, CheckpointError, ExportError.
     """
@@ -89,7 +93,9 @@ def open_detector(cfg: dict[str, Any], *, weights: str | os.PathLike[str] | None
         detector = RowDetector(run, _one_by_one(run, skip), class_names=run.class_names, source=run.description)
     else:
         source = "" if model else str(weights or setting(cfg, "weights"))
-        detector = _of_model(cfg, model or load_detection_model(cfg, weights, images=images), reader, source)
+        if model is None:
+            model = _load_model(cfg, weights, images, precision)
+        detector = _of_model(cfg, model, reader, source, precision)
     if slicing is None:
         return detector
     whole, batch_size = detector.detect, detector.batch_size
@@ -100,13 +106,25 @@ def open_detector(cfg: dict[str, Any], *, weights: str | os.PathLike[str] | None
     return replace(detector, detect=detect, detect_records=_one_by_one(detect, skip))
 
 
-def _of_model(cfg: dict[str, Any], model: Any, reader_name: str, source: str) -> RowDetector:
+def _load_model(cfg: dict[str, Any], weights: str | os.PathLike[str] | None, images: int | None,
+                precision: Precision | None) -> Any:
+    if precision is None or precision.level is None:
+        return load_detection_model(cfg, weights, images=images)
+    if setting(cfg, "engine") == "static":
+        raise ConfigError("engine: static; a graph computes as it was made, whatever --amp says; set engine to dygraph")
+    model = load_model(cfg, weights)
+    precision.apply(model)
+    return model
+
+
+def _of_model(cfg: dict[str, Any], model: Any, reader_name: str, source: str,
+              precision: Precision | None) -> RowDetector:
     reader = build_reader(cfg, reader_name)
     lock = new_lock()
     model.eval()
 
     def run(batch: Mapping[str, Any]) -> list[Rows]:
-        with lock, paddle.no_grad():
+        with lock, paddle.no_grad(), precision.auto_cast() if precision else nullcontext():
             return split_batch(model(batch))
 
     def detect(images: Images) -> list[Rows]:

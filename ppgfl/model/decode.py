@@ -121,10 +121,11 @@ class Decoder:
     def _cells(self, features: Features, integral: Callable[[Tensor], Tensor],
                scale_factor: Tensor) -> tuple[Tensor, Tensor]:
         """Boxes [N, A, 4] and scores [N, C, A]."""
-        cls_maps, reg_maps = ([_float32(x) for x in maps] for maps in (features.cls, features.reg))
-        boxes = self.boxes(reg_maps, integral)
-        boxes = boxes / paddle.concat([scale_factor.flip([1])] * 2, axis=1).unsqueeze(1)  # PaddleDetection: (y, x)
-        return boxes, self.scores(cls_maps)
+        with operators.without_amp():  # it would compute the integral, a matmul, in half precision
+            cls_maps, reg_maps = ([operators.float32(x) for x in maps] for maps in (features.cls, features.reg))
+            boxes = self.boxes(reg_maps, integral)
+            boxes = boxes / paddle.concat([scale_factor.flip([1])] * 2, axis=1).unsqueeze(1)  # PaddleDetection: (y, x)
+            return boxes, self.scores(cls_maps)
 
     def boxes(self, reg_maps: Sequence[Tensor], integral: Callable[[Tensor], Tensor]) -> Tensor:
         """L maps [N, 4 R, H, W] -> [N, A, 4] in pixels of the padded input."""
@@ -155,11 +156,6 @@ class Decoder:
         if not self.joint_scores or self.upstream_scores:
             return threshold
         return math.log(threshold / (1 - threshold)) if 0 < threshold < 1 else (-1.0 if threshold <= 0 else 1.0)
-
-
-def _float32(x: Tensor) -> Tensor:
-    """Boxes and scores are computed in float32 whatever the network runs in."""
-    return x if x.dtype == paddle.float32 else x.astype("float32")
 
 
 def _with_more_cells(boxes: Tensor, scores: Tensor, least: int) -> tuple[Tensor, Tensor]:

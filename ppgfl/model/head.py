@@ -86,7 +86,7 @@ class DGQP(nn.Layer):
         if self.add_mean:
             statistics = paddle.concat([statistics, statistics.mean(axis=-1, keepdim=True)], axis=-1)
         hidden = F.relu(self.reg_conv1(statistics.flatten(3).transpose([0, 3, 1, 2])))
-        return operators.sigmoid(self.reg_conv2(hidden))
+        return operators.sigmoid(operators.float32(self.reg_conv2(hidden)))
 
 
 class Integral(nn.Layer):
@@ -157,7 +157,8 @@ class GFLHead(nn.Layer):
             cls_feat, reg_feat = self.conv_feat(level)
             cls, reg = self.gfl_head_cls(cls_feat), scale(self.gfl_head_reg(reg_feat))
             if self.dgqp_module is not None:
-                cls = operators.sigmoid(cls) * self.dgqp_module(reg)
+                # In half precision all above 0.9998 would be 1, where the gradient of cross entropy has no end.
+                cls = operators.sigmoid(operators.float32(cls)) * self.dgqp_module(reg)
             cls_maps.append(cls)
             reg_maps.append(reg)
         return cls_maps, reg_maps

@@ -34,7 +34,20 @@ def normalization(norm_type: str, channels: int, *, norm_decay: float = 0.0, fro
                               "change FPN.out_channel or FCOSFeat.feat_out, or take bn")
         return nn.GroupNorm(GROUPS, channels, weight_attr=attr(), bias_attr=attr())
     use_global_stats = True if frozen else None  # PaddleDetection: frozen statistics are used in training too
-    return nn.BatchNorm2D(channels, weight_attr=attr(), bias_attr=attr(), use_global_stats=use_global_stats)
+    norm = nn.BatchNorm2D(channels, weight_attr=attr(), bias_attr=attr(), use_global_stats=use_global_stats)
+    norm.is_shared = norm_type == "sync_bn"
+    return norm
+
+
+def share_statistics(model: nn.Layer, *, all_layers: bool) -> None:
+    """Let the BatchNorm layers with `norm_type: sync_bn`, or all, take their statistics from all processes.
+
+    Frozen ones, whose statistics stand, stay as they are: Paddle's own conversion of a model would thaw them.
+    """
+    for parent in model.sublayers(include_self=True):
+        for name, norm in list(parent.named_children()):
+            if isinstance(norm, nn.BatchNorm2D) and not norm._use_global_stats and (all_layers or norm.is_shared):
+                parent.add_sublayer(name, nn.SyncBatchNorm.convert_sync_batchnorm(norm))
 
 
 def fold_norm(conv: nn.Conv2D, norm: nn.BatchNorm2D) -> tuple[Tensor, Tensor]:

@@ -42,7 +42,11 @@ class QualityFocalLoss:
             entropy = F.binary_cross_entropy_with_logits(prediction, quality, reduction="none")
         else:
             probability = prediction
-            entropy = F.binary_cross_entropy(prediction, quality, reduction="none")
+            # NaN goes round binary_cross_entropy, which stops the process then, on a GPU without a word.
+            bad = paddle.isnan(prediction)
+            entropy = F.binary_cross_entropy(paddle.where(bad, paddle.full_like(prediction, 0.5), prediction), quality,
+                                             reduction="none")
+            entropy = paddle.where(bad, prediction, entropy)
         return self.loss_weight * entropy * (quality - probability).abs().pow(self.beta)
 
 

@@ -1,10 +1,9 @@
-"""Operators that Paddle 3 no longer adds to a program of the old kind (`.pdmodel`) by itself.
-
-Everywhere else they are the plain function. Only what an exported detector needs is here.
-"""
+"""Operators that Paddle 3 no longer adds to a program of the old kind (`.pdmodel`) by itself, and what keeps mixed
+precision away from an exact part. Everywhere else they are the plain function."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import paddle
@@ -12,6 +11,17 @@ import paddle.nn.functional as F
 from paddle import Tensor
 from paddle.common_ops_import import LayerHelper
 from paddle.framework import in_dynamic_or_pir_mode
+
+
+def float32(x: Tensor) -> Tensor:
+    """A tensor in float32."""
+    return x if x.dtype == paddle.float32 else x.astype("float32")
+
+
+def without_amp() -> AbstractContextManager[Any]:
+    """Inside, operators compute in the type of their arguments, whatever mixed precision is on outside. An exported
+    graph knows none."""
+    return paddle.amp.auto_cast(enable=False) if paddle.in_dynamic_mode() else nullcontext()
 
 
 def sigmoid(x: Tensor) -> Tensor:

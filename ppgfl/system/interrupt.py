@@ -1,6 +1,8 @@
 """Ctrl-C and SIGTERM: a run is told, and ends where nothing is lost."""
 from __future__ import annotations
 
+import itertools
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -11,6 +13,8 @@ from . import dist
 from .log import logger
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+POLL_SECONDS = 0.5  # how often a process looks whether another one was asked to stop
+_numbers = itertools.count()  # of the shared requests of this process, the same in all
 
 
 class StopRequest:
@@ -25,10 +29,65 @@ class StopRequest:
     def __bool__(self) -> bool:
         return self.signal is not None
 
+    def before_step(self) -> bool:
+        """Whether to stop instead of beginning the next step."""
+        return bool(self)
+
     def raise_if_set(self, message: str) -> None:
         """Raise Interrupted, with the message, if the command has been asked to stop."""
         if self.signal is not None:
             raise Interrupted(f"stopped by {self.signal.name}: {message}", self.signal)
+
+
+class SharedStopRequest(StopRequest):
+    """That of a run of several processes, of which any may be asked, and which all stop after the same step.
+
+    A thread of each process looks in the store of `dist` whether one was asked, by a signal or by the end of the
+    launcher. Then it says in the store which step its main thread has begun, and from then on the main thread begins
+    no other until all have said so. The largest of these numbers is the last step: nobody has begun a later one, and
+    whoever is behind catches up. A process in the middle of a step may wait for one that stands still, but its thread
+    answers all the same, and the other then goes on. Until a process is asked, a step costs nothing: no message to the
+    others and no wait for the device.
+
+    It is true once the last step is done.
+    """
+
+    def __init__(self) -> None:
+        self.asked: signal.Signals | None = None  # this process
+        self.begun, self.last = 0, -1
+        self.standing = False
+        self.lock, self.agreed, self.over = threading.Lock(), threading.Event(), threading.Event()
+        with block_signals():  # the thread too: one would cut an answer of the store off
+            threading.Thread(target=self._agree, args=(f"ppgfl/stop/{next(_numbers)}",), daemon=True).start()
+
+    def before_step(self) -> bool:
+        with self.lock:
+            if not self.standing:
+                self.begun += 1
+                return False
+        self.agreed.wait()
+        if self.begun < self.last:
+            self.begun += 1
+            return False
+        self.signal = self.by
+        return True
+
+    def _agree(self, key: str) -> None:
+        store, told = dist.connect(), False
+        while not self.over.wait(POLL_SECONDS):
+            if dist.launcher_is_gone():
+                self.asked = self.asked or signal.SIGTERM
+            if self.asked is not None and not told:
+                store.set(f"{key}/signal", self.asked.name)
+                told = bool(store.add(key, 1))
+            if store.add(key, 0):
+                with self.lock:
+                    self.standing = True
+                store.set(f"{key}/begun/{dist.rank()}", str(self.begun))
+                self.last = max(int(store.get(f"{key}/begun/{rank}")) for rank in range(dist.world_size()))
+                self.by = signal.Signals[store.get(f"{key}/signal").decode()]
+                self.agreed.set()
+                return
 
 
 @contextmanager
@@ -62,12 +121,13 @@ def on_first_signal(request: StopRequest, act: Callable[[], None]) -> Iterator[N
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Inside, the first Ctrl-C or SIGTERM only sets the request that is yielded. In a run of several processes, whose
-    steps must stay together, a signal acts as usual."""
-    request = StopRequest()
+    """Inside, the first Ctrl-C or SIGTERM only sets the request that is yielded. In a run of several processes so does
+    each later one: the launcher sends SIGTERM three times, and kills after 30 seconds."""
     if dist.world_size() > 1:
-        yield request
+        with _shared_stop_requests() as shared:
+            yield shared
         return
+    request = StopRequest()
 
     def announce() -> None:
         assert request.signal is not None
@@ -75,6 +135,25 @@ def stop_requests() -> Iterator[StopRequest]:
 
     with on_first_signal(request, announce):
         yield request
+
+
+@contextmanager
+def _shared_stop_requests() -> Iterator[SharedStopRequest]:
+    request = SharedStopRequest()
+
+    def handle(number: int, _: object) -> None:
+        if request.asked is None:
+            request.asked = signal.Signals(number)
+            logger.info("%s: all processes stop after the same step, with a checkpoint", request.asked.name)
+
+    in_main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, handle) for number in SIGNALS if in_main}
+    try:
+        yield request
+    finally:
+        request.over.set()
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
@@ -102,6 +181,9 @@ def block_signals() -> Iterator[None]:
 
 
 def reset_in_worker() -> None:
-    """In a loader's process: Ctrl-C on the terminal is for the main process, which ends its workers; SIGTERM ends."""
+    """In a loader's process: Ctrl-C on the terminal is for the main process, which ends its workers; SIGTERM ends. Of
+    several processes the launcher sends SIGTERM to the whole group, of which this process is none then."""
+    if dist.world_size() > 1 and hasattr(os, "setpgrp"):
+        os.setpgrp()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -14,7 +14,9 @@ from . import runtime
 from .dist import is_main, rank, world_size
 
 HANG_TIMEOUT = {"gpu": 45.0, "cpu": 25.0}  # seconds; on a CPU gloo gives up after 30, without a reason
+FIRST_STEP_TIMEOUT = 300.0  # seconds on a GPU, where the first step looks for fast kernels and connects the cards
 HANG_FACTOR = 5  # times the longest wait so far, before a process counts as hanging
+FIRST_STEP_PARTS = 2  # reading its batch, and the step itself
 GRACE_SECONDS = 2.0  # that the other processes get to report what they hang in
 
 
@@ -42,29 +44,35 @@ def _print_on_launcher(text: str) -> None:
 
 
 @contextlib.contextmanager
-def watch_for_hangs(seconds: float | None) -> Iterator[Callable[[str], None]]:
+def watch_for_hangs(seconds: float | None, *, first_step: bool = False) -> Iterator[Callable[[str], None]]:
     """Inside, a process that hangs reports what it hangs in and exits, and the launcher ends the others.
 
     Yields a function to be called with what comes next, "reading a batch". A process hangs when that takes longer than
     `seconds` (None: `HANG_TIMEOUT`) and longer than `HANG_FACTOR` times the longest one so far. A run of one process is
-    not watched, nor is any where `seconds` is 0.
+    not watched, nor is any where `seconds` is 0. On a GPU the first step inside may take FIRST_STEP_TIMEOUT if that is
+    the `first_step` of the run.
     """
     if world_size() == 1 or seconds == 0:
         yield lambda what: None
         return
     limit = HANG_TIMEOUT["gpu" if runtime.on_gpu() else "cpu"] if seconds is None else seconds
+    slow_start = first_step and runtime.on_gpu()
+    first_limit = max(limit, FIRST_STEP_TIMEOUT) if slow_start else limit
     begun, longest, doing = time.monotonic(), 0.0, "starting"
+    parts = 0  # of steps: reading, computing
     main_thread, over = threading.get_ident(), threading.Event()
 
     def next_is(what: str) -> None:
-        nonlocal begun, longest, doing
+        nonlocal begun, longest, doing, parts
         now = time.monotonic()
-        begun, longest, doing = now, max(longest, now - begun), what
+        if not (slow_start and parts == FIRST_STEP_PARTS):  # how long that one took says nothing about others
+            longest = max(longest, now - begun)
+        begun, doing, parts = now, what, parts + 1
 
     def watch() -> None:
         while not over.wait(1.0):
             waited = time.monotonic() - begun
-            if waited > max(limit, HANG_FACTOR * longest):
+            if waited > max(first_limit if parts <= FIRST_STEP_PARTS else limit, HANG_FACTOR * longest):
                 stack = "".join(traceback.format_stack(sys._current_frames()[main_thread]))
                 _print_on_launcher(
                     f"process {rank()} has hung for {waited:.0f} s while {doing}; the run ends. Of several processes "

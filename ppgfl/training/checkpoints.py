@@ -4,6 +4,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from ..optim import EMA
 
 SUFFIXES = (".pdparams", ".pdopt", ".pdema")
+MASTERS = "master_weights"  # of an optimizer's state: the float32 copies of parameters in half precision
+MASTER_NAME = re.compile(r"_fp32_master_\d+")  # what Paddle appends to a parameter's name for such a copy
 
 
 def save_training(folder: Path, name: str, *, weights: Mapping[str, Tensor], optimizer: Optimizer,
@@ -43,12 +46,15 @@ def save_training(folder: Path, name: str, *, weights: Mapping[str, Tensor], opt
         ema, raw_weights: the `optim.EMA`, and the model's own weights, for `.pdema`.
         names: of the classes, for `.pdparams`.
 
-    A kill leaves the old file or the new one; which files belong together is in `.pdopt` as checksums.
+    Of a model in half precision `weights` and `raw_weights` are its float32 copies: a checkpoint says nothing of the
+    precision that it was trained in. A kill leaves the old file or the new one; which files belong together is in
+    `.pdopt` as checksums.
     Raises OSError, on a full disk for example, and leaves what was there.
     """
     parts = {".pdparams": _dump(weights, names)}
     counted = counted_anew(parameter_names)
-    state = _rename(_to_numpy(optimizer.state_dict()), parameter_names, counted)
+    state = {key: value for key, value in optimizer.state_dict().items() if key != MASTERS}
+    state = _rename(_to_numpy(state), parameter_names, counted)
     resume = {**progress, "parameter_names": counted, "class_names": names and list(names)}
     if ema is not None and raw_weights is not None:
         parts[".pdema"] = _dump(raw_weights)
@@ -222,6 +228,10 @@ def load_training(stem: Path, *, model: GFL, optimizer: Optimizer, ema: EMA | No
     values = _fitting(targets, read(raw), raw)
     averages = _fitting(ema.average, resume["ema_average"], f"{stem}: EMA") if ema is not None else {}
     names = resume["parameter_names"]
+    # PaddleDetection: with O2 the weights are rounded, and the copies stand here under names of their own
+    masters = state.pop(MASTERS, {})
+    values.update({entry: masters[names[entry]] for entry in values if names.get(entry) in masters})
+    state = {MASTER_NAME.sub("", key): value for key, value in state.items()}
     _check_owners(state, {names[entry]: target for entry, target in targets.items() if entry in names}, f"{stem}.pdopt")
     state = _rename(state, names, parameter_names)
 
@@ -254,8 +264,7 @@ def _rename(state: Mapping[str, Any], old_names: Mapping[str, str], new_names: M
     renamed = {}
     for key, value in state.items():
         owner = _owner(key, new_of)
-        renamed[key if owner is None else new_of[owner] + key[len(owner):]] = (
-            _rename(value, old_names, new_names) if key == "master_weights" else value)
+        renamed[key if owner is None else new_of[owner] + key[len(owner):]] = value
     return renamed
 
 
@@ -280,5 +289,4 @@ def _check_owners(state: Mapping[str, Any], parameters: Mapping[str, Tensor], fi
 def _to_tensors(state: Mapping[str, Any]) -> dict[str, Any]:
     import paddle
 
-    return {key: _to_tensors(value) if key == "master_weights" else
-            paddle.to_tensor(value) if isinstance(value, np.ndarray) else value for key, value in state.items()}
+    return {key: paddle.to_tensor(value) if isinstance(value, np.ndarray) else value for key, value in state.items()}

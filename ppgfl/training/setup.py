@@ -16,6 +16,7 @@ from ..errors import ConfigError
 from ..evaluation.metric import ALL_NAMES
 from ..fit import check_targets
 from ..optim import CosineDecay, schedule_of
+from ..precision import precision_of
 from ..system import dist
 from ..system.log import logger
 from ..weights.checkpoint import load_pretrained
@@ -79,6 +80,7 @@ def set_up(cfg: dict[str, Any], options: Options, folder: RunFolder) -> Run:
 
     Raises: ConfigError, DataError, CheckpointError, OSError.
     """
+    precision = precision_of(cfg, options.amp)
     paddle.seed(options.seed)
     train_set, eval_set, cfg = _data_sets(cfg, evaluate=options.evaluate)
     loader = build_loader(cfg, "TrainReader", train_set.records, seed=options.seed, rank=dist.rank(),
@@ -105,8 +107,8 @@ def set_up(cfg: dict[str, Any], options: Options, folder: RunFolder) -> Run:
     folder.describe(cfg, asdict(options), state.progress, images=len(train_set.records),
                     images_per_step=images_per_step)
     board = Dashboard(_dashboard_folder(cfg, options, folder), resume_step=state.progress.step)
-    amp = options.amp or (setting(cfg, "amp_level") if setting(cfg, "amp") else None)
-    step = make_step(cfg, state, teacher, amp=amp, accumulate=options.accumulate, to_static=options.to_static)
+    step = make_step(cfg, state, teacher, precision=precision, accumulate=options.accumulate,
+                     to_static=options.to_static)
     return Run(cfg, options, folder, board, train_set, eval_set, loader, state, step, epochs, steps, images_per_step)
 
 

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from paddle import Tensor
+from paddle.amp import GradScaler
 from paddle.optimizer import Optimizer
 
 from ..build import build_ema, build_optimizer, make_model
 from ..errors import ConfigError
 from ..model.gfl import GFL
-from ..optim import EMA, schedule_of
+from ..optim import EMA, full_state, masters_of, schedule_of
+from ..precision import scaling_of
 from ..system.log import logger
 from . import checkpoints
 
@@ -29,6 +31,7 @@ class Progress:
         sums: of their losses, {name: number}.
         seed: of everything that is random. Order and augmentation depend on it and on the epoch alone, so that there is
             no other random state to keep.
+        loss_scaling: of mixed precision, as `precision.scaling_of`.
         steps_per_epoch: of the run that saved it; 0 in checkpoints of ppgfl 0.1.
         best, best_epoch: the best evaluation so far.
         rows: of results.csv.
@@ -39,6 +42,7 @@ class Progress:
     done: int = 0
     sums: dict[str, float] = field(default_factory=dict)
     seed: int = 0
+    loss_scaling: dict[str, float] = field(default_factory=dict)
     steps_per_epoch: int = 0
     best: float = -1.0
     best_epoch: int = 0
@@ -56,6 +60,7 @@ class TrainingState:
         progress: how far the run is.
         parameter_names: {entry of the model's state: paddle's name of the parameter}, under which an optimizer files
             its state; another process may count parameters differently.
+        scaler: of the loss, in mixed precision.
     """
 
     model: GFL
@@ -63,13 +68,15 @@ class TrainingState:
     ema: EMA | None
     progress: Progress
     parameter_names: dict[str, str]
+    scaler: GradScaler | None = None
 
     def save(self, folder: Path, name: str) -> None:
         """Write `name`.pdparams, .pdopt and, with a moving average, .pdema. Raises OSError; what was there stays."""
+        self.progress.loss_scaling = scaling_of(self.scaler)
         checkpoints.save_training(
             folder, name, weights=self.weights(), optimizer=self.optimizer, parameter_names=self.parameter_names,
             progress=asdict(self.progress), ema=self.ema,
-            raw_weights=None if self.ema is None else self.model.state_dict(), names=self.model.class_names)
+            raw_weights=None if self.ema is None else self._own_weights(), names=self.model.class_names)
 
     def load(self, stem: Path) -> None:
         """Put back what `save` wrote to `stem`.*. Raises CheckpointError; ConfigError when it had another seed."""
@@ -101,7 +108,11 @@ class TrainingState:
 
     def weights(self) -> dict[str, Tensor]:
         """The weights to evaluate and to deploy: the moving average's where there is one."""
-        return self.model.state_dict() if self.ema is None else self.ema.weights()
+        return self._own_weights() if self.ema is None or not self.ema.step else self.ema.weights()
+
+    def _own_weights(self) -> dict[str, Tensor]:
+        """The model's, in float32 where it holds them in half precision."""
+        return full_state(self.model, masters_of(self.optimizer))
 
     @contextmanager
     def evaluated_weights(self) -> Iterator[GFL]:

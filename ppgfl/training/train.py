@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import paddle
 from paddle import Tensor
 
@@ -73,17 +74,19 @@ def train(cfg: dict[str, Any], *, run_name: str = "run", evaluate: bool = False,
 
 def _loop(run: Run, request: StopRequest) -> dict[str, Any]:
     state, progress, metrics = run.state, run.state.progress, {}
-    first = progress.epoch
+    first, before = progress.epoch, progress.step
     state.model.train()
     for epoch in range(progress.epoch, run.epochs):
-        request.raise_if_set(f"go on from {run.folder.path} with --resume")
         meter = Meter(epoch=epoch, epochs=run.epochs, steps=run.steps, images_per_step=run.images_per_step,
                       log_iter=setting(run.cfg, "log_iter"), at_once=epoch == first, done=progress.done,
                       sums=progress.sums)
         _train_epoch(run, epoch, meter, request)
         if request and meter.done < run.steps:
+            if progress.step == before:
+                request.raise_if_set(f"go on from {run.folder.path} with --resume")
             progress.done, progress.sums = meter.pause()
-            state.save(run.folder.path, INTERRUPTED)
+            _save(run, INTERRUPTED)
+            dist.from_main(None)  # the launcher ends all processes when one has ended
             request.raise_if_set(f"epoch {epoch + 1}, step {meter.done} of {run.steps} is in "
                                  f"{run.folder.path / INTERRUPTED}; go on with --resume")
         progress.epoch, progress.done, progress.sums = epoch + 1, 0, {}
@@ -102,9 +105,9 @@ def _train_epoch(run: Run, epoch: int, meter: Meter, request: StopRequest) -> No
     progress, accumulate = run.state.progress, run.step.accumulate
     batches = run.loader.epoch(epoch, first=meter.done * accumulate, stop=request)
     with training_bar(meter.steps, f"epoch {epoch + 1}") as bar, closing(batches), \
-            watchdog.watch_for_hangs(setting(run.cfg, "hang_timeout")) as next_is:
+            watchdog.watch_for_hangs(setting(run.cfg, "hang_timeout"), first_step=meter.at_once) as next_is:
         bar.update(meter.done)
-        while meter.done < meter.steps and not request:
+        while meter.done < meter.steps and not request.before_step():
             next_is("reading a batch")
             group = list(islice(batches, accumulate))
             if len(group) < accumulate:  # asked to stop while it waited
@@ -116,6 +119,7 @@ def _train_epoch(run: Run, epoch: int, meter: Meter, request: StopRequest) -> No
                 run.board.images("train/batch", [(str(progress.step), picture)], progress.step)
             lr = run.step.optimizer.get_lr()
             next_is("in a step, which waits for the other processes")
+            _seed_step(run.options.seed, progress.step)
             try:
                 losses = run.step(group)
             except MemoryError as error:
@@ -123,6 +127,11 @@ def _train_epoch(run: Run, epoch: int, meter: Meter, request: StopRequest) -> No
             progress.step += 1
             run.board.scalars(meter.add(progress.step, lr, group, losses), progress.step)
             bar.update(1)
+
+
+def _seed_step(seed: int, step: int) -> None:
+    """What is random inside of a model differs between steps and processes, and comes again after a resume."""
+    paddle.seed(int(np.random.SeedSequence([seed, step, dist.rank()]).generate_state(1)[0]))
 
 
 def _no_memory(batches: Sequence[Mapping[str, Tensor]], step: int) -> str:
@@ -160,7 +169,7 @@ def _end_epoch(run: Run, losses: dict[str, float]) -> dict[str, float]:
             _report(run, evaluator, metrics)
         if _out_of_patience(run, metrics) and not last:
             _save(run, "model_final")
-    dist.barrier()
+    dist.from_main(None)  # who writes the report, which takes its time
     return metrics
 
 
@@ -172,11 +181,13 @@ def _save(run: Run, name: str, *, again: bool = False) -> None:
 
 
 def _evaluate(run: Run, name: str) -> tuple[dict[str, float], Any]:
-    """The metrics of the weights to deploy, which are saved as `name`, and the `COCOeval` they come from."""
+    """The metrics of the weights to deploy, which are saved as `name`, and the `COCOeval` they come from, which only
+    process 0 has."""
     assert run.eval_set is not None
     try:
-        with run.state.evaluated_weights() as model, paddle.amp.auto_cast(**run.step.amp):
-            results = detect_on(run.eval_set, open_detector(run.cfg, model=model, reader="EvalReader"))
+        with run.state.evaluated_weights() as model:
+            detector = open_detector(run.cfg, model=model, reader="EvalReader", precision=run.step.precision)
+            results = detect_on(run.eval_set, detector)
         evaluator, metrics, per_class = metric.measure(run.cfg, run.eval_set, results)
     except Exception:
         logger.warning("the evaluation failed; the weights of epoch %d are in %s.pdparams%s", run.state.progress.epoch,
@@ -186,7 +197,8 @@ def _evaluate(run: Run, name: str) -> tuple[dict[str, float], Any]:
     step = run.state.progress.step
     run.board.scalars({**{f"eval/{name}": value for name, value in metrics.items()},
                        **{f"eval_class/{name}": value for name, value in per_class.items() if value >= 0}}, step)
-    run.board.images("eval/image", prediction_pictures(run.eval_set, results), step)
+    if dist.is_main():
+        run.board.images("eval/image", prediction_pictures(run.eval_set, results), step)
     return metrics, evaluator
 
 
@@ -194,7 +206,7 @@ def _warn_of_no_metric(run: Run, metrics: dict[str, float]) -> None:
     """The numbers are -1 where the data has nothing to find, whatever the model."""
     progress, best, patience = run.state.progress, run.options.best_metric, run.options.patience
     evaluated_before = any(row.get(best) is not None for row in progress.rows)
-    if metrics[best] >= 0 or evaluated_before:
+    if metrics[best] >= 0 or evaluated_before or not dist.is_main():
         return
     measured = ", ".join(name for name, value in metrics.items() if value >= 0)
     assert run.eval_set is not None

@@ -45,8 +45,7 @@ def test_shipped_configs_have_no_findings(path, caplog):
     assert not caplog.messages
 
 
-@pytest.mark.parametrize(("key", "value"), [("master_grad", True), ("cycle_epoch", 10), ("use_xpu", True),
-                                            ("custom_black_list", ["mean"]), ("eval_size", [640, 640])])
+@pytest.mark.parametrize(("key", "value"), [("fleet", True), ("cycle_epoch", 10), ("eval_size", [640, 640])])
 def test_keys_of_paddledetection_without_an_effect_say_what_they_do_there(key, value, caplog):
     check._warn_once.cache_clear()
     with caplog.at_level("WARNING"):
@@ -55,6 +54,24 @@ def test_keys_of_paddledetection_without_an_effect_say_what_they_do_there(key, v
         build.check({each: off for each in IGNORED for off in (None, False, 0, -1, "", [])})
     assert caplog.messages == [f"{key}: has no effect; in PaddleDetection it {IGNORED[key]}"]
     assert not IGNORED.keys() & TOP_LEVEL.keys()
+
+
+@pytest.mark.parametrize("key", ["use_xpu", "use_npu", "use_mlu"])
+def test_a_device_that_ppgfl_lacks_is_refused(key):
+    for off in (False, None, 0, "None"):
+        build.check({key: off})
+    with pytest.raises(ConfigError, match=f"{key}: true; allowed: false .ppgfl computes on CPUs and on NVIDIA's GPUs"):
+        build.check({key: True})
+
+
+@pytest.mark.parametrize(("key", "bad", "found"), [
+    ("custom_white_list", "conv2d", "it must be a list of texts"), ("custom_black_list", [3], "a list of texts"),
+    ("master_grad", 1, "true or false"), ("init_loss_scaling", 0, "more than 0")])
+def test_keys_of_mixed_precision(key, bad, found):
+    build.check({"custom_white_list": ["softmax"], "custom_black_list": None, "master_grad": True,
+                 "init_loss_scaling": 32768.0})
+    with pytest.raises(ConfigError, match=f"{key}: .*{found}"):
+        build.check({key: bad})
 
 
 @pytest.mark.parametrize(("override", "found"), [

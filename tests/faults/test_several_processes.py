@@ -1,8 +1,13 @@
 """Several processes, started by `paddle.distributed.launch`: the same results, and who is in trouble says so."""
 import os
+import pickle
+import re
+import signal
 import subprocess
+import sys
 import time
 
+import numpy as np
 import pytest
 from helpers import (
     LD_LOSSES,
@@ -47,6 +52,63 @@ def test_two_processes_share_a_teacher(shapes, teacher_weights, tmp_path):
     assert (tmp_path / "shapes_gfl_student_ld" / "model_final.pdparams").exists()
     found, = rows_of(tmp_path / "shapes_gfl_student_ld")
     assert all(float(found[name]) > 0 for name in LD_LOSSES)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(shapes, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    done = launch(ROOT / "tools" / "train.py", *stopped_run(shapes, folder), cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "shapes_gfl"
+
+
+def stopped_run(shapes, folder):
+    return ["-c", "shapes_gfl", "-o", *options(shapes, folder, "worker_num=1", "log_iter=1", "TrainDataset.repeat=2")]
+
+
+def process_of(launcher, rank):
+    for process in subprocess.run(["pgrep", "-P", str(launcher)], capture_output=True, text=True,
+                                  check=True).stdout.split():
+        with open(f"/proc/{process}/environ", encoding="utf-8") as file:
+            if f"PADDLE_TRAINER_ID={rank}\0" in file.read():
+                return int(process)
+    raise AssertionError("no such process")
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc"), reason="finds processes there")
+@pytest.mark.parametrize(("who", "number"), [("the launcher", signal.SIGINT), ("the launcher", signal.SIGTERM),
+                                             (1, signal.SIGTERM)])
+def test_asked_to_stop_all_stop_after_the_same_step_and_resume_as_if_nothing_had_happened(
+        shapes, uninterrupted, tmp_path, who, number):
+    """The launcher for gloo turns Ctrl-C into SIGTERM for all, and dies of SIGTERM without a word to any."""
+    logs = [tmp_path / "log" / f"workerlog.{rank}" for rank in range(2)]
+    arguments = stopped_run(shapes, tmp_path)
+    launcher = subprocess.Popen(
+        [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", "2", "--backend", "gloo", "--log_dir",
+         str(tmp_path / "log"), str(ROOT / "tools" / "train.py"), *map(str, arguments)], cwd=tmp_path,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+    def wait(until):
+        deadline = time.monotonic() + 120
+        while not until():
+            assert time.monotonic() < deadline, [log.read_text() for log in logs if log.exists()]
+            time.sleep(0.1)
+
+    wait(lambda: logs[0].exists() and "[1/4]" in logs[0].read_text())
+    os.kill(launcher.pid if who == "the launcher" else process_of(launcher.pid, who), number)
+    launcher.wait(120)
+    wait(lambda: all("stopped by SIGTERM" in log.read_text() for log in logs))
+    stops = [re.search(r"stopped by SIGTERM: epoch 1, step (\d) of 4 is in .*interrupted", log.read_text())[1]
+             for log in logs]
+    assert stops[0] == stops[1] in {"1", "2", "3"}
+    wait(lambda: subprocess.run(["pgrep", "-f", str(tmp_path)], check=False, stdout=subprocess.DEVNULL).returncode)
+    done = launch(ROOT / "tools" / "train.py", *arguments, "--resume", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    a, b = (pickle.loads((folder / "model_final.pdparams").read_bytes())
+            for folder in (uninterrupted, tmp_path / "shapes_gfl"))
+    assert all(np.array_equal(a[name], b[name]) for name in a if hasattr(a[name], "shape"))
+    assert [row["loss"] for row in rows_of(uninterrupted)] == [row["loss"] for row in rows_of(tmp_path / "shapes_gfl")]
+    assert not list((tmp_path / "shapes_gfl").glob("interrupted*"))
 
 
 def test_two_processes_share_the_images(many, r18vd_weights, tmp_path):

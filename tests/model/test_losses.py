@@ -71,6 +71,22 @@ def test_quality_focal_loss_by_pencil():
     np.testing.assert_allclose(loss, [0.5 * np.log(2), -0.25 * np.log(0.75)], atol=1e-6)
 
 
+def test_nan_as_a_probability_comes_out_and_changes_no_other():
+    """Paddle's binary_cross_entropy raises, on a GPU it ends the process."""
+    probability = paddle.to_tensor([0.3, float("nan"), 1.0, 0.0], stop_gradient=False)
+    quality = paddle.to_tensor([0.7, 0.7, 1.0, 0.0])
+    loss = QualityFocalLoss(use_sigmoid=False)(probability, quality)
+    loss.sum().backward()
+    good = paddle.to_tensor([0.3, 0.5, 1.0, 0.0], stop_gradient=False)
+    entropy = paddle.nn.functional.binary_cross_entropy(good, quality, reduction="none")
+    expected = entropy * (quality - good).abs().pow(2.0)
+    expected.sum().backward()
+    for i in (0, 2, 3):
+        assert loss[i].item() == expected[i].item()
+        assert probability.grad[i].item() == good.grad[i].item()
+    assert np.isnan(loss[1].item())
+
+
 def test_distribution_focal_loss_by_pencil():
     # three equal bins: ln 3 wherever the target lies; a sharp bin 1 and target 1.25: 0.75 * 0 + 0.25 * 20
     loss = DistributionFocalLoss(loss_weight=0.5)(tensor([[0, 0, 0], [0, 0, 0]]), tensor([0.3, 1.9])).numpy()

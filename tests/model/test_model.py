@@ -8,10 +8,12 @@ import paddle
 import paddle.nn.functional as F
 import pytest
 from helpers import GOLDEN, ZOO, recorded, sample
+from paddle import nn
 
 from ppgfl import ConfigError, build_model, load_config
 from ppgfl.model.fpn import FPN, upsample_nearest
 from ppgfl.model.head import DGQP, FCOSFeat, GFLHead, Integral
+from ppgfl.model.layers import share_statistics
 from ppgfl.model.resnet import ResNet
 
 MANIFEST = json.loads((GOLDEN / "manifest.json").read_text())
@@ -224,3 +226,26 @@ def test_biases_of_deformable_towers_do_not_decay_and_learn_twice_as_fast():
     backbone = ResNet(depth=18, num_stages=1, return_idx=[0], dcn_v2_stages=[0]).res2.res2a.branch2b
     assert backbone.conv_offset.bias.regularizer is None
     assert backbone.conv_offset.bias.optimize_attr["learning_rate"] == 1.0
+
+
+@pytest.mark.parametrize(("more", "shared"), [
+    (["norm_type=sync_bn"], {"backbone", "head"}), (["ResNet.norm_type=sync_bn"], {"backbone"}),
+    (["GFLHead.conv_feat={name: FCOSFeat, norm_type: sync_bn}"], {"head"}), ([], set())])
+def test_batchnorm_of_several_processes_is_shared_where_asked_for_and_stays_frozen_where_it_is(more, shared):
+    """Paddle's conversion of a whole model loses `use_global_stats`."""
+    bn = {} if any("conv_feat" in each for each in more) else {"GFLHead.conv_feat={name: FCOSFeat, norm_type: bn}"}
+    cfg = load_config("gfl_r18vd_1x_coco", ["ResNet.freeze_norm=false", "ResNet.freeze_at=0", *bn, *more])
+    model = build_model(cfg)
+    frozen = model.backbone.conv1.conv1_1.norm
+    frozen._use_global_stats = True
+    names, parameters = list(model.state_dict()), {id(each) for each in model.parameters()}
+    share_statistics(model, all_layers=cfg.get("norm_type") == "sync_bn")
+    found = {name.split(".")[0] for name, layer in model.named_sublayers() if isinstance(layer, nn.SyncBatchNorm)}
+    assert found == shared
+    assert model.backbone.conv1.conv1_1.norm is frozen
+    assert type(frozen) is nn.BatchNorm2D
+    kinds = {name.split(".")[0] for name, layer in model.named_sublayers()
+             if type(layer) is nn.BatchNorm2D and layer is not frozen}
+    assert kinds == {"backbone", "head"} - shared
+    assert list(model.state_dict()) == names
+    assert {id(each) for each in model.parameters()} == parameters  # the optimizer's

@@ -213,18 +213,22 @@ def test_what_fits_no_layer_is_refused(shapes, tmp_path):
     refused("1.pdparams: cannot be read")
 
 
-def test_half_precision_copies_of_weights_are_filed_by_layer_too(shapes, tmp_path):
-    """--amp O2 on a GPU keeps them in the optimizer's state, one below, under the bare names."""
-    state = state_of(shapes, tmp_path)
+def test_float32_copies_of_weights_become_the_weights(shapes, tmp_path):
+    """Paddle keeps them, with O2 on a GPU, below its optimizer's state, and the momentum under names of theirs."""
+    state = state_of(shapes, tmp_path, "use_ema=false")
     step(state)
-    full = {name: paddle.full([2], i) for i, name in enumerate(state.parameter_names.values())}
-    real = state.optimizer.state_dict
-    state.optimizer.state_dict = lambda: {**real(), "master_weights": full}
     state.save(tmp_path, "0")
-    resumed, given = state_of(shapes, tmp_path), {}
-    resumed.optimizer.set_state_dict = given.update
+    saved = pickle.loads((tmp_path / "0.pdopt").read_bytes())
+    names = saved["ppgfl"]["parameter_names"]
+    copies = {names[name]: value.numpy() + 1 for name, value in state.model.state_dict().items() if name in
+              {key for key, parameter in state.model.named_parameters() if not parameter.stop_gradient}}
+    changed = {key.replace("_velocity_0", "_fp32_master_0_velocity_0"): value for key, value in saved.items()}
+    (tmp_path / "0.pdopt").write_bytes(pickle.dumps({**changed, "master_weights": copies}))
+    resumed = state_of(shapes, tmp_path, "use_ema=false")
     resumed.load(tmp_path / "0")
-    found = given["master_weights"]
-    assert set(found) == set(resumed.parameter_names.values())
-    for entry, name in resumed.parameter_names.items():
-        np.testing.assert_array_equal(found[name].numpy(), full[state.parameter_names[entry]].numpy())
+    for name, value in resumed.model.state_dict().items():
+        before = state.model.state_dict()[name].numpy()
+        np.testing.assert_array_equal(value.numpy(), copies.get(names[name], before))
+    step(resumed)
+    resumed.save(tmp_path, "1")
+    assert pickle.loads((tmp_path / "1.pdopt").read_bytes()).keys() == saved.keys()
