@@ -589,7 +589,7 @@ def split_device(device: str) -> tuple[str, int]:
     """"CPU", "GPU" or "GPU:1" -> which of the two, and the number of the card."""
     kind, colon, card = device.upper().partition(":")
     if kind not in DEVICES or colon and not (kind == "GPU" and re.fullmatch("[0-9]{1,4}", card)):
-        raise RunnerError(f"device: {device!r}; allowed: CPU, GPU, or GPU:1 for the second card")
+        raise RunnerError(f"--device {device}: allowed are CPU, GPU, and GPU:1 for the second card")
     return kind, int(card or 0)
 
 

@@ -1,4 +1,4 @@
-"""Work in threads beside the model: order, errors in their places, an end at once, and no more at a time than allowed."""
+"""Work in threads beside the model: order, errors in their places, a quick end, and no more at a time than allowed."""
 import threading
 import time
 from contextlib import closing
