@@ -492,6 +492,8 @@ def use_cpu(config: Any, run_mode: str, engine: str, threads: int, any_size: boo
     """Set Paddle's `Config` up for a CPU -> the engine, and all that it really runs with."""
     if run_mode.startswith("trt"):
         raise RunnerError(f"--run_mode {run_mode}: TensorRT needs --device GPU")
+    if run_mode == "fp16":
+        raise RunnerError("--run_mode fp16: needs --device GPU; on a CPU use bf16")
     if run_mode == "bf16" and not processor_has("avx512_bf16", "amx_bf16"):
         print("this processor has no bfloat16: running in float32", file=sys.stderr)
         run_mode = "paddle"

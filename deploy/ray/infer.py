@@ -4,9 +4,9 @@
     python deploy/ray/infer.py --model_dir output_inference/gfl_r18vd_1x_coco --image_dir photos --workers 2
     python deploy/ray/infer.py --model_dir output_inference/gfl_r18vd_1x_coco --image_dir photos --workers 2 --gpus 1
 
-`--gpus 1` gives each worker a card of its own; `--gpus 0.25` lets four share one, so that some prepare their images while
-others compute. On a cluster `--model_dir` and `--image_dir` are folders that all machines see; `ray.init` finds the
-cluster by itself. An image that cannot be read has an `error` in its line, and no boxes.
+`--gpus 1` gives each worker a card of its own; `--gpus 0.25` lets four share one, so that some prepare their images
+while others compute. On a cluster `--model_dir` and `--image_dir` are folders that all machines see; `ray.init` finds
+the cluster by itself. An image that cannot be read has an `error` in its line, and no boxes.
 """
 from __future__ import annotations
 
