@@ -31,8 +31,8 @@ class Observed:
     """Which images have been read when the device begins and ends with each batch."""
 
     def __init__(self, feeding, monkeypatch):
-        self.read, self.seen, self.overlaps, self.lock = 0, [], 0, threading.Lock()
-        self.most, self.done = 0, 0
+        self.begun = self.read = self.done = self.most = self.overlaps = 0
+        self.seen, self.lock = [], threading.Lock()
         real = feeding.Device.__call__
 
         def device(stand_in, image):
@@ -46,9 +46,11 @@ class Observed:
 
         def read(path):
             with self.lock:
-                self.read += 1
-                self.most = max(self.most, self.read - self.done)
+                self.begun += 1
+                self.most = max(self.most, self.begun - self.done)
             time.sleep(0.01)
+            with self.lock:
+                self.read += 1
             return np.full((64, 96, 3), int(path[-6:-4]), np.uint8)
 
         monkeypatch.setattr(feeding.Device, "__call__", device)
