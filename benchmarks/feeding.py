@@ -217,7 +217,9 @@ WAYS = {"runner": of_runner, "infer": of_infer, "evaluate": of_evaluate, "servic
 
 def bound(way, files, threads):
     """Images a second that the threads prepare when nobody else does anything."""
-    prepare = build_reader(config(), "TestReader") if way == "infer" else StandIn("none").use(Device(0)).prepare
+    prepare = StandIn("none").use(Device(0)).prepare
+    if way == "infer":
+        prepare = to_device.for_device(build_reader(config(), "TestReader"))
     if way == "train":
         batches = train_batches(files, threads)
         start = time.perf_counter()

@@ -48,6 +48,13 @@ def test_values_are_those_of_the_host_bit_for_bit(images, normalize):
         np.testing.assert_array_equal(bits(tensors[key].numpy().astype(np.float32)), bits(value.astype(np.float32)))
 
 
+def test_the_host_waits_for_nothing(monkeypatch):
+    image, sizes = paddle.zeros([2, 3, 8, 9], "uint8"), paddle.full([2, 2], 5, "int32")
+    for name in ("numpy", "item", "tolist", "__bool__", "__int__", "__float__", "__array__", "__index__"):
+        monkeypatch.setattr(paddle.Tensor, name, lambda self, *_: pytest.fail("the host reads from the device"))
+    normalized(image, sizes, NormalizeImage().table)
+
+
 def test_one_size_needs_no_padding(images):
     reader = Reader([Decode(), Resize([64, 64], False), NormalizeImage(), Permute()], [])
     left = for_device(reader, on_gpu=True)
