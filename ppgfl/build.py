@@ -22,6 +22,7 @@ from .config.values import as_written, kinds_of, read
 from .data.annotations import fits_int64
 from .data.batch import PadBatch, Reader, Sample
 from .data.dataset import COCODataSet, ImageFolder, VOCDataSet, YOLODataSet
+from .data.device import for_device
 from .data.loader import Batches, BatchMaker, Loader
 from .data.targets import Gt2GFLTarget
 from .data.transforms import Decode, NormalizeImage, Permute, RandomFlip, RandomResize, Resize
@@ -254,7 +255,7 @@ def build_loader(cfg: Config, name: str, records: Sequence[Sample], *, seed: int
 
     `place` of its batches is that among the records. It stands for an `im_id` that no tensor can hold, too.
     """
-    reader, keys = build_reader(cfg, name), section(cfg, name)
+    reader, keys = for_device(build_reader(cfg, name)), section(cfg, name)
     batch_size, workers = keys["batch_size"], setting(cfg, "worker_num")
     batches = Batches(len(records), batch_size, shuffle=keys["shuffle"], drop_last=keys["drop_last"],
                       seed=seed, rank=rank, world_size=world_size)

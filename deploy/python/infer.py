@@ -27,7 +27,9 @@ import tempfile
 import threading
 import time
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 # A small file can claim far more pixels than an image of 16,384 x 16,384; OpenCV looks at this with its first image.
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 28))
 DEVICES = ("CPU", "GPU")
-RUN_MODES = ("paddle", "bf16", "int8", "trt_fp32", "trt_fp16")
+RUN_MODES = ("paddle", "fp16", "bf16", "int8", "trt_fp32", "trt_fp16")
 ENGINES = ("auto", "onednn", "openvino", "native")
 NMS = {"score_threshold", "nms_top_k", "keep_top_k", "nms_threshold"}  # in the metadata of a .onnx
 Arrays = dict[str, np.ndarray]
@@ -78,12 +80,14 @@ class BaseRunner:
     Args:
         model: a folder with model.pdmodel or .json (or inference.*), its .pdiparams, and infer_cfg.yml; or one of these
             model files itself; or a .onnx.
-        device: "CPU" or "GPU".
-        run_mode: "paddle" float32; of a folder also "bf16" on a CPU that has it; "int8" for a model exported with
-            quantisation; "trt_fp32", "trt_fp16" TensorRT.
+        device: "CPU", "GPU", or "GPU:1" for the second card.
+        run_mode: "paddle" float32; of a folder also "bf16" on a processor or card that has it; "fp16" on a card; "int8"
+            for a model exported with quantisation; "trt_fp32", "trt_fp16" TensorRT.
         cpu_threads: None: the physical cores.
         engine: "auto", the fastest that is safe (see `choose_engine`); of a folder on a CPU also "onednn", "openvino",
             "native".
+        provider: of a .onnx what ONNX Runtime computes with, as "TensorrtExecutionProvider" or just "Tensorrt"; None:
+            "CPU" or "CUDA", as the device says.
     """
 
     model_file: Path
@@ -92,24 +96,26 @@ class BaseRunner:
     inputs: list[str]  # the names of the arrays that the model takes
     engine: str  # what really computes: "onednn", "openvino", "native", "gpu" or "onnxruntime"
     description: str  # the file and the settings it really runs with
-    allowed = {"device": DEVICES, "run_mode": RUN_MODES, "engine": ENGINES}
+    allowed = {"run_mode": RUN_MODES, "engine": ENGINES}
 
     def __init__(self, model: str | Path, device: str = "CPU", run_mode: str = "paddle", cpu_threads: int | None = None,
-                 engine: str = "auto") -> None:
-        for name, value in (("device", device), ("run_mode", run_mode), ("engine", engine)):
+                 engine: str = "auto", provider: str | None = None) -> None:
+        for name, value in (("run_mode", run_mode), ("engine", engine)):
             if value not in self.allowed[name]:
                 raise RunnerError(f"{name}: {value!r}; allowed for {model}: {', '.join(self.allowed[name])}")
-        self.settings = {"device": device, "run_mode": run_mode, "cpu_threads": cpu_threads, "engine": engine}
+        self.settings = {"device": device, "run_mode": run_mode, "cpu_threads": cpu_threads, "engine": engine,
+                         "provider": provider}
+        self.device, self.card = split_device(device)
         self.model = model
         self.lock, self.counting = ProcessLock(), ProcessLock()
         self.threads = cpu_threads or physical_cores()
         self.times = {"preprocess": 0.0, "inference": 0.0, "postprocess": 0.0}  # seconds so far
-        self.load(Path(model), device, run_mode, engine)
+        self.load(Path(model), run_mode, engine, provider)
 
     def __reduce__(self) -> tuple:
         return functools.partial(type(self), self.model, **self.settings), ()
 
-    def load(self, path: Path, device: str, run_mode: str, engine: str) -> None:
+    def load(self, path: Path, run_mode: str, engine: str, provider: str | None) -> None:
         """Set what is not set yet of the attributes, and all that `run` needs."""
         raise NotImplementedError
 
@@ -144,18 +150,26 @@ class BaseRunner:
                 self.times[stage] += spent
 
     def rows_of(self, outputs: list[np.ndarray]) -> list[np.ndarray]:
-        """bbox [M, 6] and bbox_num [N] -> the rows of each image."""
-        if len(outputs) != 2 or outputs[0].ndim != 2 or outputs[0].shape[1] != 6:
+        """bbox [M, 6] and bbox_num [N] -> the rows of each image. TensorRT's NMS gives every image equally many, those
+        of class -1 stand for nothing, and bbox may be [N, M / N, 6]."""
+        if len(outputs) != 2 or outputs[0].ndim not in (2, 3) or outputs[0].shape[-1] != 6:
             raise RunnerError(f"{self.model_file}: gives outputs of shapes {[o.shape for o in outputs]}; this runner "
                               "needs an export with post-processing and NMS")
-        rows = np.split(outputs[0], np.cumsum(outputs[1])[:-1])
-        return [r[np.argsort(-r[:, 1], kind="stable")] for r in rows]
+        rows, counts = outputs[0].reshape(-1, 6), outputs[1].ravel()
+        if len(rows) == counts.sum():
+            found = np.split(rows, np.cumsum(counts)[:-1])
+        elif len(rows) % len(counts) == 0:
+            found = [r[r[:, 0] >= 0] for r in np.split(rows, len(counts))]
+        else:
+            raise RunnerError(f"{self.model_file}: gives {len(rows)} rows for images with {counts.tolist()} objects; "
+                              "export it again")
+        return [r[np.argsort(-r[:, 1], kind="stable")] for r in found]
 
 
 class Runner(BaseRunner):
     """An exported folder in Paddle Inference."""
 
-    def load(self, path: Path, device: str, run_mode: str, engine: str) -> None:
+    def load(self, path: Path, run_mode: str, engine: str, provider: str | None) -> None:
         self.model_file, params_file = find_model(path)
         settings = read_settings(params_file)
         self.class_names, self.preprocess = settings["label_list"], settings["Preprocess"]
@@ -172,14 +186,16 @@ class Runner(BaseRunner):
         if run_mode == "int8" and not re.search(b"quantize_linear|fake_quantize", self.model_file.read_bytes()):
             raise RunnerError(f"--run_mode int8: {self.model_file} holds no quantisation (PaddleSlim adds it before "
                               "the export); use --run_mode bf16 or paddle")
-        if device == "GPU":
-            self.engine, notes = "gpu", use_gpu(config, run_mode, settings.get("min_subgraph_size", 3))
-        else:
-            any_size = settings.get("use_dynamic_shape", True)
-            self.engine, notes = use_cpu(config, run_mode, engine, self.threads, any_size)
-        self.description = f"{self.model_file.name} on {device}, {notes}"
+        if provider is not None:
+            raise RunnerError(f"provider: {provider!r}: {path} runs in Paddle, and only a .onnx has one; leave it out")
         with tempfile.TemporaryDirectory() as folder, kept_signal_stack():
             config.set_optim_cache_dir(folder)  # OpenVINO leaves a compiled copy: not in the user's folder
+            if self.device == "GPU":
+                self.engine, notes = "gpu", use_gpu(config, run_mode, self.card, settings.get("min_subgraph_size", 3))
+            else:
+                any_size = settings.get("use_dynamic_shape", True)
+                self.engine, notes = use_cpu(config, run_mode, engine, self.threads, any_size)
+            self.description = f"{self.model_file.name} on {self.settings['device']}, {notes}"
             try:
                 self.predictor = inference.create_predictor(config)
             except Exception as error:  # Paddle raises many kinds
@@ -202,26 +218,30 @@ class OnnxRunner(BaseRunner):
     """A .onnx file that `tools/export_model.py --onnx` of ppgfl wrote, with or without the NMS inside, in ONNX Runtime.
     Its metadata hold class names, preparation and the settings of the NMS."""
 
-    allowed = {"device": DEVICES, "run_mode": ("paddle",), "engine": ("auto",)}
+    allowed = {"run_mode": ("paddle",), "engine": ("auto",)}
 
-    def load(self, path: Path, device: str, run_mode: str, engine: str) -> None:
+    def load(self, path: Path, run_mode: str, engine: str, provider: str | None) -> None:
         self.model_file = path
         if not path.is_file():
             raise RunnerError(f"{path.absolute()}: no such file")
         onnxruntime = needed("onnxruntime", "onnxruntime")
-        provider = {"CPU": "CPUExecutionProvider", "GPU": "CUDAExecutionProvider"}[device]
-        if provider not in onnxruntime.get_available_providers():
-            raise RunnerError(f"--device {device}: this onnxruntime has no {provider}; pip install onnxruntime-gpu in "
-                              "its place, or use --device CPU")
+        name = provider_name(provider or {"CPU": "CPU", "GPU": "CUDA"}[self.device])
+        available = onnxruntime.get_available_providers()
+        if name not in available:
+            mend = "pip install onnxruntime-gpu in its place, or use --device CPU" if provider is None else \
+                f"it has {', '.join(available)}"
+            asked = f"--device {self.settings['device']}" if provider is None else f"--provider {provider}"
+            raise RunnerError(f"{asked}: this onnxruntime has no {name}; {mend}")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads
         try:
-            self.session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
+            self.session = onnxruntime.InferenceSession(
+                str(path), options, providers=providers_of(name, available, self.card, path))
         except Exception as error:  # ONNX Runtime raises kinds of its own
             raise RunnerError(f"{path}: ONNX Runtime cannot load it: {end_of(error)}; export it again") from error
-        if provider not in self.session.get_providers():
-            raise RunnerError(f"--device {device}: ONNX Runtime cannot start its {provider} (its lines above say why); "
-                              "mend that, or use --device CPU")
+        if name not in self.session.get_providers():
+            raise RunnerError(f"--device {self.settings['device']}: ONNX Runtime cannot start its {name} (its lines "
+                              "above say why); mend that, or use --device CPU")
         about, keys = self.session.get_modelmeta().custom_metadata_map, ("class_names", "preprocess", "nms")
         missing = [key for key in keys if key not in about]
         if missing:
@@ -243,7 +263,8 @@ class OnnxRunner(BaseRunner):
         if isinstance(classes, int) and classes != len(self.class_names):
             raise RunnerError(f"{path}: its metadata name {len(self.class_names)} classes, the model has {classes}; "
                               "export it again")
-        self.description = f"{path.name} in ONNX Runtime {onnxruntime.__version__} on {device}, {self.threads} threads"
+        place = f"{self.settings['device']}, {self.threads} threads" if provider is None else name
+        self.description = f"{path.name} in ONNX Runtime {onnxruntime.__version__} on {place}"
 
     def __call__(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
         """As `Runner`'s, but each image by itself: what is found in it does not depend on the others."""
@@ -471,6 +492,8 @@ def use_cpu(config: Any, run_mode: str, engine: str, threads: int, any_size: boo
     """Set Paddle's `Config` up for a CPU -> the engine, and all that it really runs with."""
     if run_mode.startswith("trt"):
         raise RunnerError(f"--run_mode {run_mode}: TensorRT needs --device GPU")
+    if run_mode == "fp16":
+        raise RunnerError("--run_mode fp16: needs --device GPU; on a CPU use bf16")
     if run_mode == "bf16" and not processor_has("avx512_bf16", "amx_bf16"):
         print("this processor has no bfloat16: running in float32", file=sys.stderr)
         run_mode = "paddle"
@@ -502,29 +525,93 @@ def use_cpu(config: Any, run_mode: str, engine: str, threads: int, any_size: boo
     return engine, f"{name}, {kind}, {threads} threads"
 
 
-def use_gpu(config: Any, run_mode: str, min_subgraph_size: int) -> str:
+def use_gpu(config: Any, run_mode: str, card: int, min_subgraph_size: int) -> str:
     """Set it up for a GPU -> what it really runs with."""
     import paddle
 
+    precision = paddle.inference.PrecisionType
     if not paddle.is_compiled_with_cuda():
         raise RunnerError("--device GPU: this paddlepaddle is a CPU build; install paddlepaddle-gpu or use "
                           "--device CPU")
-    config.enable_use_gpu(256, 0)
-    config.enable_memory_optim()
+    cards = paddle.device.cuda.device_count()
+    if card >= cards:
+        raise RunnerError(f"--device GPU:{card}: this process sees {cards} cards, counted from 0; choose another, or "
+                          "use --device CPU")
+    if run_mode == "int8":
+        raise RunnerError("--run_mode int8: it is for a CPU; on a GPU use fp16, bf16 or trt_fp16")
+    if run_mode == "bf16" and paddle.device.cuda.get_device_capability(card) < (8, 0):
+        print("this card has no bfloat16: running in float32", file=sys.stderr)
+        run_mode = "paddle"
+    kinds = {"fp16": (precision.Half, "float16"), "bf16": (precision.Bfloat16, "bfloat16")}
+    kind, name = kinds.get(run_mode, (precision.Float32, "float32"))
+    config.enable_use_gpu(256, card, kind)
+    if run_mode in kinds:  # pixels beyond 1,024 have no fractions in float16, and go by eights in bfloat16
+        config.exp_disable_mixed_precision_ops({*DECODING_OPS, *(f"pd_op.{op}" for op in DECODING_OPS)})
+    if Path(config.prog_file()).suffix == ".pdmodel":  # a .json refuses it
+        config.enable_memory_optim()
     if not run_mode.startswith("trt"):
-        return "float32"
+        return name
     if paddle.inference.get_trt_compile_version() == (0, 0, 0):
         raise RunnerError(f"--run_mode {run_mode}: this Paddle was built without TensorRT; use --run_mode paddle")
     half = run_mode == "trt_fp16"
-    shapes = f"{config.prog_file()}.shapes.pbtxt"
-    if not os.path.exists(shapes):
-        config.collect_shape_range_info(shapes)
+    files = [Path(config.prog_file()), Path(config.params_file())]
+    folder = kept_folder(files, run_mode, min_subgraph_size, paddle.__version__,
+                         paddle.device.cuda.get_device_name(card))
+    shapes = folder / "shapes.pbtxt"
+    if not shapes.exists():
+        config.collect_shape_range_info(str(shapes))
         return "float32, collecting the shapes for TensorRT; run again to use it"
-    precision = paddle.inference.PrecisionType
+    config.set_optim_cache_dir(str(folder))
     config.enable_tensorrt_engine(workspace_size=1 << 30, max_batch_size=8, min_subgraph_size=min_subgraph_size,
-                                  precision_mode=precision.Half if half else precision.Float32)
-    config.enable_tuned_tensorrt_dynamic_shape(shapes, True)
+                                  precision_mode=precision.Half if half else precision.Float32, use_static=True,
+                                  use_calib_mode=False)
+    config.enable_tuned_tensorrt_dynamic_shape(str(shapes), True)
     return f"TensorRT {'float16' if half else 'float32'}"
+
+
+# Of the decoder and the NMS, by the names of Paddle 2 and of Paddle 3.
+DECODING_OPS = ("softmax", "matmul", "matmul_v2", "scale", "elementwise_add", "add", "elementwise_sub", "subtract",
+                "elementwise_mul", "multiply", "elementwise_div", "divide", "slice", "concat", "stack", "flip",
+                "sigmoid", "multiclass_nms3")
+
+
+def kept_folder(files: Sequence[Path], *settings: object) -> Path:
+    """Where what TensorRT makes of a model is kept for the next start; another model, or another setting, has another
+    folder. Raises OSError."""
+    key = hashlib.sha256(repr(settings).encode())
+    for file in files:
+        key.update(file.read_bytes())
+    home = os.environ.get("PPGFL_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "ppgfl")
+    folder = Path(home).expanduser() / "tensorrt" / key.hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def split_device(device: str) -> tuple[str, int]:
+    """"CPU", "GPU" or "GPU:1" -> which of the two, and the number of the card."""
+    kind, colon, card = device.upper().partition(":")
+    if kind not in DEVICES or colon and not (kind == "GPU" and re.fullmatch("[0-9]{1,4}", card)):
+        raise RunnerError(f"--device {device}: allowed are CPU, GPU, and GPU:1 for the second card")
+    return kind, int(card or 0)
+
+
+# --- ONNX Runtime's settings
+
+
+def provider_name(name: str) -> str:
+    """The whole name of a provider, of which the front is enough."""
+    return name if name.endswith("ExecutionProvider") else f"{name}ExecutionProvider"
+
+
+def providers_of(name: str, available: Sequence[str], card: int, model: Path) -> list[Any]:
+    """A provider, with its settings, and who does what it cannot: ONNX Runtime itself adds the CPU."""
+    if name not in ("CUDAExecutionProvider", "TensorrtExecutionProvider"):
+        return [name]
+    cuda = ("CUDAExecutionProvider", {"device_id": card})
+    if name == cuda[0]:
+        return [cuda]
+    kept = {"trt_engine_cache_enable": True, "trt_engine_cache_path": str(kept_folder([model], "onnxruntime"))}
+    return [(name, {"device_id": card, **kept}), *([cuda] if cuda[0] in available else [])]
 
 
 def choose_engine(wanted: str, run_mode: str, suffix: str, *, has_openvino: bool,
@@ -627,6 +714,47 @@ def delayed_interrupt() -> Iterator[Callable[[], None]]:
     finally:
         if not ignored:
             signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# --- work beside the model
+
+
+def ahead(function: Callable[[Any], Any], items: Iterable[Any], threads: int, limit: int) -> Iterator[Any]:
+    """Yield `function(item)` of each item, in order, made in threads while the caller works on those before.
+
+    The items themselves are taken in the caller's thread. An error of the function or of the items is raised in its
+    place, behind the results before it. When the caller stops, by an exception or by closing this generator, nothing
+    more is begun, and what has begun is waited for, so that no file is left half written.
+
+    Args:
+        limit: results at most that are being made or wait for the caller, beside the one that it works on.
+    """
+    pool, waiting = ThreadPoolExecutor(threads, thread_name_prefix="ahead"), deque[Future]()
+
+    def begun() -> Iterator[Future]:
+        try:
+            for item in items:
+                yield pool.submit(function, item)
+        except Exception as error:
+            failed: Future = Future()
+            failed.set_exception(error)
+            yield failed
+
+    try:
+        for future in begun():
+            waiting.append(future)
+            if len(waiting) > limit:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def helpers(device: str, cores: int) -> int:
+    """Threads that prepare images, and as many that write pictures: one prepares about 70 images a second, and models
+    on a CPU are not faster than two of them."""
+    return min(cores, 8 if device.upper().startswith("GPU") else 2)
 
 
 # --- drawing, as ppgfl does it: the functions up to `font_setting` are copies of its own
@@ -865,7 +993,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with delayed_interrupt() as check_interrupt:
             runner = open_runner(args.model_dir, device=args.device, run_mode=args.run_mode,
-                                 cpu_threads=args.cpu_threads, engine=args.engine)
+                                 cpu_threads=args.cpu_threads, engine=args.engine, provider=args.provider)
             print(f"running {runner.description}")
             files = find_images(args.image_file or args.image_dir, leave_out=args.output_dir)
             (benchmark if args.run_benchmark else detect_files)(runner, files, args, check_interrupt)
@@ -890,10 +1018,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     images = parser.add_mutually_exclusive_group(required=True)
     images.add_argument("--image_file")
     images.add_argument("--image_dir", help="searched recursively")
-    parser.add_argument("--device", type=str.upper, default="CPU", choices=DEVICES)
+    parser.add_argument("--device", default="CPU", help="CPU, GPU, or GPU:1 for the second card (CPU)")
     parser.add_argument("--run_mode", default="paddle", choices=RUN_MODES, help="of a folder")
     parser.add_argument("--engine", default="auto", choices=ENGINES,
                         help="of a folder on a CPU (auto: the fastest that is safe for the file)")
+    parser.add_argument("--provider", help="of a .onnx: CUDA, Tensorrt, OpenVINO or another that ONNX Runtime has "
+                        "(CPU or CUDA, as --device says)")
     parser.add_argument("--batch_size", type=int, default=1, help="images padded to one size and computed together (1)")
     parser.add_argument("--cpu_threads", "--threads", type=int, default=0, help="0: the physical cores (0)")
     parser.add_argument("--threshold", type=float, default=0.5, help="least score drawn and saved (0.5)")
@@ -1003,18 +1133,30 @@ def detect_files(runner: BaseRunner, files: list[str], args: argparse.Namespace,
     for target in targets:
         if os.path.realpath(target) in sources:
             raise RunnerError(f"{target}: the drawn picture would replace the image; give another --output_dir")
-    results = []
-    for start in range(0, len(files), args.batch_size):
-        check()
-        group = files[start:start + args.batch_size]
-        images = [read_image(path) for path in group]
-        for path, target, image, rows in zip(group, targets[start:], images, runner.detect(runner.prepare(images))):
-            rows = rows[rows[:, 1] >= args.threshold]
-            names = [name_of(label, runner.class_names) for label in range(1 + int(max(rows[:, 0], default=-1)))]
-            write(target, encode(target, draw(image, rows, names)))
-            results.append({"file": path, "detections": [
-                {"label": int(r[0]), "name": names[int(r[0])], "score": round(float(r[1]), 5),
-                 "box": [round(float(n), 2) for n in r[2:]]} for r in rows]})
+    threads = helpers(args.device, args.cpu_threads or physical_cores())
+    pairs = list(zip(files, targets))
+    batches = (pairs[start:start + args.batch_size] for start in range(0, len(files), args.batch_size))
+
+    def load(batch: list[tuple[str, str]]) -> tuple[list[tuple[str, str]], list[np.ndarray], Arrays]:
+        images = [read_image(path) for path, _ in batch]
+        return batch, images, runner.prepare(images)
+
+    def found() -> Iterator[tuple[str, str, np.ndarray, np.ndarray]]:
+        with contextlib.closing(ahead(load, batches, threads, 2 * threads)) as loaded:
+            for batch, images, arrays in loaded:
+                check()
+                for (path, target), image, rows in zip(batch, images, runner.detect(arrays)):
+                    yield path, target, image, rows[rows[:, 1] >= args.threshold]
+
+    def save(one: tuple[str, str, np.ndarray, np.ndarray]) -> dict[str, Any]:
+        path, target, image, rows = one
+        names = [name_of(label, runner.class_names) for label in range(1 + int(max(rows[:, 0], default=-1)))]
+        write(target, encode(target, draw(image, rows, names)))
+        return {"file": path, "detections": [
+            {"label": int(r[0]), "name": names[int(r[0])], "score": round(float(r[1]), 5),
+             "box": [round(float(n), 2) for n in r[2:]]} for r in rows]}
+
+    results = list(ahead(save, found(), threads, 2 * threads))
     if args.save_results:  # bytes that are no UTF-8 are \udc80 to \udcff, which json.loads and os.fsencode turn back
         content = json.dumps(results, ensure_ascii=False).encode("utf-8", "backslashreplace")
         write(os.path.join(args.output_dir, "results.json"), content)

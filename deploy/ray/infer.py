@@ -2,9 +2,11 @@
 
     pip install "ray[data]"
     python deploy/ray/infer.py --model_dir output_inference/gfl_r18vd_1x_coco --image_dir photos --workers 2
+    python deploy/ray/infer.py --model_dir output_inference/gfl_r18vd_1x_coco --image_dir photos --workers 2 --gpus 1
 
-On a cluster `--model_dir` and `--image_dir` are folders that all machines see; `ray.init` finds the cluster by itself.
-An image that cannot be read has an `error` in its line, and no boxes.
+`--gpus 1` gives each worker a card of its own; `--gpus 0.25` lets four share one, so that some prepare their images
+while others compute. On a cluster `--model_dir` and `--image_dir` are folders that all machines see; `ray.init` finds
+the cluster by itself. An image that cannot be read has an `error` in its line, and no boxes.
 """
 from __future__ import annotations
 
@@ -22,9 +24,9 @@ RUNNER = Path(__file__).resolve().parent.parent / "python"
 class Detect:
     """A worker: {"file"} -> a line of the result."""
 
-    def __init__(self, model_dir: str, threshold: float, threads: int) -> None:
+    def __init__(self, model_dir: str, threshold: float, threads: int, device: str = "CPU") -> None:
         self.infer = load_infer()
-        self.runner = self.infer.open_runner(model_dir, cpu_threads=threads)
+        self.runner = self.infer.open_runner(model_dir, device=device, cpu_threads=threads)
         self.threshold = threshold
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -52,8 +54,11 @@ def main() -> None:
     parser.add_argument("--output_dir", default="found", help="gets JSON lines, one shard per block (found)")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each worker (1)")
+    parser.add_argument("--gpus", type=float, default=0.0, help="cards of each worker, also a share of one (0: a CPU)")
     parser.add_argument("--threshold", type=float, default=0.05, help="least score written (0.05)")
     args = parser.parse_args()
+    if not (0 <= args.gpus <= 1):
+        parser.error(f"argument --gpus: {args.gpus}: a worker uses one card, or a share of it: 0 to 1")
 
     import ray
 
@@ -68,8 +73,9 @@ def main() -> None:
     print(f"{len(files)} images, {args.workers} workers")
     start = time.time()
     ray.data.from_items(files).map(
-        Detect, fn_constructor_args=[str(Path(args.model_dir).resolve()), args.threshold, args.threads],
-        concurrency=args.workers, num_cpus=args.threads).write_json(str(output))
+        Detect, concurrency=args.workers, num_cpus=args.threads, num_gpus=args.gpus or None,
+        fn_constructor_args=[str(Path(args.model_dir).resolve()), args.threshold, args.threads,
+                             "GPU" if args.gpus else "CPU"]).write_json(str(output))
     print(f"{len(files)} images in {time.time() - start:.0f} s, in {output}")
 
 

@@ -15,9 +15,10 @@ def parse(description: str) -> argparse.Namespace:
     parser.add_argument("--model_dir", required=True, help="the exported folder, or a .onnx")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 serves other machines too (127.0.0.1)")
     parser.add_argument("--port", type=number(int, 0, 65535), default=8866, help="0: any free one (8866)")
-    parser.add_argument("--device", type=str.upper, default="CPU", choices=infer.DEVICES)
+    parser.add_argument("--device", default="CPU", help="CPU, GPU, or GPU:1 for the second card (CPU)")
     parser.add_argument("--run_mode", default="paddle", choices=infer.RUN_MODES)
     parser.add_argument("--engine", default="auto", choices=infer.ENGINES)
+    parser.add_argument("--provider", help="of a .onnx: CUDA, Tensorrt, OpenVINO or another that ONNX Runtime has")
     parser.add_argument("--cpu_threads", type=number(int, 1, 1024), help="default: the physical cores")
     parser.add_argument("--max_batch", type=number(int, 1, 1024), default=8,
                         help="images of one size computed together (8)")

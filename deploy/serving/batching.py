@@ -63,7 +63,8 @@ class Batcher:
                 continue
             self.observe(len(batch))
             try:
-                arrays = {name: np.concatenate([arrays[name] for arrays, _ in batch]) for name in batch[0][0]}
+                arrays = batch[0][0] if len(batch) == 1 else {
+                    name: np.concatenate([arrays[name] for arrays, _ in batch]) for name in batch[0][0]}
                 for rows, (_, future) in zip(self.detect(arrays), batch):
                     future.set_result(rows)
             except Exception as error:  # whatever fails belongs to those who asked, and the next batch is served

@@ -148,15 +148,16 @@ class Service:
         return Response(generate_latest(self.registry), media_type="text/plain; version=0.0.4")
 
     async def predict(self, request: Request) -> Response:
-        start, loop = time.perf_counter(), asyncio.get_running_loop()
+        start = time.perf_counter()
         places = self.enter(1)
         try:
             files, threshold = await self.read(request)
             places += self.enter(len(files) - 1)
-            ready = [await loop.run_in_executor(self.decoders, self.prepare, data, number)
-                     for number, data in enumerate(files)]
-            found = await asyncio.gather(*[
-                asyncio.wrap_future(self.batcher.submit(arrays)) for _, arrays in ready])
+            answers = await asyncio.gather(*[self.detect(data, number) for number, data in enumerate(files)],
+                                           return_exceptions=True)
+            for answer in answers:  # of several that are wrong the first
+                if isinstance(answer, BaseException):
+                    raise answer
         finally:
             self.in_flight -= places
         seconds = time.perf_counter() - start
@@ -166,8 +167,13 @@ class Service:
         self.seconds.observe(seconds)
         return JsonAnswer({
             "milliseconds": round(1000 * seconds, 1),
-            "results": [self.describe(shape, rows[rows[:, 1] >= threshold])
-                        for (shape, _), rows in zip(ready, found)]})
+            "results": [self.describe(shape, rows[rows[:, 1] >= threshold]) for shape, rows in answers]})
+
+    async def detect(self, data: bytes, number: int) -> tuple[tuple[int, int], np.ndarray]:
+        """The bytes of an image -> its height and width, and what was found. Other images of the request, and of other
+        requests, are decoded and prepared meanwhile."""
+        shape, arrays = await asyncio.get_running_loop().run_in_executor(self.decoders, self.prepare, data, number)
+        return shape, await asyncio.wrap_future(self.batcher.submit(arrays))
 
     def enter(self, places: int) -> int:
         """Take places in the queue, or refuse. Returns their number."""
@@ -341,7 +347,7 @@ def main() -> int:
         return 2
     try:
         runner = infer.open_runner(args.model_dir, device=args.device, run_mode=args.run_mode,
-                                   cpu_threads=args.cpu_threads, engine=args.engine)
+                                   cpu_threads=args.cpu_threads, engine=args.engine, provider=args.provider)
     except infer.RunnerError as error:
         print(f"error: {infer.shown(error)}", file=sys.stderr)
         return 2
@@ -350,7 +356,7 @@ def main() -> int:
     except Exception as error:  # the libraries raise many kinds
         print(f"error: {args.model_dir}: it cannot detect on a blank image: {infer.end_of(error)}", file=sys.stderr)
         return 2
-    megapixels = args.max_batch_megapixels or {"CPU": 1, "GPU": 100}[args.device]
+    megapixels = args.max_batch_megapixels or {"CPU": 1, "GPU": 100}[runner.device]
     service = Service(
         runner, max_batch=args.max_batch, max_batch_pixels=int(megapixels * 1e6), max_wait=args.max_wait_ms / 1000,
         max_queue=args.max_queue, max_images=min(args.max_images, args.max_queue),

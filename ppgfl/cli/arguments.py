@@ -55,7 +55,8 @@ def evaluate(parser: ArgumentParser) -> None:
     parser.add_argument("--exported", metavar="PATH",
                         help="evaluate an exported folder or a model.onnx with its runner, instead of weights")
     parser.add_argument("--run_mode", metavar="MODE",
-                        help="how the runner of --exported computes: paddle (float32), bf16, int8, trt_fp32, trt_fp16")
+                        help="how the runner of --exported computes: paddle (float32), fp16, bf16, int8, trt_fp32, "
+                        "trt_fp16")
     _slicing(parser)
     parser.add_argument("--amp", nargs="?", const="O1", choices=("O1", "O2"), help="mixed precision on a GPU")
     parser.add_argument("--json_eval", action="store_true", help="evaluate the bbox.json that is in DIR already")

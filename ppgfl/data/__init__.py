@@ -16,6 +16,8 @@ A *sample* is one image, a dict:
 A *batch* is many, arrays with PaddleDetection's keys:
 
     image         [N, 3, H, W] float32    padded with zeros at the right and the bottom
+    unpadded      [N, 2] int32            only where the image is uint8, on its way to a GPU (see `device`): height,
+                                          width without padding
     im_shape      [N, 2] float32          as above
     scale_factor  [N, 2] float32
     im_id         [N] int64               the place instead, where the id is text or larger than that

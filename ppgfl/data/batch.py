@@ -18,8 +18,8 @@ Batch = dict[str, np.ndarray]
 SampleTransform = Callable[[Sample, Optional[np.random.Generator]], None]
 BatchTransform = Callable[[list[Sample]], list[Sample]]
 
-BATCH_KEYS = ("image", "im_shape", "scale_factor", "im_id", "place", "labels", "label_weights", "bbox_targets",
-              "pos_num", "vlr_regions")
+BATCH_KEYS = ("image", "unpadded", "im_shape", "scale_factor", "im_id", "place", "labels", "label_weights",
+              "bbox_targets", "pos_num", "vlr_regions")
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,12 @@ class Reader:
     Attributes:
         sample_transforms: of one image, in order (see `transforms`).
         batch_transforms: of all images of a batch together, in order.
+        left_out: the one of the sample transforms that is left to the device (see `device`).
     """
 
     sample_transforms: Sequence[SampleTransform]
     batch_transforms: Sequence[BatchTransform]
+    left_out: SampleTransform | None = None
 
     def sample(self, record: Sample, rng: np.random.Generator | None = None) -> Sample:
         """One record, {"im_id", "im_file" or "image", ...}, transformed; the record stays as it is.
@@ -42,7 +44,8 @@ class Reader:
         sample = dict(record)
         try:
             for transform in self.sample_transforms:
-                transform(sample, rng)
+                if transform is not self.left_out:
+                    transform(sample, rng)
         except Exception as error:
             if is_out_of_memory(error):
                 raise DataError(f"{_described(sample)}: there is no memory to prepare it ({_reason(error)}); make it "
@@ -81,14 +84,18 @@ class PadBatch:
         self.stride = max(1, pad_to_stride)
 
     def __call__(self, samples: list[Sample]) -> list[Sample]:
-        """Samples with `image` [3, H, W]; changes and returns them."""
+        """Samples with `image` [3, H, W]; changes and returns them. Images in bytes, whose values the device looks up,
+        get `unpadded`, since 0 is black there."""
         height, width = np.max([sample["image"].shape[1:] for sample in samples], axis=0)
         height, width = (-(-size // self.stride) * self.stride for size in (height, width))
-        padded = np.zeros((len(samples), 3, height, width), np.float32)
+        in_bytes = samples[0]["image"].dtype == np.uint8
+        padded = np.zeros((len(samples), 3, height, width), np.uint8 if in_bytes else np.float32)
         for target, sample in zip(padded, samples):
             _, h, w = sample["image"].shape
             target[:, :h, :w] = sample["image"]
             sample["image"] = target
+            if in_bytes:
+                sample["unpadded"] = np.array([h, w], np.int32)
         return samples
 
 

@@ -1,4 +1,4 @@
-"""Records -> batches, made ahead in worker processes or in a thread of this one: the same batches either way."""
+"""Records -> batches, made ahead in worker processes or in threads of this one: the same batches either way."""
 from __future__ import annotations
 
 import itertools
@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -18,18 +18,19 @@ from typing import Any, Union
 
 import cv2
 import numpy as np
-import paddle
 from paddle import Tensor
 
 from ..errors import DataError
-from ..system import interrupt
+from ..system import interrupt, runtime
 from ..system.log import logger
 from .batch import Batch, Reader, Sample, no_memory
+from .device import to_device
 from .failure import Failure
 from .image import is_out_of_memory, read_image
 from .shared_memory import SharedBatch, remove_shared
 
 AHEAD = 2  # batches of each worker that wait to be used
+MAX_THREADS = 8  # more get into each other's way
 POLL_SECONDS = 0.5  # how often a request to stop is looked at while waiting for a batch
 # A batch and messages about images that were left out, or why there is none.
 Made = Union[tuple[Union[Batch, SharedBatch], list[str]], Failure]
@@ -121,15 +122,19 @@ class Loader:
     Args:
         maker: makes a batch.
         batches: which images are in each.
-        workers: processes that work ahead; 0: a thread.
+        workers: processes that work ahead; 0: threads.
+        threads: without workers, how many; None: one, for a GPU up to `MAX_THREADS`.
 
     `len(loader)` is the number of batches of an epoch.
     """
 
-    def __init__(self, maker: BatchMaker, batches: Batches, workers: int = 0) -> None:
+    def __init__(self, maker: BatchMaker, batches: Batches, workers: int = 0,
+                 threads: int | None = None) -> None:
         self.maker = maker
         self.batches = batches
         self.workers = min(workers, len(batches))
+        self.threads = threads or (min(MAX_THREADS, runtime.physical_cores()) if runtime.on_gpu() else 1)
+        self.ahead = AHEAD * (self.workers or self.threads)
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -155,7 +160,7 @@ class Loader:
         skipped = 0
         try:
             places = islice(places, first, None)
-            waiting.extend(self._submit(pool, epoch, some) for some in islice(places, AHEAD * max(1, self.workers)))
+            waiting.extend(self._submit(pool, epoch, some) for some in islice(places, self.ahead))
             while waiting:
                 workers |= set(multiprocessing.active_children()) - others
                 received = self._receive(*waiting[0], stop)
@@ -187,7 +192,7 @@ class Loader:
 
     def _pool(self, prefix: str) -> Executor:
         if not self.workers:
-            return ThreadPoolExecutor(1)
+            return ThreadPoolExecutor(self.threads)
         methods = multiprocessing.get_all_start_methods()
         return ProcessPoolExecutor(
             self.workers, mp_context=multiprocessing.get_context("fork" if "fork" in methods else None),
@@ -220,7 +225,7 @@ class Loader:
                 made.raise_again()
             batch, messages = made
             arrays = batch.take() if isinstance(batch, SharedBatch) else batch
-            return {key: paddle.to_tensor(value) for key, value in arrays.items()}, messages
+            return to_device(arrays, self.maker.reader), messages
         except (MemoryError, OSError) as error:  # on its way here
             if not is_out_of_memory(error):
                 raise
@@ -279,20 +284,30 @@ def _exit_with(main_process: int) -> None:
 # --- without preparation
 
 
-def read_images(records: Sequence[Sample], *, skip: bool = False) -> Iterator[tuple[Sample, np.ndarray]]:
-    """Yield (record, image [H, W, 3] uint8 BGR). An image that cannot be read is left out (`skip`) or a DataError."""
+def read_images(records: Sequence[Sample], *, skip: bool = False,
+                read_all: Callable[..., Iterable[np.ndarray | DataError]] = map) -> Iterator[tuple[Sample, np.ndarray]]:
+    """Yield (record, image [H, W, 3] uint8 BGR). An image that cannot be read is left out (`skip`) or a DataError.
+
+    Args:
+        read_all: calls a function with each record, as `map`; in threads perhaps.
+    """
     skipped = 0
-    for record in records:
-        try:
-            image = read_image(record["im_file"])
-        except DataError as error:
-            if not skip:
-                raise
+    for record, image in zip(records, read_all(_image_or_error, records)):
+        if not isinstance(image, DataError):
+            yield record, image
+        elif skip:
             skipped += 1
-            logger.warning("skipped: %s", error)
-            continue
-        yield record, image
+            logger.warning("skipped: %s", image)
+        else:
+            raise image
     _count(skipped)
+
+
+def _image_or_error(record: Sample) -> np.ndarray | DataError:
+    try:
+        return read_image(record["im_file"])
+    except DataError as error:
+        return error
 
 
 def _count(skipped: int) -> None:

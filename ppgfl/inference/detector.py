@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Union, overload
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Union, overload
 
 import cv2
 import numpy as np
@@ -17,7 +18,8 @@ from ..build import build_dataset, build_loader, build_reader, check, load_model
 from ..classes import with_weights
 from ..config import load_config
 from ..config.keys import section, setting
-from ..data.batch import Sample
+from ..data.batch import Batch, Sample
+from ..data.device import for_device, to_device
 from ..data.image import read_image
 from ..data.loader import read_images
 from ..errors import ConfigError, DataError
@@ -25,8 +27,8 @@ from ..precision import Precision
 from ..system import runtime
 from ..system.log import logger
 from .detections import Detections, split_batch
-from .runner import is_exported, make_runner, new_lock
-from .slicing import Slicing, detect_sliced
+from .runner import ahead, is_exported, make_runner, new_lock, onnx_runs_on_gpu
+from .slicing import Place, Slicing, combine, cut, detect_sliced, groups_of_slices, moved
 from .static_model import load_detection_model
 
 if TYPE_CHECKING:
@@ -46,7 +48,7 @@ class RowDetector:
         detect: images [H, W, 3] uint8 BGR -> of each its detections [M, 6]: class index, score, x1, y1, x2, y2 in
             pixels of the image.
         detect_records: records with `im_id` and `im_file` (see `ppgfl.data`) -> yields (im_id, detections [M, 6]);
-            batches are read and prepared ahead where `detect` takes time for it.
+            images are read and prepared ahead, while the model runs.
         batch_size: images that `detect` should be called with at a time.
         class_names: by class index; None: unknown, so those of the config's data set.
         source: what it was opened from, for a report: a file of weights, an exported model with its settings.
@@ -78,7 +80,8 @@ def open_detector(cfg: dict[str, Any], *, weights: str | os.PathLike[str] | None
         model: a model that has its weights already, instead; it is put into evaluation mode.
         exported: an exported folder, a model file in it or a model.onnx, instead: what is deployed, prepared as it does
             there.
-        runner: with `exported`: arguments of its runner in deploy/python/infer.py, as {"run_mode": "bf16"}.
+        runner: with `exported`: arguments of its runner in deploy/python/infer.py, as {"run_mode": "bf16"}; the device
+            is Paddle's by default.
         slicing: look at images slice by slice.
         reader: "TestReader" or "EvalReader": what prepares images for the model.
         images: how many will be looked at; None: unknown. Few are not worth the making of a static graph.
@@ -88,14 +91,15 @@ def open_detector(cfg: dict[str, Any], *, weights: str | os.PathLike[str] | None
     """
     skip = skips_corrupt_images(cfg)
     if exported is not None:
-        run = make_runner(exported, **(runner or {}))
+        run = make_runner(exported, **{"device": _device_for(exported), **(runner or {})})
         logger.info("running %s", run.description)
-        detector = RowDetector(run, _one_by_one(run, skip), class_names=run.class_names, source=run.description)
+        stages = Stages(run.prepare, run.detect)
+        detector = RowDetector(run, _read_ahead(stages, skip), class_names=run.class_names, source=run.description)
     else:
         source = "" if model else str(weights or setting(cfg, "weights"))
         if model is None:
             model = _load_model(cfg, weights, images, precision)
-        detector = _of_model(cfg, model, reader, source, precision)
+        detector, stages = _of_model(cfg, model, reader, source, precision)
     if slicing is None:
         return detector
     whole, batch_size = detector.detect, detector.batch_size
@@ -103,7 +107,24 @@ def open_detector(cfg: dict[str, Any], *, weights: str | os.PathLike[str] | None
     def detect(images: Images) -> list[Rows]:
         return [detect_sliced(whole, image, slicing, batch_size) for image in images]
 
-    return replace(detector, detect=detect, detect_records=_one_by_one(detect, skip))
+    return replace(detector, detect=detect, detect_records=_read_ahead(stages, skip, slicing, batch_size))
+
+
+class Stages(NamedTuple):
+    """The two halves of detection: `detect(prepare(images))`. Threads may prepare while another detects."""
+
+    prepare: Callable[[Images], Batch]
+    detect: Callable[[Batch], list[Rows]]
+
+
+def _device_for(exported: str | os.PathLike[str]) -> str:
+    """Paddle's device, as a runner names it; for an ONNX file only where ONNX Runtime can use it too."""
+    device = runtime.device().upper()
+    if device.startswith("GPU") and Path(exported).suffix == ".onnx" and not onnx_runs_on_gpu():
+        logger.info("%s runs on the CPU: this onnxruntime has no CUDAExecutionProvider (pip install onnxruntime-gpu in "
+                    "its place)", exported)
+        return "CPU"
+    return device
 
 
 def _load_model(cfg: dict[str, Any], weights: str | os.PathLike[str] | None, images: int | None,
@@ -118,8 +139,8 @@ def _load_model(cfg: dict[str, Any], weights: str | os.PathLike[str] | None, ima
 
 
 def _of_model(cfg: dict[str, Any], model: Any, reader_name: str, source: str,
-              precision: Precision | None) -> RowDetector:
-    reader = build_reader(cfg, reader_name)
+              precision: Precision | None) -> tuple[RowDetector, Stages]:
+    reader = for_device(build_reader(cfg, reader_name))
     lock = new_lock()
     model.eval()
 
@@ -127,24 +148,51 @@ def _of_model(cfg: dict[str, Any], model: Any, reader_name: str, source: str,
         with lock, paddle.no_grad(), precision.auto_cast() if precision else nullcontext():
             return split_batch(model(batch))
 
+    stages = Stages(reader, lambda batch: run(to_device(batch, reader)))
+
     def detect(images: Images) -> list[Rows]:
-        return run({key: paddle.to_tensor(value) for key, value in reader(images).items()})
+        return stages.detect(stages.prepare(images))
 
     def detect_records(records: Sequence[Sample]) -> Iterator[tuple[Any, Rows]]:
         for batch in build_loader(cfg, reader_name, records).epoch():
             yield from zip((records[place]["im_id"] for place in batch["place"].tolist()), run(batch))
 
-    return RowDetector(detect, detect_records, section(cfg, reader_name)["batch_size"], model.class_names, source)
+    batch_size = section(cfg, reader_name)["batch_size"]
+    return RowDetector(detect, detect_records, batch_size, model.class_names, source), stages
 
 
-def _one_by_one(detect: Callable[[Images], list[Rows]],
-                skip: bool) -> Callable[[Sequence[Sample]], Iterator[tuple[Any, Rows]]]:
-    """The `detect_records` of a function that prepares images itself."""
+def _read_ahead(stages: Stages, skip: bool, slicing: Slicing | None = None,
+                batch_size: int = 1) -> Callable[[Sequence[Sample]], Iterator[tuple[Any, Rows]]]:
+    """The `detect_records` that reads images and prepares them, or their slices, in threads while the model runs."""
+    def parts(records: Sequence[Sample]) -> Iterator[Part]:
+        for record, image in read_images(records, skip=skip, read_all=ahead):
+            groups = groups_of_slices(image, slicing, batch_size)
+            for number, places in enumerate(groups, start=1):
+                yield Part(record["im_id"], image, places, number == len(groups))
+
+    def prepared(part: Part) -> tuple[Part, Batch]:
+        return part._replace(image=None), stages.prepare(cut(part.image, part.places))
+
     def detect_records(records: Sequence[Sample]) -> Iterator[tuple[Any, Rows]]:
-        for record, image in read_images(records, skip=skip):
-            yield record["im_id"], detect([image])[0]
+        found: list[Rows] = []
+        with closing(ahead(prepared, parts(records))) as ready:
+            for part, arrays in ready:
+                rows = stages.detect(arrays)
+                found += moved(rows, part.places) if slicing else rows
+                if part.is_last:
+                    yield part.im_id, combine(np.concatenate(found), slicing) if slicing else found[0]
+                    found = []
 
     return detect_records
+
+
+class Part(NamedTuple):
+    """What of an image is looked at together: its whole, or some of its slices."""
+
+    im_id: Any
+    image: Any  # [H, W, 3]; None once it is prepared
+    places: list[Place]
+    is_last: bool
 
 
 class Detector:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from ..system.atomic_write import with_ending, write_json
 from ..system.log import logger
 from ..system.progress import progress
 from .detections import Detections, coco_records, write_csv
-from .detector import open_detector
+from .detector import Rows, open_detector
 from .json_lines import JsonLines
+from .runner import ahead
 from .slicing import Slicing
 
 RESULT_FILES = {"json": "results.json", "csv": "results.csv", "coco": "bbox.json"}
@@ -72,20 +74,27 @@ def infer(cfg: dict[str, Any], images: str | os.PathLike[str] | Sequence[str], *
     coco: list[dict[str, Any]] = []
     count = drawn = 0
     best = 0.0  # score
-    for index, rows in progress(detector.detect_records(records), total=len(records), what="infer"):
-        count += 1
+
+    def draw(each: tuple[int, Rows]) -> tuple[int, Rows, Detections]:
+        index, rows = each
         one = Detections.from_rows(rows, names, path=files[index])
         if paths:
             paths[index].parent.mkdir(parents=True, exist_ok=True)
             write_image(str(paths[index]), one.draw(draw_threshold))
+        return index, rows, one
+
+    detected = progress(detector.detect_records(records), total=len(records), what="infer")
+    with closing(ahead(draw, detected)) as done:
+        for index, rows, one in done:
+            count += 1
             drawn += len(one.above(draw_threshold))
             best = max(best, float(one.scores.max(initial=0)))
-        if lines:
-            known = {} if os.path.isabs(files[index]) else {"folder": os.getcwd()}  # for a --resume from another one
-            lines.write({**one.above(save_threshold).to_dict(), **known})
-            continue
-        found.append(one.above(save_threshold))
-        coco += coco_records(rows[rows[:, 1] >= save_threshold], index, category_ids)
+            if lines:
+                known = {} if os.path.isabs(files[index]) else {"folder": os.getcwd()}  # for a --resume from elsewhere
+                lines.write({**one.above(save_threshold).to_dict(), **known})
+                continue
+            found.append(one.above(save_threshold))
+            coco += coco_records(rows[rows[:, 1] >= save_threshold], index, category_ids)
     what = f"{count} {'pictures' if pictures else 'images'}"
     logger.info("%s in %s%s", what, folder.resolve(), ", results-*.jsonl beside them" if lines and pictures else "")
     if pictures:

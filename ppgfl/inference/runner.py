@@ -1,19 +1,23 @@
 """Exported models inside ppgfl: the very runners of deploy/python/infer.py, which know nothing of ppgfl."""
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from ..errors import ExportError
 from ..system import runtime
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @functools.cache
@@ -81,6 +85,24 @@ def make_runner(path: str | os.PathLike[str], **settings: Any) -> ExportedModel:
         if name not in known:
             raise ExportError(f"{path}: its runner has no setting '{name}'; it has {', '.join(known)}")
     return ExportedModel(path, {"cpu_threads": runtime.physical_cores(), **settings})
+
+
+def ahead(function: Callable[[T], R], items: Iterable[T]) -> Generator[R, None, None]:
+    """Yield `function(item)` of each item, in order, made in threads while the caller works on those before; see
+    `ahead` of deploy/python/infer.py."""
+    infer = load_runner()
+    threads = infer.helpers("GPU" if runtime.on_gpu() else "CPU", runtime.physical_cores())
+    results: Generator[R, None, None] = infer.ahead(function, items, threads, 2 * threads)
+    return results
+
+
+def onnx_runs_on_gpu() -> bool:
+    """Whether ONNX Runtime, if it is there, is a build for CUDA."""
+    with contextlib.suppress(ImportError):
+        import onnxruntime
+
+        return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    return False
 
 
 def new_lock() -> Any:

@@ -11,6 +11,7 @@ from ..errors import ConfigError
 
 COMBINE_METHODS = ("nms", "nmm", "concat")
 MATCH_METRICS = ("iou", "ios")
+Place = tuple[int, int, int, int]  # x1, y1, x2, y2 in pixels of the image
 
 
 @dataclass
@@ -52,7 +53,7 @@ def _pair(values: Iterable[Any]) -> tuple[Any, Any]:
     return (values * 2)[:2]
 
 
-def slices(height: int, width: int, slicing: Slicing) -> list[tuple[int, int, int, int]]:
+def slices(height: int, width: int, slicing: Slicing) -> list[Place]:
     """(x1, y1, x2, y2) of the slices of an image: row by row, all of full size unless the image is smaller; the last of
     a row or column is moved back into the image."""
     ys, xs = (_starts(side, size, ratio) for side, size, ratio in
@@ -68,6 +69,23 @@ def _starts(side: int, size: int, ratio: float) -> list[int]:
     return starts
 
 
+def groups_of_slices(image: np.ndarray, slicing: Slicing | None, batch_size: int = 1) -> list[list[Place]]:
+    """The places of an image [H, W, 3] that are looked at together: of its slices, or without slicing all of it."""
+    height, width = image.shape[:2]
+    places = slices(height, width, slicing) if slicing else [(0, 0, width, height)]
+    return [places[start:start + batch_size] for start in range(0, len(places), batch_size)]
+
+
+def cut(image: np.ndarray, places: Sequence[Place]) -> list[np.ndarray]:
+    """The parts of an image at these places."""
+    return [np.ascontiguousarray(image[y1:y2, x1:x2]) for x1, y1, x2, y2 in places]
+
+
+def moved(found: Iterable[np.ndarray], places: Sequence[Place]) -> list[np.ndarray]:
+    """Detections in the parts of an image -> in its own pixels."""
+    return [rows + np.array([0, 0, x1, y1, x1, y1], rows.dtype) for rows, (x1, y1, _, _) in zip(found, places)]
+
+
 def detect_sliced(run: Callable[[Sequence[np.ndarray]], list[np.ndarray]], image: np.ndarray, slicing: Slicing,
                   batch_size: int = 1) -> np.ndarray:
     """Detections [M, 6] (class, score, x1, y1, x2, y2; best score first) of one image [H, W, 3], slice by slice.
@@ -78,13 +96,8 @@ def detect_sliced(run: Callable[[Sequence[np.ndarray]], list[np.ndarray]], image
         slicing: a `Slicing`.
         batch_size: slices at a time.
     """
-    height, width = image.shape[:2]
-    places, parts = slices(height, width, slicing), []
-    for start in range(0, len(places), batch_size):
-        group = places[start:start + batch_size]
-        found = run([np.ascontiguousarray(image[y1:y2, x1:x2]) for x1, y1, x2, y2 in group])
-        for (x1, y1, _, _), rows in zip(group, found):
-            parts.append(rows + np.array([0, 0, x1, y1, x1, y1], rows.dtype))
+    parts = [rows for places in groups_of_slices(image, slicing, batch_size)
+             for rows in moved(run(cut(image, places)), places)]
     return combine(np.concatenate(parts), slicing)
 
 

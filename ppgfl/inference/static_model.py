@@ -68,7 +68,7 @@ class StaticModel:
     """
 
     def __init__(self, folder: Path, engine: str = "auto") -> None:
-        self.runner = make_runner(folder, device="GPU" if runtime.on_gpu() else "CPU", engine=engine)
+        self.runner = make_runner(folder, device=runtime.device().upper(), engine=engine)
         self.class_names: list[str] | None = json.loads((folder / CLASS_NAMES).read_text(encoding="utf-8"))
         logger.info("running %s", self.runner.description)
 

@@ -159,11 +159,16 @@ def select_device(use_gpu: bool) -> str:
     return "cpu"
 
 
-def on_gpu() -> bool:
-    """Whether the device that `select_device` chose is a GPU."""
+def device() -> str:
+    """The device that `select_device` chose: "gpu:<index>" or "cpu"."""
     import paddle
 
-    return str(paddle.device.get_device()).startswith("gpu")
+    return str(paddle.device.get_device())
+
+
+def on_gpu() -> bool:
+    """Whether that is a GPU."""
+    return device().startswith("gpu")
 
 
 @contextlib.contextmanager

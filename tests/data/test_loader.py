@@ -16,7 +16,6 @@ import pytest
 from helpers import ROOT
 
 from ppgfl import DataError
-from ppgfl.data import loader as ppgfl_loader
 from ppgfl.data import shared_memory
 from ppgfl.data.batch import Reader
 from ppgfl.data.loader import Batches, BatchMaker, Loader
@@ -135,7 +134,7 @@ def test_a_batch_that_memory_is_refused_for_is_described(workers, place, monkeyp
     if place == "stack":
         monkeypatch.setattr("ppgfl.data.batch.np.stack", refuse)
     elif place == "hand-over":
-        monkeypatch.setattr(ppgfl_loader, "paddle", SimpleNamespace(to_tensor=refuse))
+        monkeypatch.setattr("ppgfl.data.device.paddle", SimpleNamespace(to_tensor=refuse))
     reader = Reader([], [refuse] if place == "batch transform" else [])
     for size, mend in ((3, "set the reader's batch_size lower, or let Resize"), (1, ".no 9 GiB.; let Resize")):
         with pytest.raises(DataError, match=rf"memory for a batch of {size}, .* {size - 1}.png .*{mend}"):

@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 
 from ppgfl import DataError, cli
-from ppgfl.data import batch, loader, shared_memory, targets, transforms
+from ppgfl.data import batch, device, loader, shared_memory, targets, transforms
 from ppgfl.evaluation import evaluate  # noqa: F401
 from ppgfl.inference import infer  # noqa: F401
 from ppgfl.training import train  # noqa: F401
@@ -68,7 +68,7 @@ PLACES = {
     "PadBatch": (batch.PadBatch, "__call__"), "Gt2GFLTarget": (targets.Gt2GFLTarget, "__call__"),
     "collate": (batch, "collate"), "order": (loader.Batches, "indices"),
     "put": (shared_memory.SharedBatch, "put"), "take": (shared_memory.SharedBatch, "take"),
-    "to_tensor": (loader, "paddle"),
+    "to_tensor": (device, "paddle"),
 }
 
 
