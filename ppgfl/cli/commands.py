@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from ..errors import DataError
+from ..errors import ConfigError, DataError
 from ..system import dist, runtime
 from ..system.log import set_up
 from . import arguments
@@ -200,7 +200,18 @@ def doctor(args: Namespace) -> int:
     """Look at this machine: versions, device, threads, fast paths, folders, and a self-test of seconds.
 
     ppgfl doctor
+    ppgfl doctor --gpu
+
+    --gpu proves the whole GPU path instead: values, training, exports, speed. Its exit code is 1 when anything is not as
+    it should be; gpu_report.md says what. python tools/gpu_check.py is the same.
     """
+    if args.gpu:
+        from .gpu import check
+
+        return 0 if check.run(args.parts, dry=args.dry, output_dir=args.output_dir or ".") else 1
+    for flag, given in (("--parts", args.parts), ("--output_dir", args.output_dir), ("--dry", args.dry)):
+        if given:
+            raise ConfigError(f"{flag}: it belongs to the GPU check; add --gpu")
     from .doctor import examine
 
     return 0 if examine() else 1
