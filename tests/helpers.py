@@ -16,8 +16,9 @@ ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"
 sys.path[:0] = [str(ROOT), str(GOLDEN)]
 
-import ppgfl  # noqa: E402  before paddle, as every program must
 from cases import sample  # noqa: E402, F401  for the tests
+
+import ppgfl  # noqa: E402  before paddle, as every program must
 
 ZOO = ["gfl_r50_fpn_1x_coco", "gfl_r101vd_fpn_mstrain_2x_coco", "gfl_r34vd_1x_coco", "gfl_r18vd_1x_coco",
        "gflv2_r50_fpn_1x_coco"]

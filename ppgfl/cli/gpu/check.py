@@ -22,6 +22,7 @@ from . import exports, report, speed, training, values
 from .finding import Finding, Place
 from .report import Result
 
+FOUND = "findings.jsonl"  # what a process has found so far
 Check = Callable[[Place], Iterator[Finding]]
 # cuBLAS and cuDNN read it once, when they start.
 TF32_OFF = {"NVIDIA_TF32_OVERRIDE": "0"}
@@ -38,7 +39,7 @@ class Part:
         checks: one after the other, in one process for each way.
         ways: of running it, as the checks know them.
         dry_ways: those of a dry run.
-        environment: variables of its processes; those of a way that stands in `WAYS` are added.
+        environment: variables of its processes, to which `WAYS` adds those of a way.
         minutes: after which one of its processes is taken to hang.
     """
 
@@ -77,13 +78,14 @@ def run(parts: str | None = None, *, dry: bool = False, output_dir: str | os.Pat
     """
     numbers = chosen(parts)
     device = "cpu" if dry else _gpu()
-    place, results = Path(output_dir), []
+    place, about = Path(output_dir), (f"{'' if dry else values.card_name()}, {machine()}").lstrip(", ")
+    results: list[Result] = []
 
     def write() -> None:
-        report.write(place, results, planned=len(numbers), dry=dry, machine=machine())
+        report.write(place, results, planned=len(numbers), dry=dry, machine=about)
 
     write()  # a folder that cannot be written is known now
-    with tempfile.TemporaryDirectory(prefix="gpu_check_", ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(prefix="gpu_check_") as folder:
         for number in numbers:
             part = PARTS[number]
             for way in part.dry_ways if dry else part.ways:
@@ -128,24 +130,10 @@ def run_one(number: int, place: Place) -> Result:
     """One way of a part in a process of its own. Whatever becomes of it is a finding."""
     part, start = PARTS[number], time.perf_counter()
     result = Result(number, part.title, place.way, 0.0)
-    found, output = place.folder / "findings.jsonl", place.folder / "output.log"
+    found, output = place.folder / FOUND, place.folder / "output.log"
     found.write_text("", encoding="utf-8")
-    environment = runtime.child_environment(**part.environment, **WAYS.get(place.way, {}),
-                                            PPGFL_HOME=str(place.folder / "home"))
-    command = [sys.executable, "-c", "from ppgfl.cli.gpu import check; check.child()", str(number), place.device,
-               str(place.folder), place.way]
-    with open(output, "wb") as file:
-        process = subprocess.Popen(command, cwd=place.folder, env=environment, stdin=subprocess.DEVNULL, stdout=file,
-                                   stderr=subprocess.STDOUT, start_new_session=True)
-        try:
-            code: int | None = process.wait(60 * part.minutes)
-        except subprocess.TimeoutExpired:
-            code = None
-        finally:
-            with contextlib.suppress(ProcessLookupError):  # also the processes that it started
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    result.findings = [Finding(**json.loads(line)) for line in found.read_text(encoding="utf-8").splitlines()]
+    code = in_its_own_process(number, place, output)
+    result.findings = [Finding(**json.loads(line)) for line in found.read_text(encoding="utf-8").split("\n")[:-1]]
     lines = [line for line in output.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     if code != 0 or not result.findings:
         how = f"took more than {part.minutes:g} minutes" if code is None else f"ended with exit code {code}"
@@ -155,15 +143,39 @@ def run_one(number: int, place: Place) -> Result:
     return result
 
 
-def child() -> None:
-    """What the process of `run_one` does: the checks of a part, whose findings it writes as they come."""
-    number, device, folder, way = sys.argv[1:]
+def in_its_own_process(number: int, place: Place, output: Path) -> int | None:
+    """Run `child` so, with its output in a file -> its exit code, or None after the time that the part has."""
+    part = PARTS[number]
+    environment = runtime.child_environment(**part.environment, **WAYS.get(place.way, {}),
+                                            PPGFL_HOME=str(place.folder / "home"))
+    code = "import sys; from ppgfl.cli.gpu import check; check.child(*sys.argv[1:])"
+    command = [sys.executable, "-c", code, str(number), place.device, str(place.folder), place.way]
+    with open(output, "wb") as file:
+        process = subprocess.Popen(command, cwd=place.folder, env=environment, stdin=subprocess.DEVNULL, stdout=file,
+                                   stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            return process.wait(60 * part.minutes)
+        except subprocess.TimeoutExpired:
+            return None
+        finally:
+            _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a process, if it has not, and those that it started: Paddle's launcher ends its own when it is asked to."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+            os.killpg(process.pid, number)
+            process.wait(20)
+
+
+def child(number: str, device: str, folder: str, way: str) -> None:
+    """The checks of a part, whose findings are written as they come."""
     log.set_up(logging.INFO)
     runtime.import_paddle()
     runtime.select_device(device == "gpu")
-    place = Place(device, Path(folder), way)
-    with open(place.folder / "findings.jsonl", "w", encoding="utf-8") as file:
+    with open(Path(folder) / FOUND, "w", encoding="utf-8") as file:
         for check in PARTS[int(number)].checks:
-            for finding in check(place):
+            for finding in check(Place(device, Path(folder), way)):
                 file.write(json.dumps(asdict(finding)) + "\n")
                 file.flush()

@@ -95,22 +95,26 @@ def training_batch(place: Place, count: int) -> dict[str, Any]:
         boxes = np.concatenate([low, low + rng.uniform(0.05, 0.3, (8, 2))], axis=1) * [width, height, width, height]
         samples.append({"image": rng.normal(size=(3, height, width)).astype("float32"),
                         "gt_bbox": boxes.astype("float32"), "gt_class": rng.integers(0, 80, 8),
-                        "im_shape": np.float32([height, width]), "scale_factor": np.ones(2, np.float32)})
+                        "im_shape": np.array([height, width], np.float32), "scale_factor": np.ones(2, np.float32)})
     made = collate(Gt2GFLTarget(num_classes=80, grid_cell_scale=8)(samples))
     return {key: paddle.to_tensor(value) for key, value in made.items()}
 
 
 def _trainer(place: Place, how: str, count: int) -> Run:
     """The step of `ppgfl train`, without the reading of images."""
-    folder = place.folder / "speed"
     cfg = load_config(_name(place), [f"use_gpu={place.device == 'gpu'}".lower(), "pretrain_weights=null",
                                      *(f"TrainDataset.{key}" for key in _data(place))])
-    run = set_up(cfg, Options(run_name="speed", evaluate=False, resume=None, amp=None if how == "float32" else how,
-                              accumulate=1, use_vdl=False, vdl_log_dir=None, to_static=False, seed=0, patience=0,
-                              best_metric="AP", scale_lr=True, command=""), RunFolder(folder))
-    run.state.model.train()
+    options = Options(run_name="speed", evaluate=False, resume=None, amp=None if how == "float32" else how,
+                      accumulate=1, use_vdl=False, vdl_log_dir=None, to_static=False, seed=0, patience=0,
+                      best_metric="AP", scale_lr=True, command="")
+    made = set_up(cfg, options, RunFolder(place.folder / "speed", resume=None))
+    made.state.model.train()
     batch = training_batch(place, count)
-    return lambda: run.step([batch])["loss"].numpy()
+
+    def run() -> Any:
+        return made.step([batch])["loss"].numpy()
+
+    return run
 
 
 def _data(place: Place) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import pickle
 import subprocess
 import sys
@@ -26,7 +27,7 @@ Rows = list[dict[str, float]]  # of results.csv
 LEVELS = (None, "O1", "O2")
 # A loss of one of 20 steps, from that of float32; see docs/gpu.md for where the numbers come from.
 AMP_LIMITS = {"O1": 0.05, "O2": 0.1}
-ACCUMULATE_LIMIT = 1e-3  # a step that is twice as long, or half, moves a loss by 1e-2
+ACCUMULATE_LIMIT = 1e-3
 CARDS_LIMIT = 5e-3  # the order of sums, over ten steps; two processes on a CPU agree within 1e-4
 DEMO_AP = 0.6
 # A high prior: PaddleDetection's normaliser of the box losses is the mean over processes but at least 1 in each.
@@ -54,11 +55,13 @@ def losses_of(folder: Path) -> Rows:
 
 
 def apart(rows: Rows, others: Rows) -> float:
-    """The largest difference of a loss, over that loss; infinite where steps or losses are missing."""
+    """The largest difference of a loss, over the sum of losses of that step; infinite where a step or a loss is missing
+    or not finite."""
     if len(rows) != len(others) or not rows:
         return float("inf")
-    return max(abs(row.get(key, float("nan")) / value - 1) if value else float("inf")
-               for row, other in zip(rows, others) for key, value in other.items() if key.startswith("loss"))
+    found = [abs(row.get(key, float("inf")) - value) / other["loss"]
+             for row, other in zip(rows, others) for key, value in other.items() if key.startswith("loss")]
+    return max(found) if all(map(math.isfinite, found)) else float("inf")
 
 
 # --- part 2, beside the recorded steps: accumulation

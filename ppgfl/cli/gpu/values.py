@@ -40,13 +40,18 @@ def card(place: Place) -> Iterator[Finding]:
     if place.dry:
         yield skipped("card", "--dry: the CPU takes its place")
     else:
-        properties = paddle.device.cuda.get_device_properties()
         major, minor = paddle.device.cuda.get_device_capability()
-        yield Finding(True, "card", f"{properties.name}, capability {major}.{minor}, "
-                                    f"{properties.total_memory / 2**30:.1f} GiB, driver {_driver()}")
+        yield Finding(True, "card", f"{card_name()}, capability {major}.{minor}")
         yield Finding(True, "libraries", f"CUDA {paddle.version.cuda()}, cuDNN {paddle.version.cudnn()}, TensorRT "
                                          f"{'.'.join(map(str, paddle.inference.get_trt_compile_version()))}")
     yield convolution()
+
+
+def card_name() -> str:
+    """Of the first card: its name, memory, driver, and how many there are."""
+    properties = paddle.device.cuda.get_device_properties(0)
+    return (f"{paddle.device.cuda.device_count()} x {properties.name}, {properties.total_memory / 2**30:.1f} GiB, "
+            f"driver {_driver()}")
 
 
 def _driver() -> str:
@@ -103,11 +108,10 @@ def _maps_of(place: Place, name: str, model: GFL) -> Iterator[Finding]:
             worst = max(worst, np.nan_to_num(difference, nan=np.inf))
     yield within(f"{name}: maps", worst, MAPS[place.way], " of the largest value")
     suffix = "_calibrated" if "gflv2" in name else ""
-    wanted, found = ((rows, numbers) for rows, numbers in (
-        (expected["bbox" + suffix], expected["bbox_num" + suffix]),
-        (output["bbox"].numpy(), output["bbox_num"].numpy())))
+    recorded = by_image(expected["bbox" + suffix], expected["bbox_num" + suffix])
+    found = by_image(output["bbox"].numpy(), output["bbox_num"].numpy())
     limits = DETECTIONS[place.way]
-    yield within(f"{name}: detections", unlike(by_image(*wanted), by_image(*found), limits), limits.share,
+    yield within(f"{name}: detections", unlike(recorded, found, limits), limits.share,
                  f" of them not within {limits.pixels:g} pixels and {limits.score:g} in score")
 
 
@@ -133,7 +137,8 @@ def suppression(place: Place, model: GFL, image: np.ndarray, what: str) -> Findi
 def suppressed(model: GFL, device: str, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
     """NMS of boxes [N, A, 4] and scores [N, A, C] on a device -> the rows of each image."""
     paddle.set_device(device)
-    rows, numbers = model.decoder.suppress(*map(paddle.to_tensor, arrays))
+    boxes, scores = map(paddle.to_tensor, arrays)
+    rows, numbers = model.decoder.nms(boxes, scores.transpose([0, 2, 1]), model.decoder.threshold())
     return by_image(rows.numpy(), numbers.numpy())
 
 
