@@ -49,7 +49,7 @@ class _OpenCVBeforePaddle:
             import cv2  # noqa: F401
 
 
-def child_environment(**variables: str) -> dict[str, str]:
+def child_variables(**variables: str) -> dict[str, str]:
     """The environment, with these variables, for a Python process that imports this very package."""
     path = [str(Path(__file__).resolve().parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path), **variables}

@@ -111,7 +111,8 @@ def test_part_2_a_loss_that_is_off_and_batches_that_are_not_averaged(dry, monkey
 
 def test_part_3_mixed_precision_that_is_off_and_a_resume_without_momentum(dry, monkeypatch):
     def coarser(cfg, **settings):
-        cfg["LearningRate"]["base_lr"] *= 8 if settings["amp"] else 1
+        if settings["amp"]:
+            cfg["GFLHead"]["prior_prob"] = 0.3
         return (cfg,), settings
 
     def forgetful(self, stem):
@@ -131,6 +132,7 @@ def test_part_3_mixed_precision_that_is_off_and_a_resume_without_momentum(dry, m
     assert found["shapes_gfl, O1: precision"] == "skipped"
 
 
+@pytest.mark.drill
 def test_part_4_two_cards_that_learn_at_another_rate(dry, monkeypatch):
     """Here one process with the whole batch stands for two."""
     def command(place, launcher, *words):
@@ -144,6 +146,7 @@ def test_part_4_two_cards_that_learn_at_another_rate(dry, monkeypatch):
     assert found["sync_bn"] == "skipped"
 
 
+@pytest.mark.drill
 def test_parts_5_and_6_boxes_that_are_off_and_a_demo_that_fails(dry, monkeypatch):
     def shifted(runner, inputs):
         moved = 0.2 if "native" in runner.description else 0.0
@@ -154,7 +157,7 @@ def test_parts_5_and_6_boxes_that_are_off_and_a_demo_that_fails(dry, monkeypatch
     monkeypatch.setattr(demo, "run", doing(demo.run, after=lambda code: 2))
     code, found = dry("5,6")
     assert code == 1
-    assert missed(found) == {"model.pdmodel, paddle", "model.json, paddle", "ppgfl demo"} & {*found}
+    assert missed(found) == {"model.pdmodel, paddle", "ppgfl demo"}  # a .json runs natively on a CPU too
     assert found["model.pdmodel, CPU"] == found["model.pdmodel, paddle: AP"] == "ok"
     assert found["model.pdmodel, trt_fp16"] == "skipped"
 

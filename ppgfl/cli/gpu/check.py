@@ -39,7 +39,7 @@ class Part:
         checks: one after the other, in one process for each way.
         ways: of running it, as the checks know them.
         dry_ways: those of a dry run.
-        environment: variables of its processes, to which `WAYS` adds those of a way.
+        variables: that its processes get, beside those of a way in `WAYS`.
         minutes: after which one of its processes is taken to hang.
     """
 
@@ -47,19 +47,19 @@ class Part:
     checks: Sequence[Check]
     ways: Sequence[str] = ("",)
     dry_ways: Sequence[str] = ("",)
-    environment: Mapping[str, str] = field(default_factory=dict)
+    variables: Mapping[str, str] = field(default_factory=dict)
     minutes: float = 10
 
 
 WAYS: Mapping[str, Mapping[str, str]] = {values.OFF: TF32_OFF}
 BOTH = (values.OFF, values.ON)
 PARTS = (
-    Part("card, driver, libraries", [values.card], environment=TF32_OFF),
+    Part("card, driver, libraries", [values.card], variables=TF32_OFF),
     Part("raw maps and NMS", [values.maps], BOTH, BOTH[:1]),
     Part("training steps", [values.steps, training.accumulated], BOTH, BOTH[:1]),
-    Part("mixed precision and resume", [training.precision], environment=REPEATABLE),
-    Part("several cards", [training.cards], environment=TF32_OFF),
-    Part("exports", [exports.exports], environment=TF32_OFF, minutes=20),
+    Part("mixed precision and resume", [training.precision], variables=REPEATABLE),
+    Part("several cards", [training.cards], variables=TF32_OFF),
+    Part("exports", [exports.exports], variables=TF32_OFF, minutes=20),
     Part("demo", [training.run_demo]),
     Part("speed and memory", [speed.speed], speed.WAYS, speed.DRY_WAYS),
 )
@@ -146,12 +146,12 @@ def run_one(number: int, place: Place) -> Result:
 def in_its_own_process(number: int, place: Place, output: Path) -> int | None:
     """Run `child` so, with its output in a file -> its exit code, or None after the time that the part has."""
     part = PARTS[number]
-    environment = runtime.child_environment(**part.environment, **WAYS.get(place.way, {}),
+    variables = runtime.child_variables(**part.variables, **WAYS.get(place.way, {}),
                                             PPGFL_HOME=str(place.folder / "home"))
     code = "import sys; from ppgfl.cli.gpu import check; check.child(*sys.argv[1:])"
     command = [sys.executable, "-c", code, str(number), place.device, str(place.folder), place.way]
     with open(output, "wb") as file:
-        process = subprocess.Popen(command, cwd=place.folder, env=environment, stdin=subprocess.DEVNULL, stdout=file,
+        process = subprocess.Popen(command, cwd=place.folder, env=variables, stdin=subprocess.DEVNULL, stdout=file,
                                    stderr=subprocess.STDOUT, start_new_session=True)
         try:
             return process.wait(60 * part.minutes)
