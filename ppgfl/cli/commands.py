@@ -35,8 +35,8 @@ def main(command: str, words: Sequence[str] | None = None, prog: str | None = No
     add_arguments(parser)
     args = parser.parse_args(words)
     set_up(logging.INFO if dist.is_main() else logging.WARNING)
-    # `doctor` says itself what is wrong with Paddle.
-    return exit_code(run, args, with_paddle=command != "doctor")
+    # `doctor` says itself what is wrong with Paddle; its GPU check needs one.
+    return exit_code(run, args, with_paddle=command != "doctor" or args.gpu)
 
 
 def entry(words: Sequence[str] | None = None) -> int:
