@@ -9,6 +9,7 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "ppgfl/__init__.py").read_t
 # Folders that travel inside the package, as ppgfl/configs/gfl and ppgfl/deploy/python.
 FOLDERS = [folder for folder in sorted(HERE.glob("configs/**")) if any(folder.glob("*.yml"))]
 FOLDERS += [HERE / "deploy" / name for name in ("python", "serving", "ray")]
+FOLDERS += [HERE / "tests/golden", HERE / "tests/golden/values"]  # what the GPU check compares with
 INSIDE = {"ppgfl." + ".".join(folder.relative_to(HERE).parts): str(folder.relative_to(HERE)) for folder in FOLDERS}
 
 ONNX = ["onnx", "onnxruntime"]
@@ -24,7 +25,8 @@ setup(
     python_requires=">=3.9",
     packages=find_packages(include=["ppgfl", "ppgfl.*"]) + list(INSIDE),
     package_dir={"ppgfl": "ppgfl", **INSIDE},
-    package_data={"ppgfl": ["py.typed", "evaluation/*.html"], **{name: ["*.yml", "*.html"] for name in INSIDE}},
+    package_data={"ppgfl": ["py.typed", "evaluation/*.html"],
+                  **{name: ["*.yml", "*.html", "*.json", "*.npz"] for name in INSIDE}},
     install_requires=["numpy", "pyyaml", "opencv-python", "pycocotools", "visualdl", "tqdm", "matplotlib",
                       "pillow", "requests", "filelock"],
     entry_points={"console_scripts": ["ppgfl = ppgfl.cli:entry"]},

@@ -16,6 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"
 sys.path[:0] = [str(ROOT), str(GOLDEN)]
 
+from cases import sample  # noqa: E402, F401  for the tests
+
 import ppgfl  # noqa: E402  before paddle, as every program must
 
 ZOO = ["gfl_r50_fpn_1x_coco", "gfl_r101vd_fpn_mstrain_2x_coco", "gfl_r34vd_1x_coco", "gfl_r18vd_1x_coco",
@@ -29,13 +31,6 @@ LOSSES = ("loss", "loss_qfl", "loss_bbox", "loss_dfl")
 LD_LOSSES = ["loss_ld", "loss_ld_vlr", "loss_kd"]
 MANY = 150  # images: long enough to be killed amid
 CONTENT = pickle.dumps({"w": np.arange(50_000, dtype=np.float32)}, protocol=2)  # of the `server`
-
-
-def sample(array, n):
-    """The summary that the recorded values hold (tests/golden/README.md)."""
-    flat = np.asarray(array, np.float32).ravel()
-    index = np.linspace(0, flat.size - 1, min(n, flat.size)).astype(int)
-    return np.concatenate([[flat.mean(), flat.std(), np.abs(flat).max()], flat[index]])
 
 
 def recorded(name):

@@ -98,6 +98,8 @@ def tool(words, place):
         arguments = [*(arguments if MODEL in arguments else [MODEL, *arguments]), "--fps_images", "1"]
     if name == "benchmark":
         arguments += ["--rounds", "1"]
+    if "--gpu" in arguments:
+        arguments += ["--dry", "--parts", "0"]
     code = cli.main({"export": "export_model", "zoo": "model_zoo"}.get(name, name), arguments)
     # Weights from a seed miss the AP, a machine may lack something, and small data sets have something to complain of.
     assert code in ((0, 1) if name in ("zoo", "model_zoo", "doctor") or arguments[:1] == ["check"] else (0,))

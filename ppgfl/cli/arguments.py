@@ -156,7 +156,13 @@ def benchmark(parser: ArgumentParser) -> None:
 
 
 def doctor(parser: ArgumentParser) -> None:
-    pass
+    parser.add_argument("--gpu", action="store_true",
+                        help="prove that all of ppgfl works on this machine's GPU: about 20 minutes, and a report")
+    parser.add_argument("--parts", metavar="N,N", help="with --gpu: some of its parts, as 0,1,5 (all)")
+    parser.add_argument("--output_dir", metavar="DIR",
+                        help="with --gpu: where gpu_report.md and gpu_report.json are written (here)")
+    parser.add_argument("--dry", action="store_true",
+                        help="with --gpu: try the check itself on the CPU, which proves nothing about a GPU")
 
 
 def _boolean(text: str) -> bool:

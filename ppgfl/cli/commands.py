@@ -35,8 +35,8 @@ def main(command: str, words: Sequence[str] | None = None, prog: str | None = No
     add_arguments(parser)
     args = parser.parse_args(words)
     set_up(logging.INFO if dist.is_main() else logging.WARNING)
-    # `doctor` says itself what is wrong with Paddle.
-    return exit_code(run, args, with_paddle=command != "doctor")
+    # `doctor` says itself what is wrong with Paddle; its GPU check needs one.
+    return exit_code(run, args, with_paddle=command != "doctor" or args.gpu)
 
 
 def entry(words: Sequence[str] | None = None) -> int:
@@ -241,7 +241,18 @@ def doctor(args: Namespace) -> int:
     """Look at this machine: versions, device, threads, fast paths, folders, and a self-test of seconds.
 
     ppgfl doctor
+    ppgfl doctor --gpu
+
+    --gpu proves the whole GPU path instead: values, training, exports, speed. Its exit code is 1 when anything is not
+    as it should be; gpu_report.md says what. python tools/gpu_check.py is the same.
     """
+    if args.gpu:
+        from .gpu import check
+
+        return 0 if check.run(args.parts, dry=args.dry, output_dir=args.output_dir or ".") else 1
+    for flag, given in (("--parts", args.parts), ("--output_dir", args.output_dir), ("--dry", args.dry)):
+        if given:
+            raise ConfigError(f"{flag}: it belongs to the GPU check; add --gpu")
     from .doctor import examine
 
     return 0 if examine() else 1

@@ -18,6 +18,7 @@ from ..build import build_dataset, build_loader, build_reader, check, load_model
 from ..classes import with_weights
 from ..config import load_config
 from ..config.keys import section, setting
+from ..config.load import is_run
 from ..data.batch import Batch, Sample
 from ..data.device import for_device, to_device
 from ..data.image import read_image
@@ -202,7 +203,8 @@ class Detector:
         found.boxes, found.scores, found.labels, found.names
 
     Args:
-        config: a config file, the name of one shipped with ppgfl, or an exported model: its folder, or a model.onnx.
+        config: a config file, the name of one shipped with ppgfl, the folder of a training run, whose best weights are
+            taken, or an exported model: its folder, or a model.onnx.
         weights: a .pdparams file; without it the config's `weights`.
         overrides: as in `load_config`.
         runner: of an exported model: arguments of its runner in deploy/python/infer.py, as {"run_mode": "bf16"}.
@@ -215,7 +217,7 @@ class Detector:
                  overrides: Sequence[str] = (), runner: dict[str, Any] | None = None,
                  slicing: Slicing | None = None) -> None:
         self.made_of = config, weights, tuple(overrides), runner, slicing
-        if is_exported(config):
+        if is_exported(config) and not is_run(config):
             self.detect = open_detector({}, exported=config, runner=runner, slicing=slicing)
             self.class_names = self.detect.class_names or []
             return

@@ -52,6 +52,12 @@ class _OpenCVBeforePaddle:
             import cv2  # noqa: F401
 
 
+def child_variables(**variables: str) -> dict[str, str]:
+    """The environment, with these variables, for a Python process that imports this very package."""
+    path = [str(Path(__file__).resolve().parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path), **variables}
+
+
 def mkl_is_slow() -> bool:
     """Whether MKL takes its slowest path, because the user has set it so."""
     return is_amd() and os.environ.get("MKL_DEBUG_CPU_TYPE") != "5"
