@@ -11,7 +11,7 @@ from typing import Any
 
 from paddle.optimizer import Optimizer
 
-from .classes import number_of_classes, with_weights
+from .classes import with_weights
 from .config.check import check_config
 from .config.keys import optimizer_section, section, setting
 from .config.values import kinds_of

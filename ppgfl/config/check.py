@@ -164,14 +164,13 @@ def check_classes(cfg: Mapping[str, Any], class_names: list[str], source: object
 def check_order(name: str, sample: list[str], batch: list[str]) -> None:
     """Raise a ConfigError unless the transforms of a reader, by name, are complete and stand in an order that works."""
     where = f"{name}.sample_transforms"
-    for kind, kinds, places in (
-            ("Decode", sample, "sample_transforms"),
-            ("NormalizeImage", sample + batch, "sample_transforms or batch_transforms"),
-            ("Permute", sample + batch, "sample_transforms or batch_transforms"),
-            *([("Gt2GFLTarget", batch, "batch_transforms")] if name == "TrainReader" else [])):
+    for kind, kinds, key in (("Decode", sample, "sample"), ("NormalizeImage", sample + batch, "sample"),
+                             ("Permute", sample + batch, "sample"),
+                             *([("Gt2GFLTarget", batch, "batch")] if name == "TrainReader" else [])):
         if kinds.count(kind) != 1:
-            raise ConfigError(f"{name}.{places}: {kind} stands there {kinds.count(kind)} times; it must stand there "
-                              f"once (found: {', '.join(kinds) or 'nothing'})")
+            both = " there or in batch_transforms" if kind in ("NormalizeImage", "Permute") else ""
+            raise ConfigError(f"{name}.{key}_transforms: {kind} stands there {kinds.count(kind)} times; it must stand "
+                              f"once{both} (found: {', '.join(kinds) or 'nothing'})")
     if sample[0] != "Decode" or "Permute" in sample[:-1]:
         raise ConfigError(f"{where}: {', '.join(sample)}; Decode must be the first and Permute the last of them")
     steps = sample + batch

@@ -61,15 +61,16 @@ class Reader:
         """One record, {"im_id", "im_file" or "image", ...}, transformed; the record stays as it is.
 
         Args:
+            rng: the source of randomness; None: always the same numbers.
             others: as many other records as `mixer` needs; all are transformed alike up to there.
 
         Raises: DataError.
         """
+        rng = np.random.default_rng(0) if rng is None else rng
         samples = [dict(each) for each in (record, *others)]
         try:
             for transform in self.sample_transforms:
                 if mixer is not None and transform is mixer:
-                    assert rng is not None
                     samples = [mixer.mix(samples, rng)]
                 for sample in samples:
                     transform(sample, rng)

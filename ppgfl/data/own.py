@@ -94,20 +94,12 @@ def _told(name: str, error: Exception) -> str:
 
 def _fault(sample: Sample) -> str:
     """What is wrong with a sample; empty for nothing."""
-    image = sample.get("image")
-    if not isinstance(image, np.ndarray) or image.ndim != 3 or image.dtype not in (np.uint8, np.float32):
-        found = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
-        return f"image is {found}; it must be an array of three dimensions, uint8 or float32"
-    if 3 not in (image.shape[0], image.shape[2]) or not image.size:
+    image, boxes = sample.get("image"), sample.get("gt_bbox", np.zeros((0, 4)))
+    if not isinstance(image, np.ndarray) or image.dtype not in (np.uint8, np.float32):
+        return f"image is {getattr(image, 'dtype', type(image).__name__)}; it must be an array, uint8 or float32"
+    if image.ndim != 3 or 3 not in (image.shape[0], image.shape[2]) or not image.size:
         return f"image has the shape {list(image.shape)}; it must be [H, W, 3]"
-    if "gt_bbox" not in sample:
-        return ""
-    boxes = sample["gt_bbox"]
-    if not isinstance(boxes, np.ndarray) or boxes.ndim != 2 or boxes.shape[1] != 4:
-        return "gt_bbox is no array [k, 4]"
-    if not np.isfinite(boxes).all():
-        return "gt_bbox has numbers that are not finite"
-    for key in PER_BOX:
-        if key in sample and len(sample[key]) != len(boxes):
-            return f"gt_bbox has {len(boxes)} boxes, but {key} has {len(sample[key])}"
-    return ""
+    if not isinstance(boxes, np.ndarray) or boxes.ndim != 2 or boxes.shape[1] != 4 or not np.isfinite(boxes).all():
+        return "gt_bbox is no array [k, 4] of finite numbers"
+    counts = {key: len(sample[key]) for key in PER_BOX if key in sample and len(sample[key]) != len(boxes)}
+    return "".join(f"gt_bbox has {len(boxes)} boxes, but {key} has {count}" for key, count in list(counts.items())[:1])

@@ -174,7 +174,8 @@ class NormalizeImage:
         if len(mean) != 3 or len(std) != 3 or not all(std):
             raise ConfigError(f"NormalizeImage: mean {mean!r}, std {std!r}; both need 3 numbers, std none of them 0")
         self.is_scale = is_scale
-        self.mean, self.std = (np.array(mean), np.array(std)) if norm_type == "mean_std" else (None, None)
+        self.mean = np.array(mean if norm_type == "mean_std" else [0.0] * 3)
+        self.std = np.array(std if norm_type == "mean_std" else [1.0] * 3)
         # 256 values per channel: looking up is exact and several times faster than arithmetic on every pixel.
         table = np.repeat(np.arange(256, dtype=np.float32)[:, None], 3, axis=1)
         self.table = self._normalized(table).reshape(1, 256, 3)
@@ -190,9 +191,8 @@ class NormalizeImage:
         """Pixels [..., 3] float32, which are overwritten. Each step is rounded to float32, as in PaddleDetection."""
         if self.is_scale:
             pixels *= np.float32(1.0 / 255.0)
-        if self.mean is not None:
-            pixels -= self.mean
-            pixels /= self.std
+        pixels -= self.mean
+        pixels /= self.std
         return pixels
 
     def undo(self, image: np.ndarray) -> np.ndarray:

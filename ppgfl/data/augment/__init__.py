@@ -1,2 +1,2 @@
-"""Augmentation, with PaddleDetection's names, arguments and arithmetic: colours, erased parts, geometry, crops, mixtures
-of several images, and AutoAugment. `base` says how they are made."""
+"""Augmentation, with PaddleDetection's names, arguments and arithmetic: colours, erased parts, geometry, crops, several
+images as one, and AutoAugment. `base` says how they are made."""

@@ -75,7 +75,7 @@ class AutoAugment(Augmentation):
 
     def _in_boxes(self, name: str, share: float, args: tuple[float, ...], boxes: np.ndarray,
                   size: tuple[int, int], rng: np.random.Generator) -> list[Step]:
-        kind, found = name.split("_")[0], []
+        kind, found = name.split("_", maxsplit=1)[0], []
         for box in boxes:
             if rng.random() + share < 1:
                 continue
@@ -104,7 +104,7 @@ class AutoAugment(Augmentation):
 
 def arguments(name: str, strength: float, sign: float) -> tuple[float, ...]:
     """What an operation takes for a strength from 0 to 1."""
-    kind = name.split("_")[0]
+    kind = name.split("_", maxsplit=1)[0]
     if kind in SIGNED:
         return (sign * strength * (SHIFT_IN_BOX if name in EACH_BOX and kind.startswith("Translate")
                                    else SIGNED[kind]),)

@@ -82,6 +82,11 @@ def as_bytes(image: np.ndarray) -> np.ndarray:
     return image if image.dtype == np.uint8 else image.clip(0, 255).astype(np.uint8)
 
 
+def between(rng: np.random.Generator, span: Sequence[float]) -> float:
+    """A number from the smaller of two to the larger."""
+    return float(rng.uniform(span[0], span[1]))
+
+
 def check_span(where: str, span: Sequence[float]) -> None:
     """Raise a ConfigError unless the smaller number stands first."""
     if span[0] > span[1]:

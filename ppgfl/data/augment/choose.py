@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Optional, Union
+from typing import Annotated, Any, Union
 
 import cv2
 import numpy as np
@@ -44,7 +44,7 @@ class RandomSelects:
     """
 
     def __init__(self, transforms_list: TransformLists,
-                 p: Optional[Sequence[Share]] = None) -> None:
+                 p: Sequence[Share] | None = None) -> None:
         if p is not None and (len(p) != len(transforms_list) or sorted(p) != list(p)):
             raise ConfigError(f"RandomSelects.p: {list(p)!r}; one share for each of the {len(transforms_list)} lists, "
                               "growing, as in [0.2, 1.0]")

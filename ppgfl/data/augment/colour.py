@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import cv2
 import numpy as np
@@ -109,8 +109,8 @@ class AugmentHSV(Augmentation):
         vgain: largest shift of the brightness, with `hgain`.
     """
 
-    def __init__(self, fraction: Share = 0.5, is_bgr: bool = True, hgain: Optional[NotNegative] = None,
-                 sgain: Optional[NotNegative] = None, vgain: Optional[NotNegative] = None) -> None:
+    def __init__(self, fraction: Share = 0.5, is_bgr: bool = True, hgain: NotNegative | None = None,
+                 sgain: NotNegative | None = None, vgain: NotNegative | None = None) -> None:
         gains = [hgain, sgain, vgain]
         if None in gains and gains != [None] * 3:
             raise ConfigError(f"AugmentHSV.hgain, sgain, vgain: {gains!r}; give all three, or none of them")

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Optional
+from typing import Annotated, Any, Literal
 
 import cv2
 import numpy as np
@@ -11,7 +11,7 @@ from ...errors import ConfigError
 from ...kinds import Colour, Count, Interpolation, Length, Pixels, Positive, PositiveSpan, Share, ShareAboveZero
 from ..batch import Sample
 from ..transforms import interpolate
-from .base import Augmentation, boxes_of, check_span, set_boxes, set_image
+from .base import Augmentation, between, boxes_of, check_span, set_boxes, set_image
 from .geometry import Size
 
 
@@ -32,7 +32,7 @@ class RandomCrop(Augmentation):
         prob: of an image to be tried.
     """
 
-    def __init__(self, aspect_ratio: Optional[PositiveSpan] = (0.5, 2.0),
+    def __init__(self, aspect_ratio: PositiveSpan | None = (0.5, 2.0),
                  thresholds: Sequence[Share] = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9),
                  scaling: Annotated[Sequence[ShareAboveZero], Length(2, 2), "the smaller first"] = (0.3, 1.0),
                  num_attempts: Count = 50, allow_no_crop: bool = True, cover_all_box: bool = False,
@@ -65,13 +65,13 @@ class RandomCrop(Augmentation):
         return None
 
     def _part(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int] | None:
-        scale = rng.uniform(*self.scaling)
+        scale = between(rng, self.scaling)
         if self.aspect_ratio is not None:
             low, high = max(self.aspect_ratio[0], scale**2), min(self.aspect_ratio[1], scale**-2)
-            ratio = rng.uniform(*sorted((low, high)))
+            ratio = between(rng, sorted((low, high)))
             h, w = height * (scale / np.sqrt(ratio)), width * (scale * np.sqrt(ratio))
         else:
-            h_scale, w_scale = rng.uniform(*self.scaling), rng.uniform(*self.scaling)
+            h_scale, w_scale = between(rng, self.scaling), between(rng, self.scaling)
             h, w = height * h_scale, width * w_scale
             if h / w < 0.5 or h / w > 2.0:
                 return None
@@ -170,7 +170,7 @@ class RandomScaledCrop(Augmentation):
     def draw(self, sample: Sample, rng: np.random.Generator) -> Any:
         """The scale, and x and y of the part in the scaled image."""
         height, width = sample["image"].shape[:2]
-        factor = rng.uniform(*self.scale_range)
+        factor = between(rng, self.scale_range)
         scale = min(self.height * factor / height, self.width * factor / width)
         over_x, over_y = int(round(width * scale)) - self.width, int(round(height * scale)) - self.height
         x, y = (int(max(0.0, rng.uniform(0.0, max(0.0, over)))) for over in (over_x, over_y))

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -10,7 +10,7 @@ from PIL import Image
 from ...kinds import Colour, Count, Length, PositiveSpan, Share
 from ..batch import Sample
 from ..transforms import pixels_of
-from .base import Augmentation, check_span
+from .base import Augmentation, between, check_span
 
 
 class GridMask(Augmentation):
@@ -86,7 +86,7 @@ class RandomErasing(Augmentation):
     """
 
     def __init__(self, prob: Share = 0.5, scale: Annotated[Sequence[Share], Length(2, 2), "the smaller first"] =
-                 (0.02, 0.33), ratio: PositiveSpan = (0.3, 3.3), value: Union[Colour, Literal["random"]] = 0,
+                 (0.02, 0.33), ratio: PositiveSpan = (0.3, 3.3), value: Colour | Literal["random"] = 0,
                  inplace: bool = False) -> None:
         check_span("RandomErasing.scale", scale)
         check_span("RandomErasing.ratio", ratio)
@@ -100,8 +100,8 @@ class RandomErasing(Augmentation):
         if rng.random() >= self.prob:
             return None
         height, width = sample["image"].shape[:2]
-        area = rng.uniform(*self.scale) * (height * width)
-        ratio = np.exp(rng.uniform(*np.log(self.ratio)))
+        area = between(rng, self.scale) * (height * width)
+        ratio = np.exp(between(rng, [np.log(each) for each in self.ratio]))
         h, w = int(round(np.sqrt(area * ratio))), int(round(np.sqrt(area / ratio)))
         if h >= height or w >= width:
             return None

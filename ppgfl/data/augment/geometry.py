@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Optional, Union
+from typing import Annotated, Any, Union
 
 import cv2
 import numpy as np
@@ -55,7 +55,8 @@ class RandomExpand(Augmentation):
         return h, w, x, y
 
     def apply(self, sample: Sample, drawn: Any) -> None:
-        pad(sample, *drawn, self.fill_value)
+        height, width, x, y = drawn
+        pad(sample, height, width, x, y, self.fill_value)
 
 
 class Pad(Augmentation):
@@ -70,8 +71,8 @@ class Pad(Augmentation):
         fill_value: colour of the rest, one number or RGB.
     """
 
-    def __init__(self, size: Optional[Size] = None, size_divisor: Stride = 32,
-                 pad_mode: Annotated[int, Range(-1, 2)] = 0, offsets: Optional[Offsets] = None,
+    def __init__(self, size: Size | None = None, size_divisor: Stride = 32,
+                 pad_mode: Annotated[int, Range(-1, 2)] = 0, offsets: Offsets | None = None,
                  fill_value: Colour = (127.5, 127.5, 127.5)) -> None:
         if pad_mode == -1 and offsets is None:
             raise ConfigError("Pad.offsets: missing; pad_mode: -1 needs [x, y]")
@@ -94,7 +95,8 @@ class Pad(Augmentation):
         return h, w, x, y
 
     def apply(self, sample: Sample, drawn: Any) -> None:
-        pad(sample, *drawn, self.fill_value)
+        height, width, x, y = drawn
+        pad(sample, height, width, x, y, self.fill_value)
 
 
 class PadResize(Augmentation):
@@ -179,7 +181,7 @@ class RandomShortSideResize(Augmentation):
     """
 
     def __init__(self, short_side_sizes: Annotated[Sequence[Pixels], Length(1, 1000)],
-                 max_size: Optional[Pixels] = None, interp: Interpolation = cv2.INTER_LINEAR,
+                 max_size: Pixels | None = None, interp: Interpolation = cv2.INTER_LINEAR,
                  random_interp: bool = False) -> None:
         self.short_side_sizes = short_side_sizes
         self.max_size = max_size

@@ -12,7 +12,7 @@ import numpy as np
 from ...errors import ConfigError
 from ...kinds import PositiveSpan, Share, Span
 from ..batch import Sample
-from .base import PER_BOX, Mixer, as_bytes, boxes_of, check_span, set_image
+from .base import PER_BOX, Mixer, as_bytes, between, boxes_of, check_span, set_image
 from .geometry import Size
 
 GREY = 114
@@ -62,10 +62,10 @@ class Mosaic(Mixer):
         if rng.uniform(0.0, 1.0) > self.prob:
             return None
         y, x = (int(rng.uniform(0.5 * side, 1.5 * side)) for side in (self.height, self.width))
-        affine = [float(rng.uniform(*span)) for span in (self.degrees, self.scale, self.shear, self.translate)]
+        affine = [between(rng, span) for span in (self.degrees, self.scale, self.shear, self.translate)]
         fifth = None
         if self.enable_mixup and len(self._boxes(samples[:4], x, y)[0]) and rng.random() < self.mixup_prob:
-            scale = float(rng.uniform(*self.mixup_scale))
+            scale = between(rng, self.mixup_scale)
             mirrored = bool(rng.uniform(0, 1) > 0.5)
             over = [max(1, int(side * scale)) - side for side in (self.height, self.width)]
             top, left = (int(rng.integers(0, each)) if each > 0 else 0 for each in over)
@@ -155,4 +155,4 @@ class Mosaic(Mixer):
 
 def _on_canvas(boxes: np.ndarray, size: np.ndarray) -> np.ndarray:
     """Which boxes have a part on a canvas of that width and height."""
-    return ((boxes[:, :2] < size) & (boxes[:, 2:] > 0)).all(1)
+    return np.asarray(np.concatenate([boxes[:, :2] < size, boxes[:, 2:] > 0], axis=1).all(axis=1))

@@ -101,7 +101,7 @@ def rotate(image: np.ndarray, degrees: float) -> np.ndarray:
 def affine(image: np.ndarray, matrix: tuple[float, ...]) -> np.ndarray:
     """Each pixel (x, y) from (a x + b y + c, d x + e y + f)."""
     picture = Image.fromarray(image)
-    return np.asarray(picture.transform(picture.size, Image.AFFINE, matrix, fillcolor=(GREY,) * 3))
+    return np.asarray(picture.transform(picture.size, Image.Transform.AFFINE, matrix, fillcolor=(GREY,) * 3))
 
 
 def shear_x(image: np.ndarray, level: float) -> np.ndarray:

@@ -1,8 +1,8 @@
 """AutoAugment's policies for detection (Zoph et al., Learning Data Augmentation Strategies for Object Detection,
 https://arxiv.org/abs/1906.11172): each line is one policy, operations with their strength from 0 to 10.
 
-The paper gives a probability to each operation as well. PaddleDetection makes each with a probability of one half instead;
-for those `..._Only_BBoxes` (`EACH_BOX`) it takes a third of the paper's probability for each box then.
+The paper gives a probability to each operation as well. PaddleDetection makes each with a probability of one half
+instead; for those `..._Only_BBoxes` (`EACH_BOX`) it takes a third of the paper's probability for each box then.
 """
 from __future__ import annotations
 
