@@ -47,6 +47,8 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = (), *,
         _add_slim_config(cfg, slim_config, trusted=trusted)
     for override in overrides:
         _apply_override(cfg, override, file, trusted=trusted)
+    if isinstance(cfg.get("trust"), bool):
+        del cfg["trust"]  # it was about the files of this call; a saved config must not carry it on
     return cfg
 
 
