@@ -16,7 +16,7 @@ from .image import is_out_of_memory
 Sample = dict[str, Any]
 Batch = dict[str, np.ndarray]
 SampleTransform = Callable[[Sample, Optional[np.random.Generator]], None]
-BatchTransform = Callable[[list[Sample], Optional[np.random.Generator]], list[Sample]]
+BatchTransform = Callable[[list[Sample], np.random.Generator], list[Sample]]
 
 BATCH_KEYS = ("image", "im_shape", "scale_factor", "im_id", "place", "labels", "label_weights", "bbox_targets",
               "pos_num", "vlr_regions")
@@ -83,7 +83,7 @@ class Reader:
 
     def batch(self, samples: list[Sample], rng: np.random.Generator | None = None) -> Batch:
         """Transformed samples -> a batch. Raises DataError where there is no memory for it."""
-        given = samples
+        given, rng = samples, np.random.default_rng(0) if rng is None else rng
         try:
             for transform in self.batch_transforms:
                 samples = transform(samples, rng)

@@ -97,7 +97,8 @@ class Replay:
             assert limits == [low, high + 1], f"integers {low} to {high} asked for, but drawn from {limits}"
             self.beyond |= value >= high
         if kind == "uniform":
-            assert np.allclose(sorted([low, high]), sorted(limits)) or limits[1] < 0 == high, (low, high, limits)
+            far = max(abs(a - b) for a, b in zip(sorted((low, high)), sorted(limits)))
+            assert far <= 1e-9 * max(1.0, abs(high)) or limits[1] < 0 == high, (low, high, limits)
         return value
 
     def random(self, size=None):

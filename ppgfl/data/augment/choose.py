@@ -88,9 +88,8 @@ class BatchRandomResize:
         interp = int(rng.integers(len(self.resizes))) if len(self.resizes) > 1 else 0
         return self.resizes[interp][size]
 
-    def __call__(self, samples: list[Sample], rng: np.random.Generator | None = None) -> list[Sample]:
+    def __call__(self, samples: list[Sample], rng: np.random.Generator) -> list[Sample]:
         """Samples with `image` [H, W, 3]; changes and returns them."""
-        assert rng is not None
         resize = self.draw(rng)
         for sample in samples:
             resize(sample)

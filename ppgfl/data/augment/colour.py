@@ -160,6 +160,6 @@ class Lighting(Augmentation):
         return rng.normal(0.0, self.alphastd, 3)
 
     def apply(self, sample: Sample, drawn: Any) -> None:
-        image = sample["image"].astype(np.float32)
-        image += np.dot(self.eigvec, self.eigval * drawn)
-        sample["image"] = image
+        image = sample["image"]
+        shift = np.dot(self.eigvec, self.eigval * drawn)
+        sample["image"] = np.add(image, shift, out=np.empty(image.shape, np.float32), casting="same_kind")
