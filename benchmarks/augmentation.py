@@ -288,7 +288,7 @@ def compare(checkout, words, count, draws, record):
     print(f"OpenCV {cv2.__version__}, numpy {np.__version__}\n")
     print("| transform | samples | pixels | boxes | wrong there | p | images/s there | here | times |\n"
           "| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
-    recorded = {}
+    recorded = json.loads(RECORDED.read_text(encoding="utf-8")) if words and RECORDED.is_file() else {}
     for case in (case for case in CASES if not words or any(word in case for word in words)):
         log = Log()
         real = [(module, name, getattr(module, name)) for module, name, _ in Log().patches()]
@@ -302,11 +302,11 @@ def compare(checkout, words, count, draws, record):
             for module, name, function in real:
                 setattr(module, name, function)
         recorded[case] = kept
+        if record:
+            RECORDED.write_text(json.dumps(recorded, separators=(",", ":")).replace('{"seed"', '\n{"seed"') + "\n",
+                                encoding="utf-8")
         print(f"| {case} | {compared} | {pixels:.2g} | {boxes:.2g} | {wrong} | {p} | {there:.0f} | "
               f"{here:.0f} | {here / there:.1f} |", flush=True)
-    if record:
-        RECORDED.write_text(json.dumps(recorded, separators=(",", ":")).replace('"seed"', '\n"seed"') + "\n",
-                            encoding="utf-8")
 
 
 def main():

@@ -35,7 +35,7 @@ CASES = {
         "transforms2": [{"RandomSizeCrop": {"min_size": 20, "max_size": 60}}, {"RandomShift": {}}]}),
     "RandomSelects": ("RandomSelects", {"transforms_list": [[{"RandomShift": {}}], [{"RandomCrop": {}}]],
                                         "p": [0.4, 1.0]}),
-    "Pad": ("Pad", {"size": [200, 180], "pad_mode": 1}),
+    "Pad": ("Pad", {"size": [500, 660], "pad_mode": 1}),
     "PadResize": ("PadResize", {"target_size": [64, 96]}),
     "Mixup": ("Mixup", {}),
     "Cutmix": ("Cutmix", {}),
