@@ -38,7 +38,7 @@ def write_demo(detector, files):
 # As they stand in a config; what mixes images is given five.
 AUGMENTED = [
     {"Decode": {}}, {"RandomDistort": {}}, {"AugmentHSV": {"is_bgr": False, "hgain": 30, "sgain": 60, "vgain": 60}},
-    {"AutoAugment": {}}, {"GridMask": {"prob": 1, "upper_iter": 1}}, {"RandomErasingCrop": {}},
+    {"AutoAugment": {"autoaug_type": "v3"}}, {"GridMask": {"prob": 1, "upper_iter": 1}}, {"RandomErasingCrop": {}},
     {"RandomExpand": {"prob": 0}}, {"RandomCrop": {"allow_no_crop": False}},
     {"RandomSizeCrop": {"min_size": 60, "max_size": 120}}, {"RandomScaledCrop": {"target_size": [128, 160]}},
     {"RandomFlip": {"prob": 1}}, {"RandomShift": {"prob": 1}}, {"PadResize": {"target_size": [128, 200]}},

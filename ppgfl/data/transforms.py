@@ -151,7 +151,7 @@ class RandomFlip:
     def __call__(self, sample: Sample, rng: np.random.Generator) -> None:
         if rng.random() >= self.prob:
             return
-        sample["image"] = np.ascontiguousarray(sample["image"][:, ::-1])
+        sample["image"] = cv2.flip(sample["image"], 1)
         if "gt_bbox" in sample:
             x1, y1, x2, y2 = sample["gt_bbox"].T
             width = sample["image"].shape[1]
@@ -183,14 +183,13 @@ class NormalizeImage:
     def __call__(self, sample: Sample, rng: np.random.Generator | None = None) -> None:
         image = sample["image"]
         if image.dtype != np.uint8 and not _are_bytes(image):
-            sample["image"] = self._normalized(image.astype(np.float32))
+            sample["image"] = self._normalized(image)
         else:
             sample["image"] = cv2.LUT(image.astype(np.uint8, copy=False), self.table)
 
     def _normalized(self, pixels: np.ndarray) -> np.ndarray:
-        """Pixels [..., 3] float32, which are overwritten. Each step is rounded to float32, as in PaddleDetection."""
-        if self.is_scale:
-            pixels *= np.float32(1.0 / 255.0)
+        """Pixels [..., 3] float32. Each step is rounded to float32, as in PaddleDetection."""
+        pixels = pixels * np.float32(1.0 / 255.0 if self.is_scale else 1.0)
         pixels -= self.mean
         pixels /= self.std
         return pixels
@@ -205,7 +204,8 @@ class NormalizeImage:
 
 def _are_bytes(image: np.ndarray) -> bool:
     """Whether all values of a float32 image are whole numbers from 0 to 255, which most augmentations leave."""
-    return bool(np.array_equal(image.astype(np.uint8), image)) if 0 <= image[0, 0, 0] <= 255 else False
+    with np.errstate(invalid="ignore"):
+        return all(np.array_equal(part.astype(np.uint8), part) for part in (image[:1], image))
 
 
 class Permute:

@@ -96,9 +96,9 @@ def test_a_crop_keeps_the_boxes_whose_centre_is_inside():
 
 
 def test_the_share_of_a_crop_is_of_the_box_or_of_both():
-    boxes = np.array([[0, 0, 4, 4], [0, 0, 10, 10]], np.float32)  # of the first, the part (0, 0, 4, 2) holds a half
-    fits = [RandomCrop(ioumode=mode)._fits(boxes[:1], (0, 0, 4, 2), share) for mode, share in (
-        ("iof", 0.49), ("iof", 0.51), ("iou", 0.49), ("iou", 0.51))]
+    boxes = np.array([[0, 0, 4, 4], [0, 0, 10, 10]], np.float32)
+    fits = [RandomCrop(ioumode=mode)._fits(boxes[:1], (0, 0, 8, 3), share) for mode, share in (
+        ("iof", 0.74), ("iof", 0.76), ("iou", 0.42), ("iou", 0.44))]  # 12 of 16, and 12 of 16 + 24 - 12
     assert fits == [True, False, True, False]
     assert RandomCrop(ioumode="iof")._fits(boxes, (0, 0, 4, 3), 0.7)
     assert not RandomCrop(ioumode="iof", cover_all_box=True)._fits(boxes, (0, 0, 4, 3), 0.7)  # 12 of 100

@@ -32,7 +32,7 @@ CASES = {
                                                         "random_interp": True}),
     "RandomSelect": ("RandomSelect", {
         "transforms1": [{"RandomShortSideResize": {"short_side_sizes": SIDES}}],
-        "transforms2": [{"RandomSizeCrop": {"min_size": 20, "max_size": 60}}, {"RandomShift": {}}]}),
+        "transforms2": [{"RandomSizeCrop": {"min_size": 20, "max_size": 60}}, {"RandomFlip": {}}]}),
     "RandomSelects": ("RandomSelects", {"transforms_list": [[{"RandomShift": {}}], [{"RandomCrop": {}}]],
                                         "p": [0.4, 1.0]}),
     "Pad": ("Pad", {"size": [500, 660], "pad_mode": 1}),
