@@ -35,6 +35,45 @@ def write_demo(detector, files):
     cv2.imwrite(str(IMAGES / "demo.jpg"), np.vstack(rows), [cv2.IMWRITE_JPEG_QUALITY, 92])
 
 
+# As they stand in a config; what mixes images is given five.
+AUGMENTED = [
+    {"Decode": {}}, {"RandomDistort": {}}, {"AugmentHSV": {"is_bgr": False, "hgain": 30, "sgain": 60, "vgain": 60}},
+    {"AutoAugment": {"autoaug_type": "v3"}}, {"GridMask": {"prob": 1, "upper_iter": 1}}, {"RandomErasingCrop": {}},
+    {"RandomExpand": {"prob": 0}}, {"RandomCrop": {"allow_no_crop": False}},
+    {"RandomSizeCrop": {"min_size": 60, "max_size": 120}}, {"RandomScaledCrop": {"target_size": [128, 160]}},
+    {"RandomFlip": {"prob": 1}}, {"RandomShift": {"prob": 1}}, {"PadResize": {"target_size": [128, 200]}},
+    {"Mixup": {}}, {"Cutmix": {}}, {"Mosaic": {"input_dim": [128, 160], "scale": [0.5, 1.0]}}]
+
+
+def write_augmented(cfg):
+    """A tile for each augmentation of one image, with its boxes and its name."""
+    from ppgfl.data.transforms import Decode
+    from ppgfl.readers import SAMPLE_TRANSFORMS, _transform
+
+    tiles = []
+    for number, entry in enumerate(AUGMENTED):
+        rng = np.random.default_rng(3 + number)
+        samples = [{**record, "curr_iter": 1} for record in ppgfl.build.build_dataset(cfg, "TrainDataset").records[:5]]
+        transform = _transform(cfg, SAMPLE_TRANSFORMS, entry, "the picture")
+        if not isinstance(transform, Decode):
+            for sample in samples:
+                Decode()(sample)
+        if hasattr(transform, "mix"):
+            samples = [transform.mix(samples[:1 + transform.others], rng)]
+        else:
+            transform(samples[0], rng)
+        image = np.ascontiguousarray(samples[0]["image"].clip(0, 255).astype(np.uint8)[..., ::-1])
+        for x1, y1, x2, y2 in samples[0]["gt_bbox"].round().astype(int).tolist():
+            cv2.rectangle(image, (x1, y1), (x2 - 1, y2 - 1), (255, 255, 255), 1)
+        scale = min(256 / image.shape[1], 204 / image.shape[0])
+        image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST)
+        tile = np.full((232, 264, 3), 255, np.uint8)
+        tile[24:24 + image.shape[0], 4:4 + image.shape[1]] = image
+        tiles.append(cv2.putText(tile, *entry, (4, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA))
+    rows = [np.hstack(tiles[i:i + 4]) for i in range(0, len(tiles), 4)]
+    cv2.imwrite(str(IMAGES / "augmentation.jpg"), np.vstack(rows), [cv2.IMWRITE_JPEG_QUALITY, 88])
+
+
 @contextlib.contextmanager
 def browser_of(width, height):
     from selenium import webdriver
@@ -109,8 +148,10 @@ def main(demo):
     demo = Path("output", Path(demo).name)
     data = demo.parent / "shapes"
     files = sorted((data / "val2017").iterdir())
-    cfg = ppgfl.load_config("shapes_gfl", [f"TestDataset.dataset_dir={data}", f"EvalDataset.dataset_dir={data}",
-                                           f"weights={demo / 'shapes_gfl' / 'best_model'}", "use_gpu=false"])
+    cfg = ppgfl.load_config("shapes_gfl", [
+        *(f"{name}.dataset_dir={data}" for name in ("TrainDataset", "EvalDataset", "TestDataset")),
+        f"weights={demo / 'shapes_gfl' / 'best_model'}", "use_gpu=false"])
+    write_augmented(cfg)
     overrides = [f"TestDataset.dataset_dir={data}", "use_gpu=false"]
     write_demo(ppgfl.Detector("shapes_gfl", cfg["weights"], overrides), files)
     with tempfile.TemporaryDirectory() as folder:

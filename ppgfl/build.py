@@ -1,34 +1,29 @@
 """From a config to objects: visible tables, and one function per thing, top-down.
 
-To add a backbone, a neck or a transform, write the class and add one line to its table.
-
-Arguments of an object, strongest first: facts the program knows (channels and strides of the layer below), keys
-nested in the parent's section, the top-level section of that name, top-level keys that several sections share
-(`num_classes`, `norm_type`, `upstream_scores`, written out at each call), the Python default. A key that no argument
-takes is refused here too, for those who build without `check`.
+To add a backbone or a neck, write the class and add one line to its table; the tables of transforms are in `readers`.
+How an object gets its arguments is said in `make`.
 """
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from paddle.optimizer import Optimizer
 
-from .classes import number_of_classes, with_weights
-from .config.check import check_config, check_order
-from .config.keys import keys_of, known_only, optimizer_section, section, setting, unknown_name
-from .config.values import as_written, kinds_of, read
+from .classes import with_weights
+from .config.check import check_config
+from .config.keys import optimizer_section, section, setting
+from .config.values import kinds_of
 from .data.annotations import fits_int64
-from .data.batch import PadBatch, Reader, Sample
+from .data.batch import Sample
 from .data.dataset import COCODataSet, ImageFolder, VOCDataSet, YOLODataSet
 from .data.device import for_device
 from .data.loader import Batches, BatchMaker, Loader
 from .data.targets import Gt2GFLTarget
-from .data.transforms import Decode, NormalizeImage, Permute, RandomFlip, RandomResize, Resize
 from .errors import CheckpointError, ConfigError
 from .fit import check_parts
-from .kinds import Part
+from .make import Config, make, shared_keys, spec
 from .model.decode import Decoder, MultiClassNMS
 from .model.distill import (
     ChannelWiseDistillation,
@@ -53,11 +48,9 @@ from .optim import (
     make_optimizer,
     make_schedule,
 )
+from .readers import BATCH_TRANSFORMS, SAMPLE_TRANSFORMS, build_reader, own_classes
 from .system.log import logger
 from .weights.checkpoint import load_weights
-
-Config = dict[str, Any]
-Table = Mapping[str, Callable[..., Any]]
 
 BACKBONES = {"ResNet": ResNet}
 NECKS = {"FPN": FPN}
@@ -71,9 +64,6 @@ DISTILLATION_LOSSES = {"KnowledgeDistillationKLDivLoss": KnowledgeDistillationKL
 FEATURE_LOSSES = {"CWDFeatureLoss": CWDFeatureLoss}
 LOSSES: dict[str, Any] = {**CLASS_LOSSES, **DISTRIBUTION_LOSSES, **BOX_LOSSES, **DISTILLATION_LOSSES, **FEATURE_LOSSES}
 NMS = {"MultiClassNMS": MultiClassNMS}
-SAMPLE_TRANSFORMS: dict[str, Any] = {cls.__name__: cls for cls in (
-    Decode, Resize, RandomResize, RandomFlip, NormalizeImage, Permute)}
-BATCH_TRANSFORMS: dict[str, Any] = {"PadBatch": PadBatch, "Gt2GFLTarget": Gt2GFLTarget}
 DATASETS: dict[str, Any] = {cls.__name__: cls for cls in (COCODataSet, VOCDataSet, YOLODataSet, ImageFolder)}
 DECAYS: dict[str, Any] = {"PiecewiseDecay": PiecewiseDecay, "CosineDecay": CosineDecay}
 WARMUPS: dict[str, Any] = {"LinearWarmup": LinearWarmup, "ExpWarmup": ExpWarmup}
@@ -84,7 +74,7 @@ CLASSES: dict[str, Any] = {**BACKBONES, **NECKS, **HEADS, **TOWERS, **QUALITY_PR
 def check(cfg: Config) -> None:
     """Raise a ConfigError that lists every unknown key and every wrong value of a config. Each command calls it once,
     before all else."""
-    check_config(cfg, CLASSES)
+    check_config(cfg, {**CLASSES, **own_classes(cfg)})
 
 
 # --- the model
@@ -107,10 +97,10 @@ def make_model(cfg: Config) -> GFL:
     """`build_model` of a config that is checked already."""
     setting(cfg, "architecture")  # refuses all but GFL
     parts = section(cfg, "GFL")
-    backbone = _make(cfg, BACKBONES, parts["backbone"], "GFL.backbone", shared=["norm_type"])
-    neck = _make(cfg, NECKS, parts["neck"], "GFL.neck", in_channels=backbone.channels,
+    backbone = make(cfg, BACKBONES, parts["backbone"], "GFL.backbone", shared=["norm_type"])
+    neck = make(cfg, NECKS, parts["neck"], "GFL.neck", in_channels=backbone.channels,
                  spatial_scales=[1 / stride for stride in backbone.strides])
-    head_name, head_args = _spec(cfg, parts["head"], HEADS, "GFL.head")
+    head_name, head_args = spec(cfg, parts["head"], HEADS, "GFL.head")
     head = _build_head(cfg, head_name, head_args)
     check_parts(backbone, neck, head, head_name)
     return GFL(backbone, neck, head, decoder=_build_decoder(cfg, head_name, head_args, head),
@@ -131,10 +121,10 @@ def load_model(cfg: Config, weights: str | os.PathLike[str] | None = None) -> GF
 
 def _build_head(cfg: Config, name: str, args: Config) -> GFLHead:
     layers = {key: value for key, value in args.items() if key in kinds_of(GFLHead)}
-    layers["conv_feat"] = _make(cfg, TOWERS, args.get("conv_feat", "FCOSFeat"), f"{name}.conv_feat")
+    layers["conv_feat"] = make(cfg, TOWERS, args.get("conv_feat", "FCOSFeat"), f"{name}.conv_feat")
     if args.get("dgqp_module") is not None:
-        layers["dgqp_module"] = _make(cfg, QUALITY_PREDICTORS, args["dgqp_module"], f"{name}.dgqp_module")
-    return GFLHead(**{**_shared(cfg, ["num_classes"]), **layers})
+        layers["dgqp_module"] = make(cfg, QUALITY_PREDICTORS, args["dgqp_module"], f"{name}.dgqp_module")
+    return GFLHead(**{**shared_keys(cfg, ["num_classes"]), **layers})
 
 
 def _build_decoder(cfg: Config, name: str, args: Config, head: GFLHead) -> Decoder:
@@ -143,21 +133,21 @@ def _build_decoder(cfg: Config, name: str, args: Config, head: GFLHead) -> Decod
         strides=tuple(head.fpn_stride), num_classes=head.num_classes, joint_scores=head.dgqp_module is not None,
         upstream_scores=bool(args.get("upstream_scores", setting(cfg, "upstream_scores"))),
         cell_offset=args.get("cell_offset", 0),
-        nms=_make(cfg, NMS, nms if nms is not None else "MultiClassNMS", f"{name}.nms"))
+        nms=make(cfg, NMS, nms if nms is not None else "MultiClassNMS", f"{name}.nms"))
 
 
 def _build_criterion(cfg: Config, name: str, args: Config, head: GFLHead) -> GFLCriterion:
     # PaddleDetection: its first GFLv2 configs call the section loss_qfl
     quality = args.get("loss_class", args.get("loss_qfl", "QualityFocalLoss"))
-    loss_class = _make(cfg, CLASS_LOSSES, quality, f"{name}.loss_class")
+    loss_class = make(cfg, CLASS_LOSSES, quality, f"{name}.loss_class")
     if loss_class.use_sigmoid == (head.dgqp_module is not None):
         raise ConfigError(f"{name}.loss_class.use_sigmoid: {loss_class.use_sigmoid}; it must be true without "
                           "dgqp_module (the maps hold logits), and false with it (they hold probabilities)")
     return GFLCriterion(
         strides=tuple(head.fpn_stride), num_classes=head.num_classes, reg_max=head.distribution_project.reg_max,
         loss_class=loss_class, cell_offset=args.get("cell_offset", 0),
-        loss_dfl=_make(cfg, DISTRIBUTION_LOSSES, args.get("loss_dfl", "DistributionFocalLoss"), f"{name}.loss_dfl"),
-        loss_bbox=_make(cfg, BOX_LOSSES, args.get("loss_bbox", "GIoULoss"), f"{name}.loss_bbox"),
+        loss_dfl=make(cfg, DISTRIBUTION_LOSSES, args.get("loss_dfl", "DistributionFocalLoss"), f"{name}.loss_dfl"),
+        loss_bbox=make(cfg, BOX_LOSSES, args.get("loss_bbox", "GIoULoss"), f"{name}.loss_bbox"),
         distillation=_build_distillation(cfg, name, args, head) if cfg.get("teacher") else None)
 
 
@@ -170,14 +160,14 @@ def _build_distillation(cfg: Config, name: str, args: Config,
     method = teacher.get("slim_method")
     if method == "LD":
         return LocalizationDistillation(**{
-            key: _make(cfg, DISTILLATION_LOSSES, args.get(key, "KnowledgeDistillationKLDivLoss"), f"{name}.{key}")
+            key: make(cfg, DISTILLATION_LOSSES, args.get(key, "KnowledgeDistillationKLDivLoss"), f"{name}.{key}")
             for key in ("loss_ld", "loss_ld_vlr", "loss_kd")})
     if method == "CWD":
         names = teacher.get("distill_loss_name")
         if names is not None and len(names) != len(head.fpn_stride):
             raise ConfigError(f"teacher.distill_loss_name: {names!r}; it must name {len(head.fpn_stride)} losses, one "
                               "for each level")
-        loss = _make(teacher, FEATURE_LOSSES, setting(teacher, "distill_loss"),
+        loss = make(teacher, FEATURE_LOSSES, setting(teacher, "distill_loss"),
                      "teacher.distill_loss")
         return ChannelWiseDistillation(loss, tuple(head.fpn_stride))
     raise ConfigError(f"teacher.slim_method: {method!r}; allowed: LD, CWD")
@@ -223,30 +213,7 @@ def build_dataset(cfg: Config, name: str) -> Any:
         raise ConfigError(f"{name}: the config has no such section; add configs/datasets/coco_detection.yml to "
                           "its _BASE_")
     shared = ["num_classes"] if cfg[name].get("name") == "ImageFolder" else []
-    return _make(cfg, DATASETS, cfg[name], name, shared=shared, section=name)
-
-
-def build_reader(cfg: Config, name: str) -> Reader:
-    """The transforms of "TrainReader", "EvalReader" or "TestReader"."""
-    if not isinstance(cfg.get(name), dict):
-        raise ConfigError(f"{name}: the config has no such section; add a reader to its _BASE_")
-
-    def build(table: Table, key: str) -> list[Any]:
-        built = []
-        for i, entry in enumerate(section(cfg, name)[key] or []):
-            where = f"{name}.{key}[{i}]"
-            if not isinstance(entry, dict) or len(entry) != 1:
-                raise ConfigError(f"{where}: {as_written(entry)}; it must be one transform, as in Decode: {{}}")
-            (kind, args), = entry.items()
-            args = read(f"{where}.{kind}", {} if args is None else args, dict)
-            shared = ["num_classes"] if kind == "Gt2GFLTarget" else []
-            built.append(_make(cfg, table, {"name": kind, **args}, where, shared=shared))
-        return built
-
-    reader = Reader(build(SAMPLE_TRANSFORMS, "sample_transforms"), build(BATCH_TRANSFORMS, "batch_transforms"))
-    check_order(name, *([type(each).__name__ for each in kind] for kind in (reader.sample_transforms,
-                                                                            reader.batch_transforms)))
-    return reader
+    return make(cfg, DATASETS, cfg[name], name, shared=shared, section=name)
 
 
 def build_loader(cfg: Config, name: str, records: Sequence[Sample], *, seed: int = 0, rank: int = 0,
@@ -302,8 +269,8 @@ def build_schedule(cfg: Config, *, steps_per_epoch: int, total_batch_size: int |
         base_lr = scaled
     # PaddleDetection: the first scheduler is the decay, the second the warm-up, by position
     schedulers = rates["schedulers"]
-    decay = _make(cfg, DECAYS, schedulers[0], "LearningRate.schedulers[0]")
-    warmup = _make(cfg, WARMUPS, schedulers[1], "LearningRate.schedulers[1]") if len(schedulers) > 1 else None
+    decay = make(cfg, DECAYS, schedulers[0], "LearningRate.schedulers[0]")
+    warmup = make(cfg, WARMUPS, schedulers[1], "LearningRate.schedulers[1]") if len(schedulers) > 1 else None
     return make_schedule(base_lr, decay, warmup, steps_per_epoch)
 
 
@@ -312,37 +279,3 @@ def build_ema(cfg: Config, model: GFL) -> EMA | None:
     if not setting(cfg, "use_ema"):
         return None
     return EMA(model, decay=setting(cfg, "ema_decay"), decay_type=setting(cfg, "ema_decay_type"))
-
-
-# --- from a YAML value to an object
-
-
-def _make(cfg: Config, table: Table, value: Any, where: str, *, shared: Sequence[str] = (), **facts: Any) -> Any:
-    """The object that a YAML value names: "Name", or {name: Name, ...}. See the order of arguments above."""
-    name, args = _spec(cfg, value, table, where)
-    own = {key: value for key, value in args.items() if key in kinds_of(table[name])}
-    return table[name](**{**_shared(cfg, shared), **own, **facts})
-
-
-def _spec(cfg: Config, value: Any, table: Table, where: str) -> tuple[str, Config]:
-    """A YAML value -> the name it gives and its arguments, nested ones over those of the section of that name."""
-    value = {"name": value} if isinstance(value, str) else value
-    nested = dict(read(where, value, Part))
-    name = nested.pop("name")
-    if name not in table:
-        raise ConfigError(unknown_name(where, name, table))
-    known = keys_of(name, table[name])
-    args = {}
-    for place, given in ((name, cfg.get(name, {})), (where, nested)):
-        args.update({key: read(f"{place}.{key}", value, known[key])
-                     for key, value in known_only(place, given, known).items()})
-    return name, args
-
-
-def _shared(cfg: Config, keys: Sequence[str]) -> Config:
-    """Those of the shared top-level keys that have a value, in the config or by default. Raises ConfigError."""
-    values = {key: number_of_classes(cfg) if key == "num_classes" else setting(cfg, key) for key in keys}
-    if values.get("num_classes", 0) is None:
-        raise ConfigError("num_classes: null takes the number from the annotation file of TrainDataset, or from the "
-                          "weights, and neither is there; set num_classes")
-    return {key: value for key, value in values.items() if value is not None}

@@ -72,6 +72,12 @@ ShareBelowOne = Annotated[float, Range(0, 1, without=(1,))]
 ShareInside = Annotated[float, Range(0, 1, without=(0, 1))]
 ShareAboveZero = Annotated[float, Range(0, 1, without=(0,))]
 
+# Two numbers, the smaller first; and the colour of pixels that an image lacks, one number or RGB.
+Span = Annotated[Sequence[float], Length(2, 2), "the smaller first"]
+PositiveSpan = Annotated[Sequence[Positive], Length(2, 2), "the smaller first"]
+Colour = Union[float, Annotated[Sequence[float], Length(3, 3), "RGB"]]
+Interpolation = Annotated[int, Range(0, 4), "0 nearest, 1 linear, 2 cubic, 3 area, 4 Lanczos"]
+
 File = Union[str, os.PathLike]  # a path, or where a key says so an address or a name
 Automatic = Annotated[None, "automatic"]  # null means something else than off
 
@@ -81,3 +87,4 @@ class Part:
 
 
 Transforms = Annotated[Sequence[dict[str, Any]], "each must be one transform, as in Decode: {}"]
+TransformLists = Annotated[Sequence[Transforms], Length(1, 1000)]

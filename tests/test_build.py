@@ -90,7 +90,7 @@ def test_the_first_gflv2_configs_called_the_loss_loss_qfl():
 @pytest.mark.parametrize(("override", "found"), [
     ("EvalReader.batch_size=0", "batch_size: 0"), ("worker_num=-1", "worker_num: -1"),
     ("EvalReader.sample_transforms=[Decode]", "must be one transform"),
-    ("EvalReader.sample_transforms=[{Mosaic: {}}]", "unknown name 'Mosaic'"),
+    ("EvalReader.sample_transforms=[{Mosaik: {}}]", "unknown name 'Mosaik'"),
     ("EvalReader=null", "no such section"), ("EvalDataset=null", "no such section"),
 ])
 def test_mistakes_in_a_reader(override, found, small_coco):

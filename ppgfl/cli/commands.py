@@ -192,7 +192,7 @@ def _own_data(args: Namespace) -> dict[str, Any]:
     folder = Path("output", wish.name)
     RunFolder(folder, resume=args.resume)  # refuses one with another run in it
     cfg = make_config(wish, folder)
-    apply_overrides(cfg, args.opt)
+    apply_overrides(cfg, args.opt, Path("config.yml").absolute())
     build.check(cfg)
     runtime.select_device(setting(cfg, "use_gpu"))
     if dist.is_main():

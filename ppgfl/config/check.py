@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ..errors import ConfigError, nearest, suggestion
+from ..kinds import TransformLists, Transforms
 from ..system.log import logger
 from .keys import (
     IGNORED,
@@ -23,6 +24,11 @@ from .keys import (
 from .values import as_written, kinds_of, read
 
 DATASET_SECTIONS = ("TrainDataset", "EvalDataset", "TestDataset")
+READERS = ("TrainReader", "EvalReader", "TestReader")
+AFTER_PERMUTE = ("PadBatch", "Gt2GFLTarget")
+# What does not look at the values of pixels may come after NormalizeImage; and a user's own, who knows.
+AFTER_NORMALIZE = ("Permute", "RandomFlip", "Resize", "RandomResize", "RandomShortSideResize", "BatchRandomResize",
+                   "RandomSizeCrop", "RandomCrop", "RandomShift", "OwnTransform", *AFTER_PERMUTE)
 
 
 def check_config(cfg: Mapping[str, Any], classes: Mapping[str, type]) -> None:
@@ -88,10 +94,21 @@ def _of_section(where: str, name: str, section: Any, classes: Mapping[str, type]
     if isinstance(section.get("inputs_def"), dict):
         yield from _error_of(lambda: read_keys(f"{where}.inputs_def", section["inputs_def"], INPUTS))
     for key in ("sample_transforms", "batch_transforms"):
-        entries = section.get(key)
-        for i, entry in enumerate(entries if isinstance(entries, list) else []):
-            for kind, args in entry.items() if isinstance(entry, dict) else ():
-                yield from _of_class(f"{where}.{key}[{i}].{kind}", kind, {} if args is None else args, classes)
+        yield from _of_transforms(f"{where}.{key}", section.get(key), classes)
+
+
+def _of_transforms(where: str, entries: Any, classes: Mapping[str, type]) -> Iterator[str]:
+    """Findings about a list of transforms, or a list of such lists."""
+    for i, entry in enumerate(entries if isinstance(entries, list) else []):
+        if isinstance(entry, list):
+            yield from _of_transforms(f"{where}[{i}]", entry, classes)
+        for kind, args in entry.items() if isinstance(entry, dict) else ():
+            place = f"{where}[{i}].{kind}"
+            yield from _of_class(place, kind, {} if args is None else args, classes)
+            if kind in classes and isinstance(args, dict):
+                for key, value in args.items():
+                    if kinds_of(classes[kind]).get(key) in (Transforms, TransformLists):
+                        yield from _of_transforms(f"{place}.{key}", value, classes)
 
 
 def _of_class(where: str, name: str, section: Any, classes: Mapping[str, type]) -> Iterator[str]:
@@ -147,18 +164,67 @@ def check_classes(cfg: Mapping[str, Any], class_names: list[str], source: object
 
 def check_order(name: str, sample: list[str], batch: list[str]) -> None:
     """Raise a ConfigError unless the transforms of a reader, by name, are complete and stand in an order that works."""
-    for key, kinds, needed in (("sample_transforms", sample, ["Decode", "NormalizeImage", "Permute"]),
-                               ("batch_transforms", batch, ["Gt2GFLTarget"] if name == "TrainReader" else [])):
-        for kind in needed:
-            if kinds.count(kind) != 1:
-                raise ConfigError(f"{name}.{key}: {kind} stands there {kinds.count(kind)} times; it must stand there "
-                                  f"once (found: {', '.join(kinds) or 'nothing'})")
-    if sample[0] != "Decode" or sample[-1] != "Permute":
-        raise ConfigError(f"{name}.sample_transforms: {', '.join(sample)}; Decode must be the first and Permute the "
-                          "last of them")
+    where = f"{name}.sample_transforms"
+    for kind, kinds, key in (("Decode", sample, "sample"), ("NormalizeImage", sample + batch, "sample"),
+                             ("Permute", sample + batch, "sample"),
+                             *([("Gt2GFLTarget", batch, "batch")] if name == "TrainReader" else [])):
+        if kinds.count(kind) != 1:
+            both = " there or in batch_transforms" if kind in ("NormalizeImage", "Permute") else ""
+            raise ConfigError(f"{name}.{key}_transforms: {kind} stands there {kinds.count(kind)} times; it must stand "
+                              f"once{both} (found: {', '.join(kinds) or 'nothing'})")
+    if sample[0] != "Decode" or "Permute" in sample[:-1]:
+        raise ConfigError(f"{where}: {', '.join(sample)}; Decode must be the first and Permute the last of them")
+    steps = sample + batch
+    after = steps[steps.index("Permute") + 1:]
+    for kind in steps[:-len(after)] if after else steps:
+        if kind in AFTER_PERMUTE:
+            raise ConfigError(f"{name}.batch_transforms: {', '.join(batch)}; {kind} must come after Permute")
+    wrong = [kind for kind in after if kind not in AFTER_PERMUTE]
+    if wrong:
+        raise ConfigError(f"{name}.batch_transforms: {', '.join(batch)}; {wrong[0]} must come before Permute")
+    wrong = [kind for kind in steps[steps.index("NormalizeImage") + 1:] if kind not in AFTER_NORMALIZE]
+    if wrong:
+        raise ConfigError(f"{where}: {', '.join(steps)}; {wrong[0]} works on the pixels' values and must come before "
+                          "NormalizeImage")
     if "PadBatch" in batch and "Gt2GFLTarget" in batch[:batch.index("PadBatch")]:
         raise ConfigError(f"{name}.batch_transforms: {', '.join(batch)}; PadBatch must come before Gt2GFLTarget, whose "
                           "cells are those of the padded image")
+
+
+def check_mixing(name: str, keys: Mapping[str, Any], sample: list[str], mixers: list[str]) -> None:
+    """Raise a ConfigError unless each of Mixup, Cutmix and Mosaic has the number of its epochs, and those a transform.
+    A line says where that number is missing, so that nothing is mixed."""
+    for kind in mixers:
+        key = f"{kind.lower()}_epoch"
+        if kind not in sample and keys[key] != -1:
+            raise ConfigError(f"{name}.{key}: {keys[key]}; there is no {kind} among the sample_transforms, add it "
+                              "behind Decode or set -1")
+        if sample.count(kind) > 1:
+            raise ConfigError(f"{name}.sample_transforms: {kind} stands there {sample.count(kind)} times; once is "
+                              "allowed")
+        if kind in sample and keys[key] == -1:
+            _warn_once(f"{name}.{key}: -1, so that {kind} never mixes; set it to the number of epochs, 0 for all")
+
+
+# --- the transforms of readers
+
+
+def transforms_in(cfg: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the names of all transforms of all readers, also of those inside of others."""
+    for name in READERS:
+        for key in ("sample_transforms", "batch_transforms"):
+            if isinstance(cfg.get(name), dict):
+                yield from _names(cfg[name].get(key))
+
+
+def _names(entries: Any) -> Iterator[str]:
+    for entry in entries if isinstance(entries, list) else []:
+        if isinstance(entry, list):
+            yield from _names(entry)
+        for kind, args in entry.items() if isinstance(entry, dict) else ():
+            yield kind
+            for value in args.values() if isinstance(args, dict) else ():
+                yield from _names(value)
 
 
 @functools.cache

@@ -109,6 +109,8 @@ TOP_LEVEL = {
     "init_loss_scaling": Key("what the loss is multiplied with at first in mixed precision; the factor follows the "
                              "gradients from then on", 1024, Positive),
     **dict.fromkeys(("use_xpu", "use_npu", "use_mlu"), Key("false", False, _NO_DEVICE)),
+    "trust": Key("true, with `-o` only: a config may name transforms of your own in other folders than its own", False,
+                 bool),
     "use_vdl": Key("true: as `--use_vdl`", False, bool),
     "vdl_log_dir": Key("as `--vdl_log_dir`", None, Optional[File]),
 }
@@ -139,11 +141,31 @@ IGNORED = {
 
 # Names of PaddleDetection's classes that are left out on purpose, and what to take.
 ABSENT = {
-    "RandomDistort": "the configs of GFL change no colours; remove the line",
-    "RandomExpand": "GFL's configs do without it; RandomResize is what draws sizes",
-    "RandomCrop": "GFL's configs do without it; RandomResize is what draws sizes",
-    "BatchRandomResize": "RandomResize among the sample_transforms draws sizes, and PadBatch makes them one",
+    **dict.fromkeys(("NormalizeBox", "BboxXYXY2XYWH", "BboxCXCYWH2XYXY", "Norm2PixelBbox"),
+                    "GFL's targets take boxes in pixels, x1 y1 x2 y2; remove the line"),
+    **dict.fromkeys(("PadBox", "PadGT", "PadRGT"), "GFL's targets are made for each image by itself, however many "
+                                                   "boxes it has; remove the line"),
+    **dict.fromkeys(("Gt2YoloTarget", "Gt2FCOSTarget", "Gt2TTFTarget", "Gt2Solov2Target", "Gt2SparseTarget",
+                     "Gt2CenterNetTarget", "Gt2CenterTrackTarget"), "it makes the targets of another head; write "
+                                                                    "Gt2GFLTarget: {} in its place"),
+    "PadMaskBatch": "PadBatch: {pad_to_stride: 32} pads, and GFL needs no mask",
+    "RandomErasingImage": "RandomErasing and GridMask cover parts of images",
+    "PhotoMetricDistortion": "RandomDistort changes the same properties",
+    **dict.fromkeys(("RandomColorJitter", "RandomGrayscale", "CenterRandColor"), "RandomDistort changes colours"),
+    "RandomGaussianBlur": "a transform of your own can do it, as docs/augmentation.md shows",
+    **dict.fromkeys(("CropWithSampling", "CropWithDataAchorSampling"), "RandomCrop draws parts by their overlap"),
+    "RandomResizeCrop": "RandomResize and RandomCrop do it in two lines",
+    "RandomShortSideRangeResize": "RandomResize with random_range: true draws from a range",
+    "MultiscaleTestResize": "evaluation takes one size; see the slicing of large images",
+    **dict.fromkeys(("WarpAffine", "FlipWarpAffine"), "Mosaic and AutoAugment turn and shear"),
+    "StrongAugImage": "it belongs to semi-supervised training",
+    "BatchRandomResizeForSSOD": "it belongs to semi-supervised training; BatchRandomResize is there",
+    "Poly2Mask": "GFL has no masks; remove the line",
+    "DebugVisibleImage": "it draws pictures on disk in each step; remove the line",
+    **dict.fromkeys(("DecodeCache", "SniperDecodeCrop"), "Decode reads images"),
 }
+
+MixEpochs = Annotated[int, Range(-1)]
 
 _READER = {
     "sample_transforms": Key("list of transforms of one image, in order", (), Transforms),
@@ -151,6 +173,10 @@ _READER = {
     "batch_size": Key("images of a batch, of each process", 1, Count),
     "shuffle": Key("a new order in every epoch", False, bool),
     "drop_last": Key("leave the last batch out when it is not full", False, bool),
+    "mixup_epoch": Key("Mixup mixes in so many epochs; 0: in all, -1: never", -1, MixEpochs),
+    "cutmix_epoch": Key("Cutmix mixes until that epoch, after those of Mixup; 0 and -1 as above", -1, MixEpochs),
+    "mosaic_epoch": Key("Mosaic mixes until that epoch, after those of Mixup and Cutmix; 0 and -1 as above", -1,
+                        MixEpochs),
     "inputs_def": Key("`image_shape: [3, height, width]`: of TestReader, the size of an exported graph's input; -1: "
                       "any", None, Optional[dict[str, Any]]),
     "drop_empty": Key(NO_EFFECT),

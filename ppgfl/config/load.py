@@ -44,24 +44,32 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = (), *,
     Raises:
         ConfigError: a missing file, bad YAML, a duplicate key, a loop of `_BASE_`, an override that fits nowhere.
     """
-    cfg = _load_with_bases(find_config(path), ())
+    file = find_config(path)
+    trusted = _trusts(overrides)
+    cfg = _load_with_bases(file, (), trusted=trusted)
     own = best_weights(path)
     if own is not None:
         cfg["weights"] = str(own)
     if slim_config is not None:
-        _add_slim_config(cfg, slim_config)
-    apply_overrides(cfg, overrides)
+        _add_slim_config(cfg, slim_config, trusted=trusted)
+    apply_overrides(cfg, overrides, file)
     return cfg
 
 
-def apply_overrides(cfg: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Change a config as `load_config` does. Raises ConfigError."""
+def apply_overrides(cfg: dict[str, Any], overrides: Sequence[str], file: Path) -> None:
+    """Change a config, which was read from a file, as `load_config` does. Raises ConfigError."""
     for override in overrides:
-        _apply_override(cfg, override)
+        _apply_override(cfg, override, file, trusted=_trusts(overrides))
+    if isinstance(cfg.get("trust"), bool):
+        del cfg["trust"]  # it was about the files of this call; a saved config must not carry it on
 
 
-def _add_slim_config(cfg: dict[str, Any], path: str | os.PathLike[str]) -> None:
-    slim = _load_with_bases(find_config(path), ())
+def _trusts(overrides: Sequence[str]) -> bool:
+    return any(re.fullmatch(r"\s*trust\s*=\s*true\s*", override) for override in overrides)
+
+
+def _add_slim_config(cfg: dict[str, Any], path: str | os.PathLike[str], *, trusted: bool) -> None:
+    slim = _load_with_bases(find_config(path), (), trusted=trusted)
     if slim.get("slim") != "Distill":
         raise ConfigError(f"{path}: slim is {slim.get('slim')!r}; ppgfl knows slim: Distill only (neither pruning nor "
                           "training with quantised weights)")
@@ -116,11 +124,15 @@ def shipped_configs() -> list[Path]:
     return [folder for folder in (here.parent / "configs", here / "configs") if (folder / "gfl").is_dir()]
 
 
-def _load_with_bases(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
+def _load_with_bases(path: Path, chain: tuple[Path, ...], *, trusted: bool) -> dict[str, Any]:
     if path in chain:
         loop = " -> ".join(p.name for p in (*chain[chain.index(path):], path))
         raise ConfigError(f"{path}: _BASE_ runs in a loop: {loop}; remove one of them")
     own = _read(path)
+    if "trust" in own:
+        raise ConfigError(f"{path}: trust: a file cannot say whether it is trusted; set -o trust=true")
+    own = {key: _found(value, path, trusted=trusted) if str(key).endswith("Reader") else value
+           for key, value in own.items()}
     bases = own.pop("_BASE_", [])
     if isinstance(bases, str):
         bases = [bases]
@@ -133,7 +145,7 @@ def _load_with_bases(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
         if base_path is None:
             raise ConfigError(f"{path}: _BASE_ names {base}, but there is no {path.parent / base}, and no shipped "
                               "config of that name")
-        _merge_whole(cfg, _load_with_bases(base_path, (*chain, path)))
+        _merge_whole(cfg, _load_with_bases(base_path, (*chain, path), trusted=trusted))
     return _merge_whole(cfg, own)
 
 
@@ -141,6 +153,35 @@ def _merge_whole(into: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     """`merge` of two whole configs."""
     _leave_behind(into, other)
     return merge(into, other)
+
+
+def is_own(kind: object) -> bool:
+    """Whether the name of a transform is that of a user's own, as in `my_ops.py:Blur`."""
+    return isinstance(kind, str) and re.fullmatch(r".+\.py:\w+", kind) is not None
+
+
+def _found(value: Any, file: Path, *, trusted: bool) -> Any:
+    """Part of a reader with whole paths for the transforms of a user's own that `file` names: `my_ops.py:Blur` lies
+    beside it.
+
+    Raises: ConfigError: it lies elsewhere, where a stranger's config could name any file of this machine.
+    """
+    if isinstance(value, list):
+        return [_found(each, file, trusted=trusted) for each in value]
+    if not isinstance(value, dict):
+        return value
+    found = {}
+    for key, each in value.items():
+        name = key
+        if is_own(key):
+            path, _, kind = key.rpartition(":")
+            path = os.path.realpath(file.parent / os.path.expanduser(path))
+            if os.path.dirname(path) != os.path.realpath(file.parent) and not trusted:
+                raise ConfigError(f"{file}: {key}: lies in another folder than the config that names it; put it there, "
+                                  "or, if you trust it, set -o trust=true")
+            name = f"{path}:{kind}"
+        found[name] = _found(each, file, trusted=trusted)
+    return found
 
 
 def _leave_behind(into: dict[str, Any], other: dict[str, Any]) -> None:
@@ -224,7 +265,7 @@ def _one_line(error: Exception) -> str:
     return where + " ".join(str(getattr(error, "problem", None) or error).split())
 
 
-def _apply_override(cfg: dict[str, Any], override: str) -> None:
+def _apply_override(cfg: dict[str, Any], override: str, file: Path, *, trusted: bool) -> None:
     dotted, equals, text = override.partition("=")
     keys = dotted.strip().split(".")
     if not equals or not all(keys):
@@ -233,6 +274,8 @@ def _apply_override(cfg: dict[str, Any], override: str) -> None:
         value = _unshared(yaml.load(text, Loader=_Loader))
     except UNREADABLE as error:
         raise ConfigError(f"-o {override}: the value is not YAML: {_one_line(error)}") from error
+    if keys[0].endswith("Reader"):
+        value = _found(value, file, trusted=trusted)
     whole: Any = value
     for key in reversed(keys):
         whole = {key: whole}

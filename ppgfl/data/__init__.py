@@ -4,14 +4,18 @@ A *sample* is one image, a dict:
 
     im_id         int or str              image id of the annotation file, or the place in the list
     im_file       str                     path; absent for an image given as an array
-    image         [H, W, 3] uint8         BGR before Decode, as everywhere in ppgfl; RGB after Decode and Resize; RGB
-                                          [3, H, W] float32 after NormalizeImage and Permute
+    image         [H, W, 3] uint8         BGR before Decode, as everywhere in ppgfl; RGB after Decode and Resize, of
+                                          float32, 0 to 255, after some augmentations; RGB [3, H, W] float32 after
+                                          NormalizeImage and Permute
     im_shape      [2] float32             height, width of the image without padding
     scale_factor  [2] float32             that size / original size, height first
     h, w          int                     original size, after the rotation that EXIF asks for
     gt_bbox       [k, 4] float32          x1 y1 x2 y2 in pixels of `image` as it is now
     gt_class      [k] int64               class indices, 0 to C - 1
     is_crowd      [k] int64               1 for a crowd region
+    gt_score      [k] float32             share of the image that a box is from, after Mixup and Cutmix
+    resized       bool                    Resize was there (see `transforms.pixels_of`)
+    curr_iter     int                     training: images of all epochs before
 
 A *batch* is many, arrays with PaddleDetection's keys:
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any, Optional, Protocol
 
 import numpy as np
 
@@ -16,10 +16,20 @@ from .image import is_out_of_memory
 Sample = dict[str, Any]
 Batch = dict[str, np.ndarray]
 SampleTransform = Callable[[Sample, Optional[np.random.Generator]], None]
-BatchTransform = Callable[[list[Sample]], list[Sample]]
+BatchTransform = Callable[[list[Sample], np.random.Generator], list[Sample]]
 
 BATCH_KEYS = ("image", "unpadded", "im_shape", "scale_factor", "im_id", "place", "labels", "label_weights",
               "bbox_targets", "pos_num", "vlr_regions")
+
+
+class Mixes(Protocol):
+    """A transform that makes one sample of several; of one alone, it makes nothing else."""
+
+    others: int  # samples that it needs beside the first
+
+    def mix(self, samples: Sequence[Sample], rng: np.random.Generator) -> Sample: ...
+
+    def __call__(self, sample: Sample, rng: np.random.Generator | None = None) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -29,36 +39,58 @@ class Reader:
     Attributes:
         sample_transforms: of one image, in order (see `transforms`).
         batch_transforms: of all images of a batch together, in order.
+        mixing: (transform, epochs) of those that make one image of several, in the order in which their epochs follow
+            one another: each mixes until that epoch, with 0 in all of them, with -1 never.
         left_out: the one of the sample transforms that is left to the device (see `device`).
     """
 
     sample_transforms: Sequence[SampleTransform]
     batch_transforms: Sequence[BatchTransform]
+    mixing: Sequence[tuple[Mixes, int]] = ()
     left_out: SampleTransform | None = None
 
-    def sample(self, record: Sample, rng: np.random.Generator | None = None) -> Sample:
+    def steps(self) -> list[SampleTransform | BatchTransform]:
+        """All transforms in order, also those of single images that stand among the batch's."""
+        return [*self.sample_transforms, *(each.transform if isinstance(each, EachOf) else each
+                                           for each in self.batch_transforms)]
+
+    def mixer(self, epoch: int) -> Mixes | None:
+        """The transform that mixes images in an epoch, which counts from 0."""
+        return next((mixer for mixer, epochs in self.mixing if epochs == 0 or epoch < epochs), None)
+
+    def sample(self, record: Sample, rng: np.random.Generator | None = None, *, others: Sequence[Sample] = (),
+               mixer: Mixes | None = None) -> Sample:
         """One record, {"im_id", "im_file" or "image", ...}, transformed; the record stays as it is.
+
+        Args:
+            rng: the source of randomness; None: always the same numbers.
+            others: as many other records as `mixer` needs; all are transformed alike up to there.
 
         Raises: DataError.
         """
-        sample = dict(record)
+        rng = np.random.default_rng(0) if rng is None else rng
+        samples = [dict(each) for each in (record, *others)]
         try:
             for transform in self.sample_transforms:
-                if transform is not self.left_out:
+                if transform is self.left_out:
+                    continue
+                if mixer is not None and transform is mixer:
+                    samples = [mixer.mix(samples, rng)]
+                for sample in samples:
                     transform(sample, rng)
         except Exception as error:
             if is_out_of_memory(error):
                 raise DataError(f"{_described(sample)}: there is no memory to prepare it ({_reason(error)}); make it "
                                 "smaller, leave it out, or set worker_num lower if it is not 0") from error
             raise
-        return sample
+        return samples[0]
 
-    def batch(self, samples: list[Sample]) -> Batch:
+    def batch(self, samples: list[Sample], rng: np.random.Generator | None = None) -> Batch:
         """Transformed samples -> a batch. Raises DataError where there is no memory for it."""
-        given = samples
+        given, rng = samples, np.random.default_rng(0) if rng is None else rng
         try:
             for transform in self.batch_transforms:
-                samples = transform(samples)
+                samples = transform(samples, rng)
             return collate(samples)
         except Exception as error:
             if is_out_of_memory(error):
@@ -69,6 +101,23 @@ class Reader:
         """Images, each [H, W, 3] uint8 BGR or the path of a file -> a batch. Raises DataError."""
         return self.batch([self.sample({"im_id": 0, "image" if isinstance(image, np.ndarray) else "im_file": image})
                            for image in images])
+
+
+class EachOf:
+    """Transform of a batch: one of a sample, for each of its images.
+
+    Args:
+        transform: of a sample.
+    """
+
+    def __init__(self, transform: SampleTransform) -> None:
+        self.transform = transform
+
+    def __call__(self, samples: list[Sample], rng: np.random.Generator | None = None) -> list[Sample]:
+        """Changes and returns the samples."""
+        for sample in samples:
+            self.transform(sample, rng)
+        return samples
 
 
 class PadBatch:
@@ -83,7 +132,7 @@ class PadBatch:
             raise ConfigError(f"PadBatch.pad_to_stride: {pad_to_stride!r}; it is a whole number, 32 for GFL")
         self.stride = max(1, pad_to_stride)
 
-    def __call__(self, samples: list[Sample]) -> list[Sample]:
+    def __call__(self, samples: list[Sample], rng: np.random.Generator | None = None) -> list[Sample]:
         """Samples with `image` [3, H, W]; changes and returns them. Images in bytes, whose values the device looks up,
         get `unpadded`, since 0 is black there."""
         height, width = np.max([sample["image"].shape[1:] for sample in samples], axis=0)

@@ -10,19 +10,20 @@ from paddle import Tensor
 from ..system import runtime
 from .batch import Batch, PadBatch, Reader
 from .targets import Gt2GFLTarget
-from .transforms import NormalizeImage, Permute
+from .transforms import Decode, NormalizeImage, Permute, RandomFlip, RandomResize, Resize
 
+IN_BYTES = {Decode, Resize, RandomResize, RandomFlip, NormalizeImage, Permute}  # what leaves pixels in bytes before it
 
 def for_device(reader: Reader, on_gpu: bool | None = None) -> Reader:
     """On a GPU the reader that leaves its NormalizeImage to `to_device`: a batch is a quarter as large then, and the
-    host has half the work. Where that comes at another place than before the last Permute, or is followed by a batch
-    transform that may want its values, and on a CPU, the reader as it is.
+    host has half the work. Where that comes at another place than before the last Permute, where a transform before it
+    may give other than bytes or a batch transform may want its values, and on a CPU, the reader as it is.
 
     Args:
         on_gpu: None: whether Paddle's device is one.
     """
     kinds = [type(transform) for transform in reader.sample_transforms]
-    fits = (kinds[-2:] == [NormalizeImage, Permute] and kinds.count(NormalizeImage) == 1
+    fits = (kinds[-2:] == [NormalizeImage, Permute] and kinds.count(NormalizeImage) == 1 and set(kinds) <= IN_BYTES
             and {type(transform) for transform in reader.batch_transforms} <= {PadBatch, Gt2GFLTarget})
     if not fits or not (runtime.on_gpu() if on_gpu is None else on_gpu):
         return reader

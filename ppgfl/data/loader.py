@@ -100,13 +100,15 @@ class BatchMaker:
         """Returns: the batch, {} when all of its images were left out; a message about each of these."""
         skipped: list[str] = []
         samples = [sample for place in places if (sample := self._sample(epoch, place, skipped)) is not None]
-        return self.reader.batch(samples) if samples else {}, skipped
+        # The last number keeps it apart from the generators of the samples.
+        rng = np.random.default_rng([self.seed, epoch, *places, len(places)])
+        return self.reader.batch(samples, rng) if samples else {}, skipped
 
     def _sample(self, epoch: int, place: int, skipped: list[str]) -> Sample | None:
         for tried in range(len(self.records) if self.replace else 1):
             chosen = (place + tried) % len(self.records)
             try:
-                return self.reader.sample(self.records[chosen], np.random.default_rng([self.seed, epoch, chosen]))
+                return self._transformed(epoch, chosen)
             except DataError as error:
                 if not self.skip:
                     raise
@@ -114,6 +116,14 @@ class BatchMaker:
         if self.replace:
             raise DataError(f"not one of the {len(self.records)} images can be read; the last one: {skipped[-1]}")
         return None
+
+    def _transformed(self, epoch: int, place: int) -> Sample:
+        """A record, or that and those it is mixed with, as a sample. It knows how many images came before its epoch."""
+        rng = np.random.default_rng([self.seed, epoch, place])
+        mixer = self.reader.mixer(epoch)
+        places = [place, *(int(rng.integers(len(self.records))) for _ in range(mixer.others if mixer else 0))]
+        first, *others = ({**self.records[each], "curr_iter": epoch * len(self.records)} for each in places)
+        return self.reader.sample(first, rng, others=others, mixer=mixer)
 
 
 class Loader:

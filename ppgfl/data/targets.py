@@ -45,17 +45,19 @@ class Gt2GFLTarget:
         self.cell_offset = cell_offset
         self.compute_vlr_region = compute_vlr_region
 
-    def __call__(self, samples: list[Sample]) -> list[Sample]:
+    def __call__(self, samples: list[Sample], rng: np.random.Generator | None = None) -> list[Sample]:
         """Samples of one image size with `image` [3, H, W], `gt_bbox`, `gt_class`; changes and returns them.
 
-        PaddleDetection: crowd regions that `load_crowd` lets through are targets as all others.
+        PaddleDetection: crowd regions that `load_crowd` lets through are targets as all others, and the `gt_score` of
+        Mixup and Cutmix has no effect.
         """
         height, width = samples[0]["image"].shape[1:]
         levels = [(-(-height // stride), -(-width // stride), stride) for stride in self.strides]
         for sample in samples:
             boxes = np.asarray(sample.pop("gt_bbox"), np.float32).reshape(-1, 4)
             classes = np.asarray(sample.pop("gt_class"), np.int64).reshape(-1)
-            sample.pop("is_crowd", None)
+            for key in ("is_crowd", "gt_score", "difficult"):
+                sample.pop(key, None)
             sample.update(self._targets(levels, boxes, classes))
         return samples
 

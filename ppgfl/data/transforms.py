@@ -16,6 +16,32 @@ from ..kinds import Pixels, Positive, Share
 from .batch import Sample
 from .image import read_image
 
+# What `random_interp` draws from, in PaddleDetection's order.
+INTERPOLATIONS = (cv2.INTER_NEAREST, cv2.INTER_LINEAR, cv2.INTER_AREA, cv2.INTER_CUBIC, cv2.INTER_LANCZOS4)
+
+
+def pixels_of(sample: Sample) -> np.ndarray:
+    """The image [H, W, 3] of the type that it has in PaddleDetection: float32 once `Resize` was there. Here it stays
+    uint8, which holds the same values, until a transform asks that makes fractions of them."""
+    image: np.ndarray = sample["image"]
+    return image.astype(np.float32) if sample.get("resized") and image.dtype == np.uint8 else image
+
+
+def interpolate(sample: Sample, width: int, height: int, interp: int) -> np.ndarray:
+    """A sample's image in another size."""
+    return cv2.resize(pixels_of(sample), (width, height), interpolation=interp)
+
+
+def resize_to(sample: Sample, height: int, width: int, interp: int) -> None:
+    """Give image and boxes of a sample another size."""
+    scale = np.array([height, width]) / sample["image"].shape[:2]
+    sample["image"] = interpolate(sample, width, height, interp)
+    sample["im_shape"] = np.array([height, width], np.float32)
+    sample["scale_factor"] = (sample["scale_factor"] * scale).astype(np.float32)
+    if "gt_bbox" in sample:
+        boxes = (sample["gt_bbox"] * np.tile(scale[::-1], 2)).astype(np.float32)
+        sample["gt_bbox"] = boxes.clip(0, np.array([width, height] * 2, np.float32))
+
 
 class Decode:
     """Read `im_file`, unless the sample has its `image` (BGR) already; turn it to RGB and note the original size."""
@@ -51,15 +77,8 @@ class Resize:
         self.interp = interp
 
     def __call__(self, sample: Sample, rng: np.random.Generator | None = None) -> None:
-        height, width = sample["image"].shape[:2]
-        new_height, new_width = self.size_for(height, width)
-        scale = np.array([new_height / height, new_width / width])
-        sample["image"] = cv2.resize(sample["image"], (new_width, new_height), interpolation=self.interp)
-        sample["im_shape"] = np.array([new_height, new_width], np.float32)
-        sample["scale_factor"] = (sample["scale_factor"] * scale).astype(np.float32)
-        if "gt_bbox" in sample:
-            boxes = (sample["gt_bbox"] * np.tile(scale[::-1], 2)).astype(np.float32)
-            sample["gt_bbox"] = boxes.clip(0, np.array([new_width, new_height] * 2, np.float32))
+        resize_to(sample, *self.size_for(*sample["image"].shape[:2]), self.interp)
+        sample["resized"] = True
 
     def size_for(self, height: int, width: int) -> tuple[int, int]:
         """New height and width of an image of that size; at least 1 pixel each."""
@@ -132,7 +151,7 @@ class RandomFlip:
     def __call__(self, sample: Sample, rng: np.random.Generator) -> None:
         if rng.random() >= self.prob:
             return
-        sample["image"] = np.ascontiguousarray(sample["image"][:, ::-1])
+        sample["image"] = cv2.flip(sample["image"], 1)
         if "gt_bbox" in sample:
             x1, y1, x2, y2 = sample["gt_bbox"].T
             width = sample["image"].shape[1]
@@ -140,7 +159,7 @@ class RandomFlip:
 
 
 class NormalizeImage:
-    """Pixels -> float32 (x / 255 - mean) / std.
+    """Pixels -> float32 (x / 255 - mean) / std. Also a transform of a batch.
 
     Args:
         mean, std: per channel, RGB.
@@ -154,17 +173,26 @@ class NormalizeImage:
             raise ConfigError(f"NormalizeImage.norm_type: {norm_type!r}; allowed: mean_std, none")
         if len(mean) != 3 or len(std) != 3 or not all(std):
             raise ConfigError(f"NormalizeImage: mean {mean!r}, std {std!r}; both need 3 numbers, std none of them 0")
+        self.is_scale = is_scale
+        self.mean = np.array(mean if norm_type == "mean_std" else [0.0] * 3)
+        self.std = np.array(std if norm_type == "mean_std" else [1.0] * 3)
         # 256 values per channel: looking up is exact and several times faster than arithmetic on every pixel.
         table = np.repeat(np.arange(256, dtype=np.float32)[:, None], 3, axis=1)
-        if is_scale:
-            table *= np.float32(1.0 / 255.0)
-        if norm_type == "mean_std":
-            table -= np.array(mean)
-            table /= np.array(std)
-        self.table = table.reshape(1, 256, 3)
+        self.table = self._normalized(table).reshape(1, 256, 3)
 
     def __call__(self, sample: Sample, rng: np.random.Generator | None = None) -> None:
-        sample["image"] = cv2.LUT(sample["image"], self.table)
+        image = sample["image"]
+        if image.dtype != np.uint8 and not _are_bytes(image):
+            sample["image"] = self._normalized(image)
+        else:
+            sample["image"] = cv2.LUT(image.astype(np.uint8, copy=False), self.table)
+
+    def _normalized(self, pixels: np.ndarray) -> np.ndarray:
+        """Pixels [..., 3] float32. Each step is rounded to float32, as in PaddleDetection."""
+        pixels = pixels * np.float32(1.0 / 255.0 if self.is_scale else 1.0)
+        pixels -= self.mean
+        pixels /= self.std
+        return pixels
 
     def undo(self, image: np.ndarray) -> np.ndarray:
         """Normalised RGB [3, H, W] -> a picture [H, W, 3] uint8 BGR."""
@@ -174,8 +202,14 @@ class NormalizeImage:
         return cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
 
 
+def _are_bytes(image: np.ndarray) -> bool:
+    """Whether all values of a float32 image are whole numbers from 0 to 255, which most augmentations leave."""
+    with np.errstate(invalid="ignore"):
+        return all(np.array_equal(part.astype(np.uint8), part) for part in (image[:1], image))
+
+
 class Permute:
-    """[H, W, 3] -> [3, H, W]."""
+    """[H, W, 3] -> [3, H, W]. Also a transform of a batch."""
 
     def __call__(self, sample: Sample, rng: np.random.Generator | None = None) -> None:
         sample["image"] = sample["image"].transpose(2, 0, 1)

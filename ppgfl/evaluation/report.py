@@ -150,7 +150,7 @@ def extremes(scores: Mapping[int, tuple[float, int, int, int]]) -> tuple[list[in
 def draw_batch(batch: Mapping[str, Tensor], reader: Reader, class_names: Sequence[str]) -> np.ndarray:
     """The first images of a training batch side by side, as the network sees them: flipped, resized and padded, with
     the boxes that cells have as their targets. -> [H, W, 3] uint8 BGR."""
-    normalize = next(t for t in reader.sample_transforms if isinstance(t, NormalizeImage))
+    normalize = next(t for t in reader.steps() if isinstance(t, NormalizeImage))
     seen = []
     for image, labels, boxes in list(zip(batch["image"], batch["labels"], batch["bbox_targets"]))[:SHOWN_OF_A_BATCH]:
         image, scale = _shrink(normalize.undo(image.numpy()))

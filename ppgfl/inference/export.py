@@ -192,8 +192,9 @@ def describe(cfg: dict[str, Any], image_shape: Sequence[int | None],
     Raises: ConfigError.
     """
     reader = build_reader(cfg, "TestReader")
-    steps = [_step_of(cfg, *pair) for key in ("sample_transforms", "batch_transforms")
-             for pair in zip(getattr(reader, key), section(cfg, "TestReader")[key] or [])]
+    keys = section(cfg, "TestReader")
+    entries = [*keys["sample_transforms"], *(keys["batch_transforms"] or [])]
+    steps = [_step_of(cfg, *pair) for pair in zip(reader.steps(), entries)]
     return {
         "mode": "paddle", "draw_threshold": 0.5, "metric": setting(cfg, "metric"),
         "use_dynamic_shape": None in image_shape[2:], "arch": "GFL", "min_subgraph_size": 16,

@@ -83,10 +83,18 @@ def test_kinds_come_from_signatures_also_with_the_unions_that_python_39_lacks():
 
 # --- each key with each wrong value
 
-IN_LISTS = {"RandomFlip": "TrainReader.sample_transforms.1.RandomFlip",
-            "Resize": "TrainReader.sample_transforms.2.Resize",
-            "RandomResize": "TrainReader.sample_transforms.3.RandomResize",
-            "NormalizeImage": "TrainReader.sample_transforms.4.NormalizeImage",
+SHIFT = [{"RandomShift": {}}]
+TRANSFORMS = [
+    {"Decode": {}}, {"Mixup": {}}, {"Cutmix": {}}, {"Mosaic": {"input_dim": 48}}, {"AutoAugment": {}},
+    {"AugmentHSV": {"hgain": 1, "sgain": 1, "vgain": 1}}, {"RandomDistort": {}}, {"RandomFlip": {}},
+    {"Lighting": {"eigval": [1, 2, 3], "eigvec": [[1, 0, 0], [0, 1, 0], [0, 0, 1]]}}, {"GridMask": {}},
+    {"RandomErasing": {}}, {"RandomErasingCrop": {}}, {"RandomShift": {}}, {"RandomExpand": {"ratio": 1.5}},
+    {"RandomCrop": {}}, {"RandomSizeCrop": {"min_size": 9, "max_size": 90}},
+    {"RandomShortSideResize": {"short_side_sizes": [40, 50]}}, {"RandomScaledCrop": {"target_size": 48}},
+    {"Pad": {}}, {"PadResize": {"target_size": 64}}, {"RandomSelect": {"transforms1": SHIFT, "transforms2": []}},
+    {"RandomSelects": {"transforms_list": [SHIFT]}}, {"Resize": {"target_size": [64, 96], "keep_ratio": True}},
+    {"RandomResize": {"target_size": [[64, 96], [32, 48]]}}, {"NormalizeImage": {}}, {"Permute": {}}]
+IN_LISTS = {**{name: f"TrainReader.sample_transforms.{i}.{name}" for i, each in enumerate(TRANSFORMS) for name in each},
             "PadBatch": "TrainReader.batch_transforms.0.PadBatch",
             "Gt2GFLTarget": "TrainReader.batch_transforms.1.Gt2GFLTarget",
             "PiecewiseDecay": "LearningRate.schedulers.0", "LinearWarmup": "LearningRate.schedulers.1"}
@@ -99,9 +107,7 @@ FORMATS = ("VOCDataSet", "YOLODataSet")  # `test_no_value_of_a_data_set_ends_in_
 def small(folder):
     """A config of everything, small."""
     cfg = config(folder, folder, "num_classes=80", "TestReader.inputs_def.image_shape=[3, 64, 64]")
-    cfg["TrainReader"]["sample_transforms"] = [
-        {"Decode": {}}, {"RandomFlip": {}}, {"Resize": {"target_size": [64, 96], "keep_ratio": True}},
-        {"RandomResize": {"target_size": [[64, 96], [32, 48]]}}, {"NormalizeImage": {}}, {"Permute": {}}]
+    cfg["TrainReader"]["sample_transforms"] = copy.deepcopy(TRANSFORMS)
     cfg["LearningRate"]["schedulers"] = [{"name": "PiecewiseDecay"}, {"name": "LinearWarmup"}]
     cfg["OptimizerBuilder"]["clip_grad_by_norm"] = None
     for name in ("TrainDataset", "EvalDataset", "TestDataset"):
