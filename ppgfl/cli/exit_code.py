@@ -9,6 +9,7 @@ from typing import Any
 from ..errors import CheckpointError, Interrupted, UserError
 from ..system import atomic_write, interrupt, runtime
 from ..system.log import logger
+from ..system.signals import block_signals
 from ..system.text import Lines, shown
 
 
@@ -18,7 +19,7 @@ def exit_code(run: Callable[..., int | None], *args: Any, with_paddle: bool = Tr
     stop = interrupt.StopRequest()
     try:
         with ExitStack() as stack:
-            with interrupt.block_signals():
+            with block_signals():
                 if with_paddle:
                     runtime.import_paddle()
                 stack.enter_context(interrupt.keyboard_interrupt(stop))  # after Paddle has set a handler of its own

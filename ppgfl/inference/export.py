@@ -23,8 +23,8 @@ from ..data.transforms import NormalizeImage, Resize
 from ..errors import ConfigError, ExportError
 from ..system import runtime
 from ..system.atomic_write import write_text
-from ..system.interrupt import block_signals
 from ..system.log import logger
+from ..system.signals import block_signals
 from .graph import Graph, fuse_conv_bn
 from .verify import compare
 

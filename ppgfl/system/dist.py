@@ -11,6 +11,8 @@ import json
 import os
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from .signals import block_signals
+
 if TYPE_CHECKING:
     from paddle import Tensor
 
@@ -83,8 +85,6 @@ def from_main(value: T) -> T:
     if world_size() == 1:
         return value
     key = f"ppgfl/from_main/{next(_shared)}"
-    from .interrupt import block_signals
-
     with block_signals():  # one would cut the answer off
         if is_main():
             _own_store().set(key, json.dumps(value))

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from ..errors import Interrupted
 from . import dist
 from .log import logger
+from .signals import SIGNALS, block_signals
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 POLL_SECONDS = 0.5  # how often a process looks whether another one was asked to stop
 _numbers = itertools.count()  # of the shared requests of this process, the same in all
 
@@ -165,19 +165,6 @@ def keyboard_interrupt(request: StopRequest) -> Iterator[None]:
 
     with on_first_signal(request, act):
         yield
-
-
-@contextmanager
-def block_signals() -> Iterator[None]:
-    """Inside, Ctrl-C and SIGTERM wait: while Paddle is imported or traces a model, they make it hang or crash."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def reset_in_worker() -> None:

@@ -66,10 +66,11 @@ def test_several_findings_are_a_line_each_and_epochs_that_are_done_do_not_count(
                                   if path.parent.name in ("gfl", "demo")], ids=lambda path: path.stem)
 def test_shipped_configs_have_none(path):
     from ppgfl import build
+    from ppgfl.make import make
 
     cfg = load_config(path)
     schedulers = cfg["LearningRate"]["schedulers"]
-    made = [build._make(cfg, table, value, "") for table, value in zip((build.DECAYS, build.WARMUPS), schedulers)]
+    made = [make(cfg, table, value, "") for table, value in zip((build.DECAYS, build.WARMUPS), schedulers)]
     steps = 30 if path.parent.name == "demo" else 7330
     assert findings(cfg, make_schedule(0.01, *made, steps), epochs=cfg["epoch"]) == []
 

@@ -19,7 +19,7 @@ from ...data.shapes import make_shapes
 from ...training.checkpoints import SUFFIXES
 from ...training.run_folder import read_metrics
 from ...training.train import train
-from .. import commands, demo
+from .. import demo
 from .finding import Finding, Place, skipped, within
 
 Rows = list[dict[str, float]]  # of results.csv
@@ -203,14 +203,19 @@ def two_against_one(place: Place, name: str, what: str, overrides: Sequence[str]
 
 def command(place: Place, before: Sequence[str], *words: str) -> None:
     """Run `ppgfl WORDS` in a process of its own. Raises RuntimeError with its last line when it fails."""
+    done = _ppgfl(place, before, *words)
+    if done.returncode:
+        lines = [line for line in done.stdout.splitlines() if line.strip()]
+        raise RuntimeError(f"ppgfl {words[0]} ended with exit code {done.returncode}: {lines[-1] if lines else ''}")
+
+
+def _ppgfl(place: Place, before: Sequence[str], *words: str) -> subprocess.CompletedProcess[str]:
     script = place.folder / "ppgfl_command.py"
     script.write_text("import sys\n\nfrom ppgfl.cli import entry\n\nsys.exit(entry())\n", encoding="utf-8")
     done = subprocess.run([sys.executable, *before, str(script), *words], cwd=place.folder, text=True, check=False,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     sys.stdout.write(done.stdout)
-    if done.returncode:
-        lines = [line for line in done.stdout.splitlines() if line.strip()]
-        raise RuntimeError(f"ppgfl {words[0]} ended with exit code {done.returncode}: {lines[-1] if lines else ''}")
+    return done
 
 
 # --- part 6: the demo
@@ -236,9 +241,9 @@ def trained(place: Place) -> tuple[int, float]:
 
 
 def _main_of(place: Place) -> Callable[..., int]:
-    """`commands.main`, in a dry run with one epoch on the CPU."""
+    """What the demo runs its commands with: in processes of their own; in a dry run with one epoch on the CPU."""
     def main(name: str, words: Sequence[str], prog: str) -> int:
         more = ["epoch=1", "engine=dygraph"] if place.dry else []
-        return commands.main(name, [*words, "-o", f"use_gpu={place.device == 'gpu'}".lower(), *more], prog=prog)
+        return _ppgfl(place, [], name, *words, "-o", f"use_gpu={place.device == 'gpu'}".lower(), *more).returncode
 
     return main
