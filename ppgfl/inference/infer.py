@@ -4,6 +4,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +71,7 @@ def infer(cfg: dict[str, Any], images: str | os.PathLike[str] | Sequence[str], *
     records = _share(dataset.records, lines)
     detector = open_detector(cfg, weights=weights, slicing=slicing, images=len(records))
     names, category_ids = dataset.classes_of(detector.class_names, by_place=setting(cfg, "match_classes") == "place")
-    found: list[Detections] = []
-    coco: list[dict[str, Any]] = []
-    count = drawn = 0
-    best = 0.0  # score
+    results = _Results(folder, files, category_ids, draw_threshold, save_threshold, lines)
 
     def draw(each: tuple[int, Rows]) -> tuple[int, Rows, Detections]:
         index, rows = each
@@ -86,26 +84,52 @@ def infer(cfg: dict[str, Any], images: str | os.PathLike[str] | Sequence[str], *
     detected = progress(detector.detect_records(records), total=len(records), what="infer")
     with closing(ahead(draw, detected)) as done:
         for index, rows, one in done:
-            count += 1
-            drawn += len(one.above(draw_threshold))
-            best = max(best, float(one.scores.max(initial=0)))
-            if lines:
-                known = {} if os.path.isabs(files[index]) else {"folder": os.getcwd()}  # for a --resume from elsewhere
-                lines.write({**one.above(save_threshold).to_dict(), **known})
-                continue
-            found.append(one.above(save_threshold))
-            coco += coco_records(rows[rows[:, 1] >= save_threshold], index, category_ids)
-    what = f"{count} {'pictures' if pictures else 'images'}"
-    logger.info("%s in %s%s", what, folder.resolve(), ", results-*.jsonl beside them" if lines and pictures else "")
-    if pictures:
-        logger.info("%d boxes drawn%s", drawn, "" if drawn or not count else
-                    f": the best score is {best:.3f}, and --draw_threshold is {draw_threshold:g}" if best else
-                    ": nothing was found")
+            results.add(index, rows, one)
+    results.say(pictures)
     if lines:
         lines.close()
     elif save_results:
-        _save(save_results, folder, found, coco, files)
-    return found
+        _save(save_results, folder, results.found, results.coco, files)
+    return results.found
+
+
+@dataclass
+class _Results:
+    """What is kept of detections as they come, or written at once where there are `lines`."""
+
+    folder: Path
+    files: list[str]
+    category_ids: Sequence[Any]
+    draw_threshold: float
+    save_threshold: float
+    lines: JsonLines | None
+    found: list[Detections] = field(default_factory=list)
+    coco: list[dict[str, Any]] = field(default_factory=list)
+    count: int = 0
+    drawn: int = 0
+    best: float = 0.0  # score
+
+    def add(self, index: int, rows: Rows, one: Detections) -> None:
+        """Those of the image at a place of `files`."""
+        self.count += 1
+        self.drawn += len(one.above(self.draw_threshold))
+        self.best = max(self.best, float(one.scores.max(initial=0)))
+        saved = one.above(self.save_threshold)
+        if self.lines:  # the folder is for a --resume from elsewhere
+            self.lines.write({**saved.to_dict(),
+                              **({} if os.path.isabs(self.files[index]) else {"folder": os.getcwd()})})
+            return
+        self.found.append(saved)
+        self.coco += coco_records(rows[rows[:, 1] >= self.save_threshold], index, self.category_ids)
+
+    def say(self, pictures: bool) -> None:
+        """Where they are, and why no box was drawn."""
+        logger.info("%d %s in %s%s", self.count, "pictures" if pictures else "images", self.folder.resolve(),
+                    ", results-*.jsonl beside them" if self.lines and pictures else "")
+        if pictures:
+            logger.info("%d boxes drawn%s", self.drawn, "" if self.drawn or not self.count else
+                        f": the best score is {self.best:.3f}, and --draw_threshold is {self.draw_threshold:g}"
+                        if self.best else ": nothing was found")
 
 
 def _share(records: list[Sample], lines: JsonLines | None) -> list[Sample]:
