@@ -138,9 +138,9 @@ def links(name: str, english: str, chinese: str) -> list[str]:
     """The same targets as seen from docs/zh/, where the five pages stay among themselves and have other anchors."""
     def seen_from_zh(target: str, folder: str) -> str:
         page, hash_, anchor = target.partition("#")
-        if ":" in page or not page:
+        if ":" in page:
             return target
-        if page in NAMES:
+        if not page or page in NAMES:
             return page + hash_
         return posixpath.relpath(posixpath.join(folder, page), "docs/zh") + hash_ + anchor
 
