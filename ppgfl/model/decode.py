@@ -100,6 +100,7 @@ class Decoder:
     upstream_scores: bool = False
     cell_offset: float = 0.0
 
+    @paddle.jit.not_to_static  # see `GFL.features`
     def __call__(self, features: Features, integral: Callable[[Tensor], Tensor],
                  scale_factor: Tensor) -> dict[str, Tensor]:
         """Args:
@@ -112,6 +113,7 @@ class Decoder:
         bbox, bbox_num = self.nms(*self._cells(features, integral, scale_factor), self.threshold())
         return {"bbox": bbox, "bbox_num": bbox_num}
 
+    @paddle.jit.not_to_static
     def decode(self, features: Features, integral: Callable[[Tensor], Tensor],
                scale_factor: Tensor) -> tuple[Tensor, Tensor]:
         """Boxes [N, A, 4] in pixels of the original image and scores [N, A, C] of all cells."""

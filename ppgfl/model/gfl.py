@@ -4,6 +4,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import paddle
 from paddle import Tensor, nn
 
 
@@ -43,6 +44,7 @@ class GFL(nn.Layer):
         self.criterion: Any = criterion
         self.class_names: list[str] | None = None
 
+    @paddle.jit.not_to_static  # nothing of it depends on values: Paddle takes as long to look for that as to trace it
     def features(self, image: Tensor) -> Features:
         """image [N, 3, H, W] -> the neck's levels and the head's maps."""
         levels = self.neck(self.backbone(image))
