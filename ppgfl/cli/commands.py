@@ -244,7 +244,7 @@ def doctor(args: Namespace) -> int:
     ppgfl doctor --gpu
 
     --gpu proves the whole GPU path instead: values, training, exports, speed. Its exit code is 1 when anything is not
-    as it should be; gpu_report.md says what. python tools/gpu_check.py is the same.
+    as it should be; gpu_report.md says what. tools/gpu_check.py is the same.
     """
     if args.gpu:
         from .gpu import check

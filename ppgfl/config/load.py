@@ -47,9 +47,8 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = (), *,
     file = find_config(path)
     trusted = _trusts(overrides)
     cfg = _load_with_bases(file, (), trusted=trusted)
-    own = best_weights(path)
-    if own is not None:
-        cfg["weights"] = str(own)
+    if file == _config_of_run(path) and best_weights(path):
+        cfg["weights"] = str(best_weights(path))
     if slim_config is not None:
         _add_slim_config(cfg, slim_config, trusted=trusted)
     apply_overrides(cfg, overrides, file)
@@ -83,11 +82,9 @@ def find_config(path: str | os.PathLike[str]) -> Path:
     path = Path(os.path.expanduser(str(path)))
     if path.is_file():
         return path.resolve()
-    if is_run(path):
-        return (path / RUN_CONFIG).resolve()
     shipped = _shipped(path)
-    if shipped:
-        return shipped
+    if shipped or is_run(path):
+        return shipped or _config_of_run(path)
     if path.is_dir():
         raise ConfigError(f"{path}: is a folder without a {RUN_CONFIG}, so not one of a training; give that, or a .yml "
                           "file")
@@ -97,12 +94,16 @@ def find_config(path: str | os.PathLike[str]) -> Path:
 
 def is_run(path: str | os.PathLike[str]) -> bool:
     """Whether a path is the folder of a training run."""
-    return (Path(os.path.expanduser(str(path))) / RUN_CONFIG).is_file()
+    return _config_of_run(path).is_file()
+
+
+def _config_of_run(path: str | os.PathLike[str]) -> Path:
+    return Path(os.path.expanduser(str(path)), RUN_CONFIG).resolve()
 
 
 def best_weights(run: str | os.PathLike[str]) -> Path | None:
     """The weights that a run's folder has, without their ending: the best, else the last. None without any."""
-    stems = [Path(os.path.expanduser(str(run))) / name for name in ("best_model", "model_final")]
+    stems = [Path(os.path.expanduser(str(run)), name) for name in ("best_model", "model_final")]
     return next((stem for stem in stems if stem.with_suffix(".pdparams").is_file()), None)
 
 

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from helpers import ROOT
 
 from ppgfl import ConfigError, load_config
 from ppgfl.build import build_reader, build_schedule, check
@@ -62,6 +63,16 @@ def test_a_wish_that_cannot_be_is_one_line(wish, message):
 def test_in_words():
     assert [in_words(seconds) for seconds in (3, 90, 3569, 3600, 11100)] == ["1 min", "2 min", "59 min", "1 h 0 min",
                                                                              "3 h 5 min"]
+
+
+def test_the_name_of_a_shipped_config_is_never_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "gfl_r18vd_1x_coco"
+    run.mkdir()
+    (run / "config.yml").write_text("epoch: 3\n")
+    (run / "best_model.pdparams").touch()
+    assert load_config("gfl_r18vd_1x_coco") == load_config(ROOT / "configs" / "gfl" / "gfl_r18vd_1x_coco.yml")
+    assert load_config(run) == {"epoch": 3, "weights": str(run / "best_model")}
 
 
 def test_the_folder_of_a_run_is_a_model(tmp_path):
