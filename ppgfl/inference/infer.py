@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,7 @@ def infer(cfg: dict[str, Any], images: str | os.PathLike[str] | Sequence[str], *
         return index, rows, one
 
     detected = progress(detector.detect_records(records), total=len(records), what="infer")
-    with closing(ahead(draw, detected)) as done:
+    with closing(ahead(draw, detected)) if paths else nullcontext(map(draw, detected)) as done:
         for index, rows, one in done:
             results.add(index, rows, one)
     results.say(pictures)
