@@ -49,7 +49,8 @@ DRILLS26 := $(DRILLED:%=drills26-%)
 # What test-all leaves to test-paddle26, since it does the same on every Paddle: configs, command lines, texts, pages,
 # disks, hostile files.
 SAME := config system cli project
-BOTH26 := $(filter-out $(SAME:%=test26-%),$(FAST26)) drills26-training drills26-inference drills26-processes
+BOTH26 := $(filter-out $(SAME:%=test26-%),$(FAST26)) $(filter-out drills26-faults $(SAME:%=drills26-%),$(DRILLS26)) \
+	drills26-processes
 
 .PHONY: $(FAST) $(FAST26) $(DRILLS) $(DRILLS26) drills26-processes
 $(FAST): test-%: $(VENV)/ready

@@ -33,8 +33,8 @@ def for_device(reader: Reader, on_gpu: bool | None = None) -> Reader:
 def to_device(batch: Batch, reader: Reader) -> dict[str, Tensor]:
     """The tensors of a batch that the reader has made, with what it left out done; `place`, which only the host looks
     at, stays there."""
-    on_cpu = paddle.CPUPlace()
-    tensors = {key: paddle.to_tensor(value, place=on_cpu if key == "place" else None) for key, value in batch.items()}
+    tensors = {key: paddle.to_tensor(value, place="cpu") if key == "place" else paddle.to_tensor(value)
+               for key, value in batch.items()}
     if isinstance(reader.left_out, NormalizeImage) and batch:
         tensors["image"] = normalized(tensors["image"], tensors.pop("unpadded", None), reader.left_out.table)
     return tensors

@@ -123,6 +123,7 @@ def test_threads_where_nothing_is_said_of_affinity(module, monkeypatch, count, c
 # --- what it finds
 
 
+@pytest.mark.drill
 def test_a_detector_of_the_folder_finds_what_the_model_finds(exported, r18vd_weights, picture):
     model = Detector("gfl_r18vd_1x_coco", r18vd_weights, [SMALL, "use_gpu=false"])(picture)
     found = Detector(exported[0])(picture)
@@ -149,6 +150,7 @@ def test_a_batch_of_images_of_different_sizes(module, model, images):
 
 
 @pytest.mark.parametrize("size", [(31, 33), (200, 3), (64, 96)])
+@pytest.mark.drill
 def test_any_size_of_input(exported, r18vd_weights, size):
     model = build_model(tiny_config())
     load_weights(model, r18vd_weights)

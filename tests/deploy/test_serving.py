@@ -349,6 +349,7 @@ def test_an_onnx_is_served_too(exported, photos):
         assert process.wait(30) in (0, 130, -signal.SIGINT)
 
 
+@pytest.mark.drill
 def test_many_clients_at_once(service, photos):
     def ask(i):
         data, wanted = photos[i % len(photos)]
@@ -439,6 +440,7 @@ def test_two_hundred_malformed_requests_get_a_4xx(service, photos):
     test_answers_are_the_runners(service, photos)
 
 
+@pytest.mark.drill
 def test_clients_that_send_nothing_slowly_or_in_part_take_no_place(service, photos):
     """As many as uvicorn takes connections: without a limit of time for the header, all others get a 503 for ever."""
     host, port = service[len("http://"):].split(":")

@@ -65,6 +65,7 @@ def test_the_truth_itself(written):
     assert all(picture.dtype == np.uint8 and picture.ndim == 3 for picture in pictures.values())
 
 
+@pytest.mark.drill
 def test_nothing_right_advises_no_threshold(written):
     def beside(results):
         return [{**one, "bbox": [one["bbox"][0] + 4 * one["bbox"][2], *one["bbox"][1:]]} for one in results]

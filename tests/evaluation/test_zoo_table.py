@@ -60,6 +60,7 @@ def test_a_row_is_measured_and_kept(reproduce):
     check_a_row(reproduce, [])
 
 
+@pytest.mark.drill
 def test_a_row_is_measured_and_kept_in_dygraph(reproduce, shortened):
     check_a_row(reproduce, shortened)
 

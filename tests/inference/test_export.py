@@ -105,6 +105,7 @@ def test_the_proof_prepares_images_as_the_folder_says(r18vd_weights, tmp_path, m
 @pytest.mark.parametrize(("options", "outputs"), [
     (["export.nms=false"], 2), (["export.post_process=false"], 10), (["export.benchmark=true"], 10),
 ])
+@pytest.mark.drill
 def test_other_endings_of_the_graph(r18vd_weights, tmp_path, options, outputs):
     result = export(tiny_config("gfl_r18vd_1x_coco", *options), weights=r18vd_weights, output_dir=tmp_path)
     assert all(one["largest_score_difference"] <= 1e-4 for one in result.values())
@@ -113,6 +114,7 @@ def test_other_endings_of_the_graph(r18vd_weights, tmp_path, options, outputs):
     assert runner.inputs == (["image"] if outputs == 10 else ["image", "scale_factor"])
 
 
+@pytest.mark.drill
 def test_folding_batch_norm_changes_nothing(r18vd_weights, tmp_path):
     from ppgfl.inference.export import fuse_conv_bn
 
@@ -130,6 +132,7 @@ def test_folding_batch_norm_changes_nothing(r18vd_weights, tmp_path):
     assert all(one["largest_box_difference"] <= 1e-3 for one in result.values())
 
 
+@pytest.mark.drill
 def test_a_fixed_input_shape(r18vd_weights, tmp_path):
     cfg = tiny_config("gfl_r18vd_1x_coco", "TestReader.inputs_def.image_shape=[3, 64, 96]",
                       "TestReader.sample_transforms.1.Resize.keep_ratio=false")
@@ -163,6 +166,7 @@ def test_a_format_that_does_not_exist():
         export(tiny_config(), format="onnx")
 
 
+@pytest.mark.drill
 def test_an_export_that_predicts_something_else_is_refused(r18vd_weights, tmp_path, monkeypatch):
     module = sys.modules["ppgfl.inference.verify"]
     real = module.make_runner
@@ -182,6 +186,7 @@ def test_an_export_that_predicts_something_else_is_refused(r18vd_weights, tmp_pa
     assert (tmp_path / "old" / "model.json").read_text() == "the export before"
 
 
+@pytest.mark.drill
 def test_an_export_replaces_an_earlier_one_and_nothing_else(r18vd_weights, tmp_path):
     for name in ("model.json", "model.pdmodel", "model.onnx", "model.pdparams"):
         (tmp_path / name).write_text("old")

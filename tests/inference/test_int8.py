@@ -52,6 +52,7 @@ def test_a_folder_without_images(exported, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.drill
 def test_the_command_writes_it_and_eval_reads_it(run_here, r18vd_weights, small_coco, tmp_path):
     folder = tmp_path / "export"
     ppgfl.export(tiny_config(), weights=r18vd_weights, output_dir=folder, format="pdmodel",

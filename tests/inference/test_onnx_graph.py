@@ -51,6 +51,7 @@ SIZES = [(1, 32, 64), (2, 96, 64), (3, 64, 160), (1, 2048, 32)]
     ("gflv2_r50_fpn_1x_coco", ["upstream_scores=true"]),
     ("gfl_r18vd_1x_coco", ["ResNet.variant=a", "GFLHead.cell_offset=0.5"]),
 ])
+@pytest.mark.drill
 def test_boxes_and_scores_at_any_size(tmp_path, name, overrides):
     model, session = write(tmp_path / "m.onnx", name, *overrides)
     for size in SIZES:
@@ -105,6 +106,7 @@ def test_a_fixed_size_is_written_down(r18vd_weights, tmp_path):
     assert [d.dim_value for d in image.type.tensor_type.shape.dim] == [1, 3, 64, 96]
 
 
+@pytest.mark.drill
 def test_folded_batch_norm_is_written_the_same(exported, r18vd_weights, tmp_path):
     export(tiny_config("gfl_r18vd_1x_coco", "export.fuse_conv_bn=true"), weights=r18vd_weights, output_dir=tmp_path,
            format="pdmodel", onnx=True, verify=())
@@ -138,6 +140,7 @@ def test_without_the_package(monkeypatch, r18vd_weights, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.drill
 def test_without_onnx_runtime_the_file_is_written_and_not_checked(monkeypatch, r18vd_weights, tmp_path, caplog):
     module = sys.modules["ppgfl.inference.verify"]
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)

@@ -125,6 +125,7 @@ def command(run_here, name, *arguments, options=(), weights, cwd):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.drill
 def test_infer_and_eval(run_here, small_coco, r18vd_weights, exported, tmp_path):
     """One slice that holds the whole image changes nothing; several do; and an exported model is sliced as well."""
     for name, flags in (("whole", []), ("one", ["--slice_infer"]),

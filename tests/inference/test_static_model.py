@@ -76,6 +76,7 @@ def test_an_evaluation_gives_the_same_numbers(r18vd_weights, small_coco, tmp_pat
     assert len(results["static"][1]) == len(results["dygraph"][1])
 
 
+@pytest.mark.drill
 def test_a_graph_is_made_once_and_again_when_something_changes(r18vd_weights, home, caplog):
     caplog.set_level(logging.INFO, "ppgfl")
 
@@ -91,6 +92,7 @@ def test_a_graph_is_made_once_and_again_when_something_changes(r18vd_weights, ho
     assert len(graphs(home)) == 2
 
 
+@pytest.mark.drill
 def test_only_the_graphs_used_last_are_kept(r18vd_weights, home, monkeypatch):
     monkeypatch.setattr(static_model, "MAX_CACHED_GRAPHS", 2)
     for threshold in (0.4, 0.5, 0.4, 0.6):

@@ -55,7 +55,8 @@ def wrong_answers(detector, images, calls, threads):
         return sum(pool.map(work, range(threads)))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind if kind in ("openvino", "onnx", "dygraph") else
+                                  pytest.param(kind, marks=pytest.mark.drill) for kind in KINDS])
 def test_threads_that_share_a_detector_get_their_own_answers(exported, r18vd_weights, images, kind):
     assert wrong_answers(opened(kind, exported, r18vd_weights), images, CALLS, 4) == 0
 

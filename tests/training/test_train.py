@@ -268,6 +268,7 @@ def rename(state, entry_of):
     return {new(key): value for key, value in state.items()}
 
 
+@pytest.mark.drill
 def test_resume_takes_paths_folders_and_the_newest(shapes, tmp_path, caplog):
     train(config(shapes, tmp_path, "epoch=3"))
     run = tmp_path / "run"
@@ -396,6 +397,7 @@ def test_accumulated_batches_count_as_one_step(shapes, tmp_path, caplog):
     assert "lr 0.005 for 8 images -> 0.0025 for 4" in caplog.text
 
 
+@pytest.mark.drill
 def test_a_static_graph_gives_the_same_losses(shapes, tmp_path):
     plain = losses_of(shapes, tmp_path / "a", "epoch=1")
     static = losses_of(shapes, tmp_path / "b", "epoch=1", to_static=True)
@@ -403,6 +405,7 @@ def test_a_static_graph_gives_the_same_losses(shapes, tmp_path):
 
 
 @pytest.mark.skipif(paddle.__version__ < "3.3", reason="Paddle 2.6.2 aborts, so it is refused there")
+@pytest.mark.drill
 def test_convolutions_of_onednn_give_the_same_losses(shapes, tmp_path, monkeypatch):
     seen = []
     either = onednn._either
@@ -620,6 +623,7 @@ def test_fine_tuning_on_other_classes_renews_the_class_layer_only(tmp_path, capl
             np.testing.assert_array_equal(value.numpy(), many.state_dict()[name].numpy())
 
 
+@pytest.mark.drill
 def test_an_imagenet_backbone_fills_the_backbone(tmp_path, caplog):
     source, target = (build_model(load_config("gfl_r18vd_1x_coco")) for _ in range(2))
     state = {**source.backbone.state_dict(), "fc.weight": paddle.zeros([512, 1000])}

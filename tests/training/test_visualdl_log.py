@@ -54,6 +54,7 @@ return Array.from(document.querySelectorAll("canvas")).map(canvas => {
 """
 
 
+@pytest.mark.drill
 def test_visualdl_shows_curves_and_images(browser, page):
     def shows(*words):
         text = browser.find_element("tag name", "body").text
