@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from ...data.shapes import make_shapes
 from ...training.checkpoints import SUFFIXES
 from ...training.run_folder import read_metrics
 from ...training.train import train
+from ...weights.safe_pickle import load as load_pickle
 from .. import demo
 from .finding import Finding, Place, skipped, within
 
@@ -167,7 +167,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         elif isinstance(value, np.ndarray) and value.dtype.kind in "fi":
             found[where] = value.astype(np.float64)
 
-    walk(pickle.loads(path.read_bytes()), "")
+    walk(load_pickle(path), "")
     return found
 
 
