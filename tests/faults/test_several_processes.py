@@ -98,8 +98,8 @@ def test_asked_to_stop_all_stop_after_the_same_step_and_resume_as_if_nothing_had
     os.kill(launcher.pid if who == "the launcher" else process_of(launcher.pid, who), number)
     launcher.wait(120)
     wait(lambda: all("stopped by SIGTERM" in log.read_text() for log in logs))
-    stops = [re.search(r"stopped by SIGTERM: epoch (\d), step (\d+) of 16 is in .*interrupted", log.read_text()).groups()
-             for log in logs]
+    said = r"stopped by SIGTERM: epoch (\d), step (\d+) of 16 is in .*interrupted"
+    stops = [re.search(said, log.read_text()).groups() for log in logs]
     assert stops[0] == stops[1]
     wait(lambda: subprocess.run(["pgrep", "-f", str(tmp_path)], check=False, stdout=subprocess.DEVNULL).returncode)
     done = launch(ROOT / "tools" / "train.py", *arguments, "--resume", cwd=tmp_path)
