@@ -90,7 +90,7 @@ def _data_sections(data: str, folder: Path) -> dict[str, Any]:
         if missing:
             raise ConfigError(f"--data {path}: has no {missing[0]}; a training needs both")
         return {name: given[name] for name in names if name in given}
-    sections = sections_of(data, folder / "annotations", leave_out=folder.parent)
+    sections = sections_of(data, folder.absolute() / "annotations", leave_out=folder.parent)
     return {**sections, "TestDataset": {"name": "ImageFolder", "anno_path": sections["TrainDataset"]["anno_path"]}}
 
 

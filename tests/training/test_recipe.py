@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helpers import ROOT
+from helpers import ROOT, image, text, voc_object
 
 from ppgfl import ConfigError, load_config
-from ppgfl.build import build_reader, build_schedule, check
+from ppgfl.build import build_dataset, build_reader, build_schedule, check
 from ppgfl.config.load import best_weights, config_name
 from ppgfl.training.recipe import SHORT_NAMES, Wish, in_words, make_config
 from ppgfl.weights.zoo import MODELS
@@ -36,6 +36,16 @@ def test_where_a_training_starts(shapes, tmp_path):
                           for weights in (None, "backbone"))
     assert released == MODELS["gfl_r50_fpn_1x_coco"].weights
     assert backbone == load_config("gfl_r50_fpn_1x_coco")["pretrain_weights"]
+
+
+def test_annotations_that_had_to_be_written_are_found_from_any_folder(tmp_path, monkeypatch):
+    for i in range(4):
+        image(tmp_path / "mine" / f"{i}.jpg")
+        text(tmp_path / "mine" / f"{i}.xml", f"<annotation>{voc_object('cat', 1, 1, 30, 20)}</annotation>")
+    monkeypatch.chdir(tmp_path)
+    cfg = make_config(Wish("mine"), Path("output", "run"))
+    assert len(build_dataset(cfg, "TrainDataset").records) == 3
+    assert len(build_dataset(cfg, "EvalDataset").records) == 1
 
 
 def test_the_data_sets_of_a_config_are_taken(shapes, tmp_path):
