@@ -28,7 +28,7 @@ COMMON = ["reading", "the reader", "decoding", "Decode", "NormalizeImage", "Perm
 PLACES = {"train": [*COMMON, "RandomFlip", "Gt2GFLTarget"], "eval": COMMON, "infer": COMMON}
 MEANT = ("SystemExit", "KeyboardInterrupt", "BrokenProcessPool")  # in the main thread they are what they are
 IN_MAIN = ("order", "to_tensor", "take")
-SECONDS = 5.0  # that a command may take to end
+SECONDS = 15.0  # that a command may take to end; one that hangs never does
 
 
 def cases(commands):
