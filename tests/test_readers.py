@@ -238,7 +238,8 @@ def test_a_config_in_another_folder_inherits_a_users_own(own, tmp_path):
     base = own(BLUR)
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "more.yml").write_text(f"_BASE_: [{base}]\nepoch: 3\n")
-    batch_of(load_config(tmp_path / "sub" / "more.yml"))(0, [0])
+    here, there = (batch_of(load_config(path))(0, [0])[0]["image"] for path in (base, tmp_path / "sub" / "more.yml"))
+    np.testing.assert_array_equal(there, here)
 
 
 def test_an_export_refuses_a_users_own(own, shapes, tmp_path):

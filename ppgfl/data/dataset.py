@@ -26,25 +26,27 @@ class DetectionDataSet:
 
     Args:
         annotations: all that the files list.
-        files: the paths of the images, in their order.
-        section, data_fields, sample_num, load_crowd, allow_empty, empty_ratio, repeat: as those of `COCODataSet`.
+        dataset_dir, image_dir: where the images are.
+        section and the others: as those of `COCODataSet`.
 
     Attributes:
         records: one dict per image: im_id, im_file, h, w, and gt_bbox, gt_class, is_crowd (see `ppgfl.data`).
         class_names, category_ids: by class index, in the order in which the files list them.
-        annotations, files: as given.
+        annotations: as given.
+        files: the paths of the images, in their order.
         anno_path: the file, for messages.
 
     Raises:
-        DataError: a box of an unknown category or too many of unknown images, a missing image.
+        DataError: a box of an unknown category or too many of unknown images, an image that is missing or lies outside.
     """
 
-    def __init__(self, annotations: Annotations, files: Sequence[str], section: str, *, data_fields: Sequence[str],
-                 sample_num: int, allow_empty: bool, empty_ratio: float, repeat: int, load_crowd: bool = False) -> None:
+    def __init__(self, annotations: Annotations, dataset_dir: File | None, image_dir: File | None, section: str, *,
+                 data_fields: Sequence[str], sample_num: int, allow_empty: bool, empty_ratio: float, repeat: int,
+                 allow_outside: bool, load_crowd: bool = False) -> None:
         self.section = section
         self.load_crowd = load_crowd
         self.annotations = found = annotations
-        self.files = files
+        self.files = locate(found, dataset_dir, image_dir, section, allow_outside=allow_outside)
         self.anno_path = found.path
         self.class_names = [category["name"] for category in found.categories]
         self.category_ids = [category["id"] for category in found.categories]
@@ -157,9 +159,9 @@ class COCODataSet(DetectionDataSet):
                  empty_ratio: float = 1.0, repeat: Annotated[int, Range(1, 10_000)] = 1, allow_outside: bool = False,
                  section: str = "EvalDataset") -> None:
         found = read_annotations(annotation_files(dataset_dir, anno_path), section)
-        files = locate(found, dataset_dir, image_dir, section, allow_outside=allow_outside)
-        super().__init__(found, files, section, data_fields=data_fields, sample_num=sample_num, load_crowd=load_crowd,
-                         allow_empty=allow_empty, empty_ratio=empty_ratio, repeat=repeat)
+        super().__init__(found, dataset_dir, image_dir, section, data_fields=data_fields, sample_num=sample_num,
+                         load_crowd=load_crowd, allow_empty=allow_empty, empty_ratio=empty_ratio, repeat=repeat,
+                         allow_outside=allow_outside)
 
 
 class VOCDataSet(DetectionDataSet):
@@ -194,9 +196,8 @@ class VOCDataSet(DetectionDataSet):
                  allow_empty: bool = False, empty_ratio: float = 1.0, repeat: Annotated[int, Range(1, 10_000)] = 1,
                  allow_outside: bool = False, section: str = "EvalDataset") -> None:
         found = read_voc(dataset_dir, image_dir, anno_path, label_list, section)
-        files = locate(found, dataset_dir, image_dir, section, allow_outside=allow_outside)
-        super().__init__(found, files, section, data_fields=data_fields, sample_num=sample_num,
-                         allow_empty=allow_empty, empty_ratio=empty_ratio, repeat=repeat)
+        super().__init__(found, dataset_dir, image_dir, section, data_fields=data_fields, sample_num=sample_num,
+                         allow_empty=allow_empty, empty_ratio=empty_ratio, repeat=repeat, allow_outside=allow_outside)
 
 
 class YOLODataSet(DetectionDataSet):
@@ -227,9 +228,8 @@ class YOLODataSet(DetectionDataSet):
                  repeat: Annotated[int, Range(1, 10_000)] = 1, allow_outside: bool = False,
                  section: str = "EvalDataset") -> None:
         found = read_yolo(dataset_dir, anno_path, split, section)
-        files = locate(found, dataset_dir, "", section, allow_outside=allow_outside)
-        super().__init__(found, files, section, data_fields=data_fields, sample_num=sample_num,
-                         allow_empty=allow_empty, empty_ratio=empty_ratio, repeat=repeat)
+        super().__init__(found, dataset_dir, "", section, data_fields=data_fields, sample_num=sample_num,
+                         allow_empty=allow_empty, empty_ratio=empty_ratio, repeat=repeat, allow_outside=allow_outside)
 
 
 def _arrays(objects: Sequence[Entry]) -> dict[str, np.ndarray]:

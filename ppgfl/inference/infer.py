@@ -61,10 +61,8 @@ def infer(cfg: dict[str, Any], images: str | os.PathLike[str] | Sequence[str], *
     check(cfg)
     dist.start()
     cfg = with_weights(cfg, weights)
-    folder, places = Path(output_dir), [images] if isinstance(images, (str, os.PathLike)) else images
-    found_files = [file for place in places for file in find_images(place, leave_out=folder)]
-    cfg = {**cfg, "TestDataset": {**(cfg.get("TestDataset") or {"name": "ImageFolder"}), "image_dir": found_files}}
-    dataset = build_dataset(cfg, "TestDataset")
+    folder = Path(output_dir)
+    dataset = _images_to_look_at(cfg, images, folder)
     files = [record["im_file"] for record in dataset.records]
     paths = _picture_paths(files, folder) if pictures else None
     lines = JsonLines(folder, resume=resume) if save_results == "jsonl" else None
@@ -91,6 +89,14 @@ def infer(cfg: dict[str, Any], images: str | os.PathLike[str] | Sequence[str], *
     elif save_results:
         _save(save_results, folder, results.found, results.coco, files)
     return results.found
+
+
+def _images_to_look_at(cfg: dict[str, Any], images: str | os.PathLike[str] | Sequence[str], folder: Path) -> Any:
+    """The config's TestDataset of these images, but for those in `folder`. Raises ConfigError, DataError."""
+    places = [images] if isinstance(images, (str, os.PathLike)) else images
+    files = [file for place in places for file in find_images(place, leave_out=folder)]
+    section = {**(cfg.get("TestDataset") or {"name": "ImageFolder"}), "image_dir": files}
+    return build_dataset({**cfg, "TestDataset": section}, "TestDataset")
 
 
 @dataclass

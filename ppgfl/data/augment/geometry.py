@@ -27,7 +27,17 @@ def pad(sample: Sample, height: int, width: int, x: int, y: int, colour: Colour)
     set_boxes(sample, boxes_of(sample) + np.array([x, y] * 2, np.float32))
 
 
-class RandomExpand(Augmentation):
+class _OnCanvas(Augmentation):
+    """One that draws height and width of a canvas, and x and y of the image on it."""
+
+    fill_value: Colour
+
+    def apply(self, sample: Sample, drawn: Any) -> None:
+        height, width, x, y = drawn
+        pad(sample, height, width, x, y, self.fill_value)
+
+
+class RandomExpand(_OnCanvas):
     """Put an image on a larger canvas, so that its objects are smaller in it.
 
     Args:
@@ -54,12 +64,8 @@ class RandomExpand(Augmentation):
         y, x = int(rng.integers(0, h - height)), int(rng.integers(0, w - width))
         return h, w, x, y
 
-    def apply(self, sample: Sample, drawn: Any) -> None:
-        height, width, x, y = drawn
-        pad(sample, height, width, x, y, self.fill_value)
 
-
-class Pad(Augmentation):
+class Pad(_OnCanvas):
     """Pad an image to a size.
 
     Args:
@@ -93,10 +99,6 @@ class Pad(Augmentation):
             raise ConfigError(f"Pad.size: {h} x {w}, at {x}, {y}; an image has {height} x {width} pixels and does not "
                               "fit in; put Resize before Pad, or set size higher")
         return h, w, x, y
-
-    def apply(self, sample: Sample, drawn: Any) -> None:
-        height, width, x, y = drawn
-        pad(sample, height, width, x, y, self.fill_value)
 
 
 class PadResize(Augmentation):
