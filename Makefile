@@ -5,7 +5,7 @@ VENV26 := .venv-paddle26
 # Tests run in this many processes at a time.
 JOBS := 2
 
-.PHONY: test test-all test-paddle26 check style faults demo bench clean
+.PHONY: test test-all test-paddle26 check style faults demo bench bench-check clean
 
 test:  ## units, parity with recorded values, a run of each command: six minutes on two cores
 	$(call run,$(FAST))
@@ -91,6 +91,9 @@ demo: $(VENV)/ready  ## draw a data set, train, evaluate, detect: about four min
 
 bench: $(VENV)/ready  ## speed against PaddleDetection and others, in environments of their own: about twenty minutes
 	$(VENV)/bin/python benchmarks/compare.py
+
+bench-check: $(VENV)/ready  ## whether the ratios that matter are still those of benchmarks/RESULTS.json: ten minutes
+	$(VENV)/bin/python benchmarks/compare.py --check
 
 # --- the documentation
 

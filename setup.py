@@ -12,8 +12,9 @@ FOLDERS += [HERE / "deploy" / name for name in ("python", "serving", "ray")]
 FOLDERS += [HERE / "tests/golden", HERE / "tests/golden/values"]  # what the GPU check compares with
 INSIDE = {"ppgfl." + ".".join(folder.relative_to(HERE).parts): str(folder.relative_to(HERE)) for folder in FOLDERS}
 
-ONNX = ["onnx", "onnxruntime"]
-SERVE = ["starlette", "uvicorn", "python-multipart", "prometheus-client"]
+# DeformConv: in ONNX since 1.14, in ONNX Runtime since 1.25, which needs Python 3.11. Other models take any.
+ONNX = ["onnx>=1.14", "onnxruntime; python_version < '3.11'", "onnxruntime>=1.25; python_version >= '3.11'"]
+SERVE = ["starlette", "h11", "python-multipart", "prometheus-client"]
 
 setup(
     name="ppgfl",
@@ -36,8 +37,18 @@ setup(
         "gpu": ["paddlepaddle-gpu>=2.6.2", "setuptools; python_version >= '3.12'"],
         "onnx": ONNX,
         "serve": SERVE,
+        "video": ["av>=10"],  # H.264; without it drawn videos are VP8
+        "mlflow": ["mlflow"],
+        "tensorboard": ["tensorboardX", "tensorboard"],  # one writes, the other one shows
+        "wandb": ["wandb"],
+        "safetensors": ["safetensors"],
+        "supervision": ["supervision"],
+        "parquet": ["pyarrow>=16"],
+        "ray": ["ray[data]<2.64", "pyarrow>=16", "fsspec"],  # Ray 2.64 takes no limit of retries
+        "sahi": ["sahi"],
         "fonts": ["pylopdf-fonts-zh-cn"],  # Noto Sans SC under the Open Font License, 17 MB
         "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.26", "ruff"],
-        "dev": ["pytest>=7.3", "ruff", "mypy", "httpx", "selenium", *ONNX, *SERVE],
+        # With "tritonclient[http,grpc]" the tests of the service ask it with NVIDIA's client too.
+        "dev": ["pytest>=7.3", "ruff", "mypy", "httpx", "selenium", "safetensors", *ONNX, *SERVE],
     },
 )

@@ -1,20 +1,22 @@
-"""ppgfl against PaddleDetection, every question in one run, taking turns: writes RESULTS.md and results.png here.
+"""ppgfl against PaddleDetection, every question in one run, taking turns: writes RESULTS.md, .json, results.png here.
 
     python benchmarks/compare.py                     # all questions: see `make bench`
     python benchmarks/compare.py step targets        # some of them, printed only
+    python benchmarks/compare.py --check             # whether the ratios that matter are still those of RESULTS.json
+    python benchmarks/compare.py --smallest          # each question once, on tiny inputs: whether they run at all
 
 Each subject runs in a process of its own, on the same drawn pictures, with the same weights drawn from a seed.
 """
 import argparse
+import json
 import os
 import pickle
-import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,16 +24,20 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "golden")]
-from peers import Worker, python_of  # noqa: E402
+from peers import Worker, is_made, python_of  # noqa: E402
+from tables import chart, check, in_words, table  # noqa: E402
 
 from ppgfl.cli.benchmark import machine, take_turns  # noqa: E402
 from ppgfl.system.runtime import physical_cores  # noqa: E402
 
-PER_IMAGE = ("evaluation", "loader", "targets")  # seconds of one image instead of a run
+PER_IMAGE = ("evaluation", "loader", "targets", "folder")  # seconds of one image instead of a run
 MODEL = "gfl_r18vd_1x_coco"
 MORE_MODELS = ("gfl_r50_fpn_1x_coco", "gflv2_r50_fpn_1x_coco")
 GFLOP = {"gfl_r18vd_1x_coco": 278.1, "gfl_r50_fpn_1x_coco": 352.9, "gflv2_r50_fpn_1x_coco": 353.1}  # 800x1088
 IMAGES = 12
+SIZES = {"size": (800, 1088), "step": 640, "matrix": 2048, "canvas": (800, 1344)}  # pixels; of the matrices rows
+SMALLEST = {"size": (64, 96), "step": 64, "matrix": 64, "canvas": (128, 128), "images": 2, "shrink": True}
+CHECKED = ("inference", "step", "loader", "targets", "folder")  # what --check asks
 # What ppgfl sets before it imports Paddle, for a peer that does not.
 TUNED = {"OMP_NUM_THREADS": str(physical_cores()), "MKL_DEBUG_CPU_TYPE": "5"}
 
@@ -51,7 +57,7 @@ def inference(bench):
     """Exported, one 800x1088 image, two threads, float32 where nothing else is said. PaddleDetection's export in the
     fastest setting of Paddle Inference 2.6.2 that gives right boxes. "No NMS": up to decoded boxes and scores"""
     rows = []
-    for model in (MODEL, *MORE_MODELS):
+    for model in bench.models:
         bench.export(model, onnx=True, int8=str(bench.photographs) if model == MODEL else None)
         subjects = {"ppgfl": bench.ours(model), "ppgfl, bfloat16": bench.ours(model, run_mode="bf16")}
         if model == MODEL:
@@ -87,14 +93,29 @@ def postprocess(bench):
 
 
 def evaluation(bench):
-    """Evaluation end to end, R18vd, 800 pixels, batch 2; seconds an image"""
-    return bench.ask("evaluation", {"ppgfl": bench.ours(images=4), **bench.theirs(images=4)}, rounds=2)
+    """Evaluation end to end, R18vd, 800 pixels, batch 2, and what the bare network takes of it: the same batches,
+    prepared before; seconds an image"""
+    subjects = {"ppgfl": bench.ours(), "bare network": bench.ours(bare=True), **bench.theirs("tuned")}
+    return bench.ask("evaluation", subjects, rounds=2)
+
+
+def folder(bench):
+    """From a folder of photographs to JSON, R18vd exported, 800 pixels, and what the bare network takes of it: the same
+    images, prepared before; seconds an image"""
+    bench.export(MODEL, onnx=True, int8=str(bench.photographs))
+    ways = {"float32": {}, "int8": {"run_mode": "int8"}}
+    subjects = {}
+    for name, way in ways.items():
+        subjects[f"bare network, {name}"] = bench.ours(bare=True, **way)
+        subjects[f"infer, {name}"] = bench.ours(**way)
+    subjects["infer with pictures, float32"] = bench.ours(pictures=True)
+    return bench.ask("folder", subjects, rounds=4)
 
 
 def step(bench):
     """Training step: forward, backward, update, R18vd, 640x640, batch 2. MMDetection makes its targets in the step"""
-    return bench.ask("step", {"ppgfl": bench.ours(), "ppgfl, onednn_training": bench.ours(
-        overrides=["onednn_training=true"]), **bench.theirs(), "MMDetection": bench.mmdetection()}, rounds=4)
+    return bench.ask("step", {"ppgfl": bench.ours(), **bench.theirs("tuned"), "MMDetection": bench.mmdetection()},
+                     rounds=4)
 
 
 def distillation(bench):
@@ -150,16 +171,20 @@ def startup(bench):
     import_ours = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import ppgfl"
     first = (f"{import_ours}; import numpy as np; ppgfl.Detector('shapes_gfl', {str(bench.weights_of_demo)!r}, "
              "['use_gpu=false'])(np.zeros((128, 160, 3), np.uint8))")
+    first_of_onnx = (f"{import_ours}; import numpy as np; ppgfl.Detector({str(bench.onnx_of_demo)!r})"
+                     "(np.zeros((128, 160, 3), np.uint8))")
     subjects = {
         "python, nothing": [sys.executable, "-c", "pass"],
         "ppgfl: import ppgfl": [sys.executable, "-c", import_ours],
         "ppgfl: tools/train.py --help": [sys.executable, str(ROOT / "tools" / "train.py"), "--help"],
         "ppgfl: first detection of the demo's model, its graph in the cache": [sys.executable, "-c", first],
-        "PaddleDetection: import ppdet": [python_of("paddledet"), "-c", "import ppdet"],
+        "ppgfl: first detection of the demo's model.onnx": [sys.executable, "-c", first_of_onnx],
     }
+    if bench.has("paddledet"):
+        subjects["PaddleDetection: import ppdet"] = [python_of("paddledet"), "-c", "import ppdet"]
     times = take_turns({name: lambda command=command: subprocess.run(
         command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=bench.environment,
-        cwd=bench.scratch) for name, command in subjects.items()}, 5)
+        cwd=bench.scratch) for name, command in subjects.items()}, 1 if bench.smallest else 5)
     return [Row(name, "", taken) for name, taken in times.items()]
 
 
@@ -174,34 +199,43 @@ is. "Tuned": with {tuned}, which ppgfl sets itself.
 ![times](results.png)
 
 """
-QUESTIONS = {function.__name__: function for function in (inference, batch, postprocess, evaluation, step,
+QUESTIONS = {function.__name__: function for function in (inference, batch, postprocess, folder, evaluation, step,
                                                              distillation, loader, targets, growth, startup)}
 
 
 class Bench:
-    """Pictures, weights and environments, and the asking."""
+    """Pictures, weights and environments, and the asking.
 
-    def __init__(self, scratch):
-        self.scratch = scratch
+    Args:
+        models: what `inference` asks about.
+        smallest: each question once, on tiny inputs, and only of the peers whose environments are there.
+    """
+
+    def __init__(self, scratch, models=(MODEL, *MORE_MODELS), smallest=False):
+        self.scratch, self.models, self.smallest = scratch, models, smallest
         # None of what this process has set for itself.
         self.environment = {key: value for key, value in os.environ.items() if key not in TUNED}
         self.environment["PPGFL_HOME"] = str(scratch / "home")
         self.data = draw_coco(scratch / "data")
         self.photographs = self.data / "val2017"
-        self.weights_of_demo = scratch / "demo.pdparams"
-        subprocess.run([sys.executable, "-c", SAVE_DEMO % (str(ROOT), str(self.weights_of_demo))], check=True,
+        self.weights_of_demo, self.onnx_of_demo = scratch / "demo.pdparams", scratch / "demo" / "model.onnx"
+        subprocess.run([sys.executable, "-c", SAVE_DEMO % (str(ROOT), str(scratch))], check=True,
                        stderr=subprocess.DEVNULL)
+
+    def has(self, peer):
+        return is_made(peer) or not self.smallest
 
     def ours(self, model=MODEL, **settings):
         """A subject: ppgfl with settings of its own."""
         return sys.executable, "ppgfl", {"model": model, **settings}, {}
 
     def other(self, subject, model, **settings):
-        """ONNX Runtime or OpenVINO, in ppgfl's environment."""
-        return sys.executable, subject, {"model": model, **settings}, {}
+        """ONNX Runtime, which ppgfl's environment has, or OpenVINO."""
+        python = sys.executable if subject != "openvino" else self.has("openvino") and python_of("openvino")
+        return python, subject, {"model": model, **settings}, {}
 
     def mmdetection(self, **settings):
-        return python_of("mmdet"), "mmdet", settings, {}
+        return self.has("mmdet") and python_of("mmdet"), "mmdet", settings, {}
 
     def export(self, model, **settings):
         """Write ppgfl's export of a model, unless it is there."""
@@ -214,26 +248,28 @@ class Bench:
     def matmul_rate(self):
         """GFLOP/s of Paddle's product of matrices."""
         row, = self.ask("matmul", {"ppgfl": self.ours()}, rounds=10)
-        return 2 * 2048**3 / statistics.median(row.seconds) / 1e9
+        return 2 * (SMALLEST if self.smallest else SIZES)["matrix"]**3 / statistics.median(row.seconds) / 1e9
 
     def theirs(self, *ways, **settings):
         """{name: subject} of PaddleDetection, with its own environment variables or with ppgfl's."""
-        python = python_of("paddledet")
+        python = self.has("paddledet") and python_of("paddledet")
         return {f"PaddleDetection, {way}": (python, "paddledet", settings, TUNED if way == "tuned" else {})
                 for way in ways or ("its defaults", "tuned")}
 
     def ask(self, question, subjects, *, rounds, case="", gflop=0.0):
         """The rows of a question: every subject in a process of its own, taking turns."""
         common = {"data": str(self.data), "images": IMAGES, "boxes": 0, "scratch": str(self.scratch), "overrides": [],
-                  "run_mode": "paddle", "size": (800, 1088), "batch": 1, "model": MODEL, "onnx": False, "int8": None,
-                  "slim_config": None, "teacher_only": False}
+                  "run_mode": "paddle", "batch": 1, "model": MODEL, "onnx": False, "int8": None, "slim_config": None,
+                  "teacher_only": False, "bare": False, "pictures": False, "shrink": False, **SIZES}
         workers = {}
         for name, (python, subject, settings, variables) in subjects.items():
-            settings = {**common, **settings}
+            if not python:
+                continue
+            settings = {**common, **settings, **(SMALLEST if self.smallest else {})}
             settings["weights"] = str(write_weights(settings["model"], self.scratch))
             workers[name] = Worker(python, subject, question, settings, {**self.environment, **variables})
         answers = {name: [] for name in workers}
-        for turn in range(rounds + 1):  # the first is not counted
+        for turn in range((min(rounds, 1) if self.smallest else rounds) + 1):  # the first is not counted
             for name, worker in workers.items():
                 answer = worker()
                 if turn:
@@ -246,9 +282,11 @@ class Bench:
 
 
 SAVE_DEMO = """
-import sys; sys.path.insert(0, %r)
+import sys; sys.path.insert(0, %r); scratch = %r
 import ppgfl, paddle
-paddle.save(ppgfl.build_model(ppgfl.load_config("shapes_gfl")).state_dict(), %r)
+cfg = ppgfl.load_config("shapes_gfl", ["use_gpu=false", f"weights={scratch}/demo.pdparams"])
+paddle.save(ppgfl.build_model(cfg).state_dict(), cfg["weights"])
+ppgfl.export(cfg, output_dir=f"{scratch}/demo", onnx=True, format="pdmodel", verify=())
 """
 
 
@@ -296,99 +334,49 @@ def write_weights(model, folder):
     return path
 
 
-def table(rows, rate):
-    """Markdown: the median, the spread, how many times as long as the case's first subject takes, memory, and the rate
-    of arithmetic where it is known."""
-    head = ["", "seconds", "least to most", "against the first", "peak memory, MiB"]
-    head += ["GFLOP/s", "share"] if any(row.gflop for row in rows) else []
-    lines = [f"| {' | '.join(head)} |", f"| {' | '.join(['---'] * len(head))} |"]
-    for row in rows:
-        cells = [", ".join(part for part in (row.subject, row.case) if part)]
-        if row.seconds:
-            first = next(other for other in rows if other.case == row.case)
-            middle = statistics.median(row.seconds)
-            cells += [f"{middle:.4g}", f"{min(row.seconds):.4g} to {max(row.seconds):.4g}",
-                      f"{middle / statistics.median(first.seconds):.2f}",
-                      f"{row.peak_mib:,.0f}" if row.peak_mib else ""]
-            if row.gflop:
-                cells += [f"{row.gflop / middle:.0f}", f"{row.gflop / middle / rate:.2f}"]
-        lines.append(f"| {' | '.join(cells + [''] * (len(head) - len(cells)))} |")
-    return "\n".join(lines)
-
-
-WAYS = {"its defaults": "as it is installed", "tuned": "with the environment variables that ppgfl sets itself"}
-MEANINGS = {"inference": "exported, one image", "evaluation": "evaluation", "step": "training step",
-            "loader": "loading of batches", "targets": "targets of an image"}
-CASES = {"gfl_r18vd_1x_coco": "R18vd", "gfl_r50_fpn_1x_coco": "R50", "gflv2_r50_fpn_1x_coco": "GFLv2 R50",
-         "1 boxes": "1 box"}
-
-
-def ratios_of(results):
-    """{(question, case): {way: PaddleDetection's time over ppgfl's}} of RESULTS.md."""
-    ratios, question = {}, ""
-    for line in results.splitlines():
-        if line.startswith("## "):
-            question = line[3:]
-        elif line.startswith("| PaddleDetection, "):
-            cells = [cell.strip() for cell in line.strip("| ").split(" | ")]
-            name = cells[0]
-            way = next(way for way in WAYS if name.startswith(f"PaddleDetection, {way}"))
-            case = re.sub(r"\([^)]*\)", "", name[len(f"PaddleDetection, {way}"):]).strip(", ")
-            ratios.setdefault((question, case), {})[way] = float(cells[3])
-    return ratios
-
-
-def chart(results, path):
-    """Bars of PaddleDetection's time over ppgfl's, of the text of RESULTS.md."""
-    from matplotlib.figure import Figure
-
-    ratios = ratios_of(results)
-    figure = Figure(figsize=(9, 0.62 * len(ratios) + 1.8), layout="constrained")
-    axes = figure.subplots()
-    for offset, (way, meaning), color in zip((-0.2, 0.2), WAYS.items(), ("#9aa5b1", "#1f6feb")):
-        places = [place for place, by_way in enumerate(ratios.values()) if way in by_way]
-        values = [by_way[way] for by_way in ratios.values() if way in by_way]
-        bars = axes.barh([place + offset for place in places], values, 0.36, label=f"PaddleDetection {meaning}",
-                         color=color)
-        axes.bar_label(bars, [f"{value:.1f} times" for value in values], padding=3, fontsize=9)
-    axes.set_yticks(range(len(ratios)), [", ".join(filter(None, (MEANINGS[question], CASES.get(case, case))))
-                                         for question, case in ratios])
-    axes.axvline(1, color="black", linewidth=1)
-    axes.set_xscale("log")
-    axes.set_xlim(0.8, 1.9 * max(max(by_way.values()) for by_way in ratios.values()))
-    axes.set_xticks([1, 2, 5, 10, 20, 50], ["1\nequally long", "2", "5", "10", "20", "50"])
-    axes.minorticks_off()
-    axes.invert_yaxis()
-    axes.set_xlabel("PaddleDetection's time over ppgfl's on the same CPU, logarithmic")
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside upper center", ncols=1, frameon=False)
-    figure.savefig(path, dpi=130)
+def rows_of(answers):
+    """{question: rows} -> what RESULTS.json holds."""
+    return [{"question": question, **asdict(row)} for question, rows in answers.items() for row in rows]
 
 
 def main():
     parser = argparse.ArgumentParser(formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__)
     parser.add_argument("questions", nargs="*", choices=[*QUESTIONS, []], help="default: all")
     parser.add_argument("--chart", action="store_true", help="only draw results.png of RESULTS.md anew")
+    parser.add_argument("--check", action="store_true", help=f"ask {', '.join(CHECKED)} and compare with RESULTS.json")
+    parser.add_argument("--smallest", action="store_true", help="each question once, on tiny inputs; printed only")
     args = parser.parse_args()
     if args.chart:
         chart((HERE / "RESULTS.md").read_text(encoding="utf-8"), HERE / "results.png")
-        return
+        return 0
     start, answers = time.time(), {}
     with tempfile.TemporaryDirectory() as scratch:
-        bench = Bench(Path(scratch))
+        bench = Bench(Path(scratch), (MODEL,) if args.check or args.smallest else (MODEL, *MORE_MODELS), args.smallest)
         sections, rate = [], bench.matmul_rate()
-        for name in args.questions or QUESTIONS:
+        for name in args.questions or (CHECKED if args.check else QUESTIONS):
             answers[name] = QUESTIONS[name](bench)
             about = " ".join(QUESTIONS[name].__doc__.split())
-            sections.append(f"## {name}\n\n{about}.\n\n{table(answers[name], rate)}\n")
+            sections.append(f"## {name}\n\n{about}.\n\n{in_words(answers[name])}.\n\n{table(answers[name], rate)}\n")
             print(f"\n{sections[-1]}", flush=True)
-    if not args.questions:
-        head = HEAD.format(machine=machine(), rate=rate, tuned=" ".join("=".join(item) for item in TUNED.items()))
+    if args.check:
+        before = json.loads((HERE / "RESULTS.json").read_text(encoding="utf-8"))
+        found = list(check(before["rows"], rows_of(answers)))
+        if before["machine"] != machine():  # ratios change with the width of a processor's vectors
+            print(f"RESULTS.json is of {before['machine']}; this is {machine()}")
+        print("\n".join(("WORSE  " if worse else "ok     ") + line for worse, line in found))
+        print(f"{sum(worse for worse, _ in found)} of {len(found)} ratios are worse, {time.time() - start:.0f} s")
+        return int(any(worse for worse, _ in found))
+    if not (args.questions or args.smallest):
+        about = machine()
+        head = HEAD.format(machine=about, rate=rate, tuned=" ".join("=".join(item) for item in TUNED.items()))
         results = head + "\n".join(sections)
         (HERE / "RESULTS.md").write_text(results, encoding="utf-8")
+        (HERE / "RESULTS.json").write_text(json.dumps({"machine": about, "rows": rows_of(answers)}, indent=1),
+                                           encoding="utf-8")
         chart(results, HERE / "results.png")
         print(f"written: {HERE / 'RESULTS.md'} after {time.time() - start:.0f} s")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

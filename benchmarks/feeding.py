@@ -29,7 +29,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "deploy/serving")]
 import ppgfl  # noqa: E402
 from ppgfl.build import build_loader, build_reader  # noqa: E402
 from ppgfl.data import device as to_device  # noqa: E402
-from ppgfl.data import loader, transforms  # noqa: E402
+from ppgfl.data import image, loader, transforms  # noqa: E402
 from ppgfl.inference import detector, runner  # noqa: E402
 from ppgfl.inference import infer as infer_module  # noqa: E402
 from ppgfl.system import runtime  # noqa: E402
@@ -122,7 +122,7 @@ def reading_takes(seconds):
         time.sleep(seconds)
         return np.zeros((64, 96, 3), np.uint8)
 
-    with mock.patch.object(deploy, "read_image", read), mock.patch.object(loader, "read_image", read), \
+    with mock.patch.object(deploy, "read_image", read), mock.patch.object(image, "read_image", read), \
             mock.patch.object(transforms, "read_image", read), mock.patch.dict(globals(), SIZE=[64, 96]):
         yield
 
@@ -133,7 +133,7 @@ def reading_takes(seconds):
 def of_runner(files, latency, threads, folder):
     run = StandIn("none").use(Device(latency))
     args = SimpleNamespace(output_dir=str(folder), batch_size=1, threshold=0.95, save_results=True, device="GPU",
-                           cpu_threads=threads)
+                           cpu_threads=threads, slice_infer=False)
     start = time.perf_counter()
     with contextlib.redirect_stdout(None):
         deploy.detect_files(run, files, args, lambda: None)
@@ -163,10 +163,11 @@ def of_evaluate(files, latency, threads, folder):
 
 def of_service(files, latency, threads, folder):
     """32 clients at a time, without the network."""
-    import server
+    import server  # noqa: F401  it says where deploy/python is
+    from service import Service
 
     run = StandIn("none", cpu_threads=threads).use(Device(latency))
-    service = server.Service(run, max_batch=1, max_queue=64)
+    service = Service(run, max_batch=1, max_queue=64)
     service.decode = lambda file, number: deploy.read_image(file)  # as the others do it
     service.decoders = ThreadPoolExecutor(threads)
 

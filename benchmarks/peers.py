@@ -4,6 +4,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from unittest import mock
 
 HERE = Path(__file__).resolve().parent
 PACKAGES = {
@@ -12,19 +13,32 @@ PACKAGES = {
     # mmcv-lite has no compiled operators: GFL needs none (see worker.NamesOnly).
     "mmdet": ("torch==2.13.0", "torchvision", "mmdet==3.3.0", "mmcv-lite==2.1.0", "numpy<2", "opencv-python<4.12",
               "setuptools<81"),
+    "openvino": ("openvino==2026.4.1", "numpy"),
 }
 
 
+def is_made(peer):
+    """Whether its environment is there."""
+    return (HERE / ".envs" / peer / "ready").exists()
+
+
 def python_of(peer):
-    """The interpreter of a peer's environment."""
+    """The interpreter of a peer's environment, which is made unless it is there."""
     folder = HERE / ".envs" / peer
     python = folder / "bin" / "python"
-    if not (folder / "ready").exists():
+    if not is_made(peer):
         print(f"making {folder}: a few minutes", flush=True)
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
         subprocess.run([str(python), "-m", "pip", "install", "--quiet", *PACKAGES[peer]], check=True)
         (folder / "ready").touch()
     return str(python)
+
+
+def leave_out_lane_detection():
+    """Let PaddleDetection's development branch be imported without imgaug, which only its lane detection needs."""
+    for name in ("imgaug", "imgaug.augmentables", "imgaug.augmentables.lines", "imgaug.augmentables.segmaps",
+                 "imgaug.augmenters"):
+        sys.modules.setdefault(name, mock.MagicMock())
 
 
 class Worker:

@@ -18,9 +18,6 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
-SIZE = 640  # of the training step
-SIDE = 2048  # of the matrices
-CANVAS = (800, 1344)  # of the targets: 800 x 1333, padded
 
 
 class Ppgfl:
@@ -40,7 +37,9 @@ class Ppgfl:
         self.settings = settings
         self.cfg = ppgfl.load_config(config_file(settings), [
             "use_gpu=false", "worker_num=0", "TrainReader.shuffle=false", f"EvalDataset.dataset_dir={data}",
-            f"TrainDataset.dataset_dir={data}", f"EvalDataset.sample_num={settings['images']}", *settings["overrides"]],
+            f"TrainDataset.dataset_dir={data}", f"EvalDataset.sample_num={settings['images']}",
+            *(f"{reader}.sample_transforms.1.Resize.target_size=[64, 96]" for reader in ("EvalReader", "TestReader")
+              if settings["shrink"]), *settings["overrides"]],
             slim_config=settings["slim_config"])
 
     def export(self):
@@ -61,16 +60,41 @@ class Ppgfl:
         images = inputs(self.settings)
         return lambda: len(runner.run(images)[0])
 
+    def folder(self):
+        """Photographs from files to JSON, or only the network on what was made of them."""
+        from ppgfl.inference.infer import infer
+        from ppgfl.inference.runner import make_runner
+
+        model, mode = exported(self.settings), {"run_mode": self.settings["run_mode"]}
+        files = sorted(map(str, Path(self.settings["data"], "val2017").iterdir()))[:self.settings["images"]]
+        if not self.settings["bare"]:
+            def run():
+                infer(self.cfg, files, exported=model, runner=mode, output_dir=Path("found"),
+                      save_results="json", pictures=self.settings["pictures"])
+                return len(files)
+
+            return run
+        from ppgfl.data.image import read_image
+
+        runner = make_runner(model, **mode)
+        self.setting = runner.description
+        images = [runner.prepare([read_image(file)]) for file in files]
+        return lambda: len([runner.run(image) for image in images])
+
     def matmul(self):
-        """The product of two matrices of SIDE x SIDE in float32."""
+        """The product of two square matrices in float32."""
         import paddle
 
-        matrix = paddle.to_tensor(np.random.default_rng(0).normal(size=(SIDE, SIDE)).astype("float32"))
+        matrix = paddle.to_tensor(np.random.default_rng(0).normal(size=[self.settings["matrix"]] * 2).astype("float32"))
         return lambda: len(paddle.matmul(matrix, matrix))
 
     def evaluation(self):
-        """All images, from the files to the twelve numbers; the first call also makes the static graph."""
+        """All images, from the files to the twelve numbers, or only the network on their batches; the first call also
+        makes the static graph."""
         from ppgfl import evaluate
+
+        if self.settings["bare"]:
+            return self._bare_evaluation()
 
         def run():
             evaluate(self.cfg, weights=self.settings["weights"], output_dir=self.settings["scratch"])
@@ -79,31 +103,42 @@ class Ppgfl:
         run()
         return run
 
+    def _bare_evaluation(self):
+        from ppgfl import build
+        from ppgfl.inference.static_model import load_detection_model
+
+        model = load_detection_model(self.cfg, self.settings["weights"], images=1000)
+        records = build.build_dataset(self.cfg, "EvalDataset").records
+        batches = list(build.build_loader(self.cfg, "EvalReader", records).epoch())
+
+        def run():
+            for batch in batches:
+                model(batch)
+            return len(records)
+
+        return run
+
     def step(self):
         """Forward, backward and update on one batch whose targets are there already."""
         import paddle
 
         from ppgfl import build
-        from ppgfl.training import onednn
 
+        side = self.settings["step"]
         model = build.build_model(self.cfg)
         model.train()
-        wanted = self.cfg.get("onednn_training", False)
-        if wanted:
-            onednn.replace_convolutions(model)
         optimizer = build.build_optimizer(self.cfg, model, steps_per_epoch=1000)
         transforms = build.build_reader(self.cfg, "TrainReader").batch_transforms
         target, = [each for each in transforms if type(each).__name__ == "Gt2GFLTarget"]
-        batch = {key: paddle.to_tensor(np.stack([s[key] for s in target(samples(2, 8, (SIZE, SIZE)))]))
+        batch = {key: paddle.to_tensor(np.stack([s[key] for s in target(samples(2, 8, (side, side)))]))
                  for key in ("image", "labels", "label_weights", "bbox_targets", "pos_num",
                              *(["vlr_regions"] if target.compute_vlr_region else []))}
-        batch.update(image=paddle.to_tensor(noise()), scale_factor=paddle.ones([2, 2]))
+        batch.update(image=paddle.to_tensor(noise(side)), scale_factor=paddle.ones([2, 2]))
 
         teacher = build.build_teacher(self.cfg, model) or (lambda given: given)
 
         def run():
-            with onednn.switched_on(wanted):
-                return train(model, optimizer, teacher(batch))
+            return train(model, optimizer, teacher(batch))
 
         return run if not self.settings["teacher_only"] else lambda: len(teacher(batch)["image"])
 
@@ -112,7 +147,7 @@ class Ppgfl:
         from ppgfl.data.targets import Gt2GFLTarget
 
         target = Gt2GFLTarget(num_classes=80, grid_cell_scale=8)
-        return lambda: len(target(samples(1, self.settings["boxes"], CANVAS)))
+        return lambda: len(target(samples(1, self.settings["boxes"], self.settings["canvas"])))
 
     def loader(self):
         """Training transforms of all images, in one process, with targets."""
@@ -208,16 +243,17 @@ class PaddleDetection:
         from ppdet.core.workspace import create
         from ppdet.data.transform.batch_operators import Gt2GFLTarget
 
+        side = self.settings["step"]
         model = create(self.cfg.architecture)
         model.train()
         rate = create("LearningRate")(1000)
         optimizer = create("OptimizerBuilder")(rate, model)
         target = Gt2GFLTarget(num_classes=80, downsample_ratios=[8, 16, 32, 64, 128], grid_cell_scale=8)
-        made = target(samples(2, 8, (SIZE, SIZE)))
+        made = target(samples(2, 8, (side, side)))
         # The reader stacks what the transform adds, and what training reads besides.
         batch = {key: paddle.to_tensor(np.stack([s[key] for s in made])) for key in made[0]
                  if key not in ("gt_bbox", "gt_class", "gt_score", "is_crowd")}
-        batch.update(image=paddle.to_tensor(noise()), im_shape=paddle.full([2, 2], float(SIZE)),
+        batch.update(image=paddle.to_tensor(noise(side)), im_shape=paddle.full([2, 2], float(side)),
                      scale_factor=paddle.ones([2, 2]))
         return lambda: train(model, optimizer, batch)
 
@@ -225,7 +261,7 @@ class PaddleDetection:
         from ppdet.data.transform.batch_operators import Gt2GFLTarget
 
         target = Gt2GFLTarget(num_classes=80, downsample_ratios=[8, 16, 32, 64, 128], grid_cell_scale=8)
-        return lambda: len(target(samples(1, self.settings["boxes"], CANVAS)))
+        return lambda: len(target(samples(1, self.settings["boxes"], self.settings["canvas"])))
 
     def loader(self):
         from ppdet.core.workspace import create
@@ -268,13 +304,14 @@ class MMDetection:
         """Forward, targets (it makes them here), backward and update."""
         from mmdet.structures import DetDataSample
 
-        images, given = samples(2, 8, (SIZE, SIZE)), []
+        side = self.settings["step"]
+        images, given = samples(2, 8, (side, side)), []
         for sample in images:
-            one = DetDataSample(metainfo={"img_shape": (SIZE, SIZE), "pad_shape": (SIZE, SIZE)})
+            one = DetDataSample(metainfo={"img_shape": (side, side), "pad_shape": (side, side)})
             one.gt_instances = self.boxes(bboxes=self.torch.from_numpy(sample["gt_bbox"]),
                                           labels=self.torch.from_numpy(sample["gt_class"][:, 0]).long())
             given.append(one)
-        batch = self.torch.from_numpy(noise())
+        batch = self.torch.from_numpy(noise(side))
         optimizer = self.torch.optim.SGD(self.model.parameters(), 0.01, momentum=0.9, weight_decay=0.0001)
         self.model.train()
 
@@ -370,9 +407,9 @@ def inputs(settings):
             "im_shape": np.float32([[height, width]] * count), "scale_factor": np.ones((count, 2), np.float32)}
 
 
-def noise():
-    """The images of a training step."""
-    return np.random.default_rng(0).normal(size=(2, 3, SIZE, SIZE)).astype("float32")
+def noise(side):
+    """The images of a training step, for two images of side x side."""
+    return np.random.default_rng(0).normal(size=(2, 3, side, side)).astype("float32")
 
 
 def train(model, optimizer, batch):

@@ -35,6 +35,16 @@ def write_demo(detector, files):
     cv2.imwrite(str(IMAGES / "demo.jpg"), np.vstack(rows), [cv2.IMWRITE_JPEG_QUALITY, 92])
 
 
+def write_distributions(cfg, file, threshold):
+    """What `ppgfl infer --show_distributions` draws for one image."""
+    from ppgfl.inference.infer import infer
+
+    with tempfile.TemporaryDirectory() as folder:
+        infer(cfg, str(file), output_dir=folder, draw_threshold=threshold, show_distributions=True)
+        figure = cv2.imread(str(Path(folder, f"{file.stem}_distributions.png")))
+    cv2.imwrite(str(IMAGES / "distributions.png"), figure, [cv2.IMWRITE_PNG_COMPRESSION, 9])
+
+
 # As they stand in a config; what mixes images is given five.
 AUGMENTED = [
     {"Decode": {}}, {"RandomDistort": {}}, {"AugmentHSV": {"is_bgr": False, "hgain": 30, "sgain": 60, "vgain": 60}},
@@ -152,6 +162,7 @@ def main(demo):
         *(f"{name}.dataset_dir={data}" for name in ("TrainDataset", "EvalDataset", "TestDataset")),
         f"weights={demo / 'shapes_gfl' / 'best_model'}", "use_gpu=false"])
     write_augmented(cfg)
+    write_distributions(cfg, files[1], 0.67)  # the third box is on half a circle, and its left side in doubt
     overrides = [f"TestDataset.dataset_dir={data}", "use_gpu=false"]
     write_demo(ppgfl.Detector("shapes_gfl", cfg["weights"], overrides), files)
     with tempfile.TemporaryDirectory() as folder:

@@ -59,7 +59,7 @@ if not TYPE_CHECKING:  # to a type checker it would make every misspelt name a k
         if name not in {*_NAMES, *_MODULES}:
             raise AttributeError(f"module 'ppgfl' has no attribute '{name}'")
         home = _NAMES.get(name, name)
-        if home not in ("config", "errors"):
+        if home not in ("config", "errors", "inference.detections", "inference.detector"):  # they need no Paddle
             runtime.import_paddle()
         module = importlib.import_module(f".{home}", __name__)
         return getattr(module, name) if name in _NAMES else module

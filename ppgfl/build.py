@@ -13,7 +13,7 @@ from paddle.optimizer import Optimizer
 
 from .classes import with_weights
 from .config.check import check_config
-from .config.keys import optimizer_section, section, setting
+from .config.keys import optimizer_section, section, setting, skips_corrupt_images
 from .config.values import kinds_of
 from .data.annotations import fits_int64
 from .data.batch import Sample
@@ -36,7 +36,8 @@ from .model.distill import (
 from .model.fpn import FPN
 from .model.gfl import GFL
 from .model.head import DGQP, FCOSFeat, GFLHead
-from .model.losses import DistributionFocalLoss, GFLCriterion, GIoULoss, QualityFocalLoss
+from .model.losses import DistributionFocalLoss, FocalLoss, GFLCriterion, GIoULoss, QualityFocalLoss
+from .model.res2net import Res2Net
 from .model.resnet import ResNet
 from .optim import (
     EMA,
@@ -52,12 +53,12 @@ from .readers import BATCH_TRANSFORMS, SAMPLE_TRANSFORMS, build_reader, own_clas
 from .system.log import logger
 from .weights.checkpoint import load_weights
 
-BACKBONES = {"ResNet": ResNet}
+BACKBONES: dict[str, Any] = {"ResNet": ResNet, "Res2Net": Res2Net}
 NECKS = {"FPN": FPN}
 HEADS = {"GFLHead": GFLHead, "LDGFLHead": GFLHead}  # LDGFLHead: the same layers, and the losses of a teacher
 TOWERS = {"FCOSFeat": FCOSFeat}
 QUALITY_PREDICTORS = {"DGQP": DGQP}
-CLASS_LOSSES = {"QualityFocalLoss": QualityFocalLoss}
+CLASS_LOSSES: dict[str, Any] = {"QualityFocalLoss": QualityFocalLoss, "FocalLoss": FocalLoss}
 DISTRIBUTION_LOSSES = {"DistributionFocalLoss": DistributionFocalLoss}
 BOX_LOSSES = {"GIoULoss": GIoULoss}
 DISTILLATION_LOSSES = {"KnowledgeDistillationKLDivLoss": KnowledgeDistillationKLDivLoss}
@@ -131,9 +132,16 @@ def _build_decoder(cfg: Config, name: str, args: Config, head: GFLHead) -> Decod
     nms = args.get("nms")
     return Decoder(
         strides=tuple(head.fpn_stride), num_classes=head.num_classes, joint_scores=head.dgqp_module is not None,
-        upstream_scores=bool(args.get("upstream_scores", setting(cfg, "upstream_scores"))),
-        cell_offset=args.get("cell_offset", 0),
+        upstream_scores=upstream_scores(cfg),
+        cell_offset=args.get("cell_offset", 0), clip_boxes=args.get("clip_boxes", False),
+        separate_quality=head.quality_branch is not None,
         nms=make(cfg, NMS, nms if nms is not None else "MultiClassNMS", f"{name}.nms"))
+
+
+def upstream_scores(cfg: Config) -> bool:
+    """Whether the scores of the config's model are those of PaddleDetection, see `Decoder.scores`."""
+    args = spec(cfg, section(cfg, "GFL")["head"], HEADS, "GFL.head")[1]
+    return bool(args.get("upstream_scores", setting(cfg, "upstream_scores")))
 
 
 def _build_criterion(cfg: Config, name: str, args: Config, head: GFLHead) -> GFLCriterion:
@@ -145,7 +153,7 @@ def _build_criterion(cfg: Config, name: str, args: Config, head: GFLHead) -> GFL
                           "dgqp_module (the maps hold logits), and false with it (they hold probabilities)")
     return GFLCriterion(
         strides=tuple(head.fpn_stride), num_classes=head.num_classes, reg_max=head.distribution_project.reg_max,
-        loss_class=loss_class, cell_offset=args.get("cell_offset", 0),
+        quality_branch=head.quality_branch, loss_class=loss_class, cell_offset=args.get("cell_offset", 0),
         loss_dfl=make(cfg, DISTRIBUTION_LOSSES, args.get("loss_dfl", "DistributionFocalLoss"), f"{name}.loss_dfl"),
         loss_bbox=make(cfg, BOX_LOSSES, args.get("loss_bbox", "GIoULoss"), f"{name}.loss_bbox"),
         distillation=_build_distillation(cfg, name, args, head) if cfg.get("teacher") else None)
@@ -233,11 +241,6 @@ def build_loader(cfg: Config, name: str, records: Sequence[Sample], *, seed: int
                 for place, record in enumerate(records)]
     maker = BatchMaker(numbered, reader, seed, skip=skips_corrupt_images(cfg), replace=name == "TrainReader")
     return Loader(maker, batches, workers)
-
-
-def skips_corrupt_images(cfg: Config) -> bool:
-    """Whether images that cannot be read are left out. Raises ConfigError."""
-    return bool(setting(cfg, "corrupt_images") == "skip")
 
 
 # --- what trains the model

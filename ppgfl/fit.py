@@ -7,10 +7,11 @@ from .errors import ConfigError
 from .model.fpn import FPN
 from .model.gfl import GFL
 from .model.head import GFLHead
+from .model.res2net import Res2Net
 from .model.resnet import ResNet
 
 
-def check_parts(backbone: ResNet, neck: FPN, head: GFLHead, name: str) -> None:
+def check_parts(backbone: ResNet | Res2Net, neck: FPN, head: GFLHead, name: str) -> None:
     """Raise a ConfigError unless strides and channels of a model agree; `name` is that of the head's section."""
     if any(coarse != 2 * fine for fine, coarse in zip(backbone.strides, backbone.strides[1:])):
         raise ConfigError(f"{type(backbone).__name__}.return_idx: its maps have strides {backbone.strides}; the neck "
@@ -22,7 +23,7 @@ def check_parts(backbone: ResNet, neck: FPN, head: GFLHead, name: str) -> None:
             raise ConfigError(f"{name}.conv_feat.{key}: {found}, but {where} is {wanted}; both must be the same")
     if head.fpn_stride != neck.strides:
         raise ConfigError(f"{name}.fpn_stride: {head.fpn_stride}, but the neck's levels have strides {neck.strides}; "
-                          "change it, FPN.extra_stage or ResNet.return_idx")
+                          f"change it, FPN.extra_stage or {type(backbone).__name__}.return_idx")
 
 
 def check_targets(reader: Reader, model: GFL) -> None:
@@ -30,7 +31,7 @@ def check_targets(reader: Reader, model: GFL) -> None:
     target = next(each for each in reader.batch_transforms if isinstance(each, Gt2GFLTarget))
     criterion = model.criterion
     for key, found, wanted in (("downsample_ratios", target.strides, list(model.head.fpn_stride)),
-                               ("cell_offset", target.cell_offset, criterion.cell_offset),
+                               ("cell_offset", _short(target.cell_offsets), _short(criterion.cell_offsets)),
                                ("num_classes", target.num_classes, model.head.num_classes)):
         if found != wanted:
             raise ConfigError(f"TrainReader.batch_transforms.Gt2GFLTarget.{key}: {found}, but the head has {wanted}; "
@@ -40,3 +41,8 @@ def check_targets(reader: Reader, model: GFL) -> None:
         if isinstance(each, PadBatch) and each.stride % coarsest:
             raise ConfigError(f"TrainReader.batch_transforms.PadBatch.pad_to_stride: {each.stride}; the maps of the "
                               f"backbone fit together where it is a multiple of {coarsest}")
+
+
+def _short(values: list[float]) -> float | list[float]:
+    """One number where all levels have the same."""
+    return values[0] if len(set(values)) == 1 else values

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Union
 
+from .errors import ConfigError
+
 
 @dataclass(frozen=True)
 class Range:
@@ -60,6 +62,7 @@ Pixels = Annotated[int, Range(1, 32768)]
 Classes = Annotated[int, Range(1, 100_000)]
 Layers = Annotated[int, Range(1, 100)]
 Bins = Annotated[int, Range(1, 1000)]
+LastBin = Annotated[int, Range(0, 1000)]
 Stride = Annotated[int, Range(1, 4096)]
 Strides = Annotated[Sequence[Stride], Length(1, 20)]
 Workers = Annotated[int, Range(0, 1024)]
@@ -72,6 +75,9 @@ ShareBelowOne = Annotated[float, Range(0, 1, without=(1,))]
 ShareInside = Annotated[float, Range(0, 1, without=(0, 1))]
 ShareAboveZero = Annotated[float, Range(0, 1, without=(0,))]
 
+# One number for all levels, or one for each.
+CellOffset = Union[Share, Annotated[Sequence[Share], Length(1, 20), "one for each level"]]
+
 # Two numbers, the smaller first; and the colour of pixels that an image lacks, one number or RGB.
 Span = Annotated[Sequence[float], Length(2, 2), "the smaller first"]
 PositiveSpan = Annotated[Sequence[Positive], Length(2, 2), "the smaller first"]
@@ -80,6 +86,15 @@ Interpolation = Annotated[int, Range(0, 4), "0 nearest, 1 linear, 2 cubic, 3 are
 
 File = Union[str, os.PathLike]  # a path, or where a key says so an address or a name
 Automatic = Annotated[None, "automatic"]  # null means something else than off
+
+
+def per_level(where: str, value: float | Sequence[float], levels: int) -> list[float]:
+    """The value of each level. Raises a ConfigError that names the key `where` for a list of another length."""
+    values = list(value) if isinstance(value, Sequence) else [value] * levels
+    if len(values) != levels:
+        raise ConfigError(f"{where}: {value}; of {len(values)}, but there are {levels} levels; it is one number for "
+                          "all, or a list with one for each")
+    return values
 
 
 class Part:

@@ -35,13 +35,20 @@ def test_every_shipped_config_is_free_of_findings(name, caplog):
     ("FPN.extra_stage=1", "the neck's levels have strides"),
     ("GFLHead.loss_class.use_sigmoid=false", "must be true without dgqp_module"),
     ("norm_type=gn", "norm_type"),
-    ("GFLHead.loss_class=GIoULoss", "GFLHead.loss_class: unknown name 'GIoULoss'; Allowed: QualityFocalLoss"),
+    ("GFLHead.loss_class=GIoULoss", "unknown name 'GIoULoss'; Allowed: FocalLoss, QualityFocalLoss"),
     ("GFLHead.loss_dfl={name: QualityFocalLoss}", "GFLHead.loss_dfl: unknown name 'QualityFocalLoss'; "),
     ("FPN.out_channel=128", "GFLHead.conv_feat.feat_in: 256, but FPN.out_channel is 128"),
     ("GFLHead.conv_feat.feat_out=128", "GFLHead.conv_feat.feat_out: 128, but GFLHead.feat_in_chan is 256"),
     ("GFLHead.conv_feat.feat_out=100", "gn has 32 groups, and 100 channels are no multiple of that"),
     ("FPN={norm_type: gn, out_channel: 48}", "gn has 32 groups, and 48 channels are no multiple of that"),
     ("GFLHead={reg_max: 2, dgqp_module: DGQP}", "DGQP.reg_topk: 4; of reg_max 2 there are 3"),
+    ("GFLHead.cell_offset=[0.5, 0.5]", "cell_offset: .0.5, 0.5.; of 2, but there are 5 levels"),
+    ("GFLHead.cell_offset=[0.5, 0.5, 1.5, 0.5, 0.5]", "GFLHead.cell_offset: .*; it must be a number, 0 to 1; or a"),
+    ("GFLHead.clip_boxes=1", "GFLHead.clip_boxes: 1; it must be true or false"),
+    ("ResNet.groups=32", "ResNet.groups: 32 with base_width 64, but depth 18 has no bottlenecks"),
+    ("ResNet.base_width=4", "ResNet.groups: 1 with base_width 4, but depth 18"),
+    ("ResNet.groups=0", "ResNet.groups: 0; it must be a whole number"),
+    ("GFL.backbone=Res2Net", r"Res2Net.return_idx|fpn_stride|FPN"),
     ("ResNet.return_idx=[1, 3]", r"return_idx: its maps have strides \[8, 32\]"),
     ("ResNet.return_idx=[2, 1, 3]", "come in order, once each"),
 ])
@@ -141,6 +148,18 @@ def test_targets_must_be_those_of_the_head(key, value, found):
     with pytest.raises(ConfigError, match=f"Gt2GFLTarget.{key}: {found}"):
         check_targets(build.build_reader(cfg, "TrainReader"), model)
     check_targets(build.build_reader(load_config("gfl_r18vd_1x_coco"), "TrainReader"), model)
+
+
+def test_offsets_of_the_levels_are_compared_as_what_they_are():
+    same = "GFLHead.cell_offset=[0.5, 0.5, 0.5, 0.5, 0.5]"
+    target = "TrainReader.batch_transforms.1.Gt2GFLTarget.cell_offset"
+    cfg = load_config("gfl_r18vd_1x_coco", [same, f"{target}=0.5"])
+    model = build_model(cfg)
+    assert model.decoder.cell_offsets == model.criterion.cell_offsets == [0.5] * 5
+    check_targets(build.build_reader(cfg, "TrainReader"), model)
+    other = load_config("gfl_r18vd_1x_coco", [f"{target}=[0.4, 0.5, 0.5, 0.5, 0.5]"])
+    with pytest.raises(ConfigError, match=r"cell_offset: \[0.4, 0.5, 0.5, 0.5, 0.5\], but the head has 0.5"):
+        check_targets(build.build_reader(other, "TrainReader"), model)
 
 
 def test_padding_must_be_that_of_the_backbone():

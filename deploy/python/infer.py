@@ -3,6 +3,7 @@
 
     python infer.py --model_dir output_inference/gfl_r50_fpn_1x_coco --image_dir photos --output_dir output
     python infer.py --model_dir model.onnx --image_file photo.jpg --run_benchmark
+    python infer.py --model_dir model.onnx --video_file clip.mp4
 
 It needs numpy and OpenCV; for a folder Paddle and PyYAML, for a .onnx ONNX Runtime; for names beyond ASCII Pillow;
 neither ppgfl nor PaddleDetection, whose folders it reads too. In a program: `open_runner("model.onnx")([image])`.
@@ -27,6 +28,7 @@ import tempfile
 import threading
 import time
 import unicodedata
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -39,7 +41,9 @@ import numpy as np
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 # A small file can claim far more pixels than an image of 16,384 x 16,384; OpenCV looks at this with its first image.
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 28))
+warnings.filterwarnings("ignore", message="No ccache found")  # Paddle looks for it; running a model never needs it
 DEVICES = ("CPU", "GPU")
+NO_INT8 = "there is no model_int8.onnx beside it: export with --int8 FOLDER_OF_PHOTOGRAPHS"
 RUN_MODES = ("paddle", "fp16", "bf16", "int8", "trt_fp32", "trt_fp16")
 ENGINES = ("auto", "onednn", "openvino", "native")
 NMS = {"score_threshold", "nms_top_k", "keep_top_k", "nms_threshold"}  # in the metadata of a .onnx
@@ -54,7 +58,12 @@ class RunnerError(ValueError):
 
 
 def open_runner(model: str | Path, **settings: Any) -> Runner | OnnxRunner:
-    """An `OnnxRunner` of a .onnx file, a `Runner` of all else; the settings are those of `BaseRunner`."""
+    """An `OnnxRunner` of a .onnx file, a `Runner` of all else; the settings are those of `BaseRunner`. In run_mode
+    "int8" it is the model_int8.onnx in the folder, or beside the file, where there is one."""
+    path = Path(model)
+    quantised = (path if path.is_dir() else path.parent) / "model_int8.onnx"
+    if settings.get("run_mode") == "int8" and quantised.is_file():
+        model, settings = quantised, {**settings, "run_mode": "paddle"}
     return (OnnxRunner if Path(model).suffix.lower() == ".onnx" else Runner)(model, **settings)
 
 
@@ -73,6 +82,22 @@ class ProcessLock:
         self.lock.release()
 
 
+class PerProcess:
+    """What a function makes, made once in each process: the threads of a session do not live on in a forked child,
+    which would wait for them if the fork came while one held a lock."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self.make, self.lock = make, ProcessLock()
+        self.made: dict[int, Any] = {}  # the parent's stays in a child: its end would wait for its threads
+
+    def get(self) -> Any:
+        with self.lock:
+            process = os.getpid()
+            if process not in self.made:
+                self.made[process] = self.make()
+            return self.made[process]
+
+
 class BaseRunner:
     """What both runners share: images in, detections out. Several threads may call it: images are prepared side by
     side, the model runs for one at a time. It can be pickled, and opens its model anew where it is unpickled.
@@ -82,12 +107,14 @@ class BaseRunner:
             model files itself; or a .onnx.
         device: "CPU", "GPU", or "GPU:1" for the second card.
         run_mode: "paddle" float32; of a folder also "bf16" on a processor or card that has it; "fp16" on a card; "int8"
-            for a model exported with quantisation; "trt_fp32", "trt_fp16" TensorRT.
+            for one that PaddleSlim has quantised (of a model_int8.onnx see `open_runner`); "trt_fp32", "trt_fp16"
+            TensorRT.
         cpu_threads: None: the physical cores.
         engine: "auto", the fastest that is safe (see `choose_engine`); of a folder on a CPU also "onednn", "openvino",
             "native".
         provider: of a .onnx what ONNX Runtime computes with, as "TensorrtExecutionProvider" or just "Tensorrt"; None:
             "CPU" or "CUDA", as the device says.
+        calibrated: scores, and sigma, as the calibration in the export makes them (see `calibrate`).
     """
 
     model_file: Path
@@ -96,21 +123,27 @@ class BaseRunner:
     inputs: list[str]  # the names of the arrays that the model takes
     engine: str  # what really computes: "onednn", "openvino", "native", "gpu" or "onnxruntime"
     description: str  # the file and the settings it really runs with
+    sigma: bool  # whether rows are [M, 14]: sigma and top2 of x1, y1, x2, y2 behind the box
+    calibration: dict | None  # arguments of `calibrate`
     allowed = {"run_mode": RUN_MODES, "engine": ENGINES}
 
     def __init__(self, model: str | Path, device: str = "CPU", run_mode: str = "paddle", cpu_threads: int | None = None,
-                 engine: str = "auto", provider: str | None = None) -> None:
+                 engine: str = "auto", provider: str | None = None, calibrated: bool = False) -> None:
         for name, value in (("run_mode", run_mode), ("engine", engine)):
             if value not in self.allowed[name]:
-                raise RunnerError(f"{name}: {value!r}; allowed for {model}: {', '.join(self.allowed[name])}")
+                mend = f"; {NO_INT8}" if value == "int8" else ""
+                raise RunnerError(f"{name}: {value!r}; allowed for {model}: {', '.join(self.allowed[name])}{mend}")
         self.settings = {"device": device, "run_mode": run_mode, "cpu_threads": cpu_threads, "engine": engine,
-                         "provider": provider}
+                         "provider": provider, "calibrated": calibrated}
         self.device, self.card = split_device(device)
         self.model = model
         self.lock, self.counting = ProcessLock(), ProcessLock()
         self.threads = cpu_threads or physical_cores()
         self.times = {"preprocess": 0.0, "inference": 0.0, "postprocess": 0.0}  # seconds so far
         self.load(Path(model), run_mode, engine, provider)
+        if calibrated and not self.calibration:
+            raise RunnerError(f"{model}: holds no calibration; fit one with eval.py --calibrate, export the model "
+                              "again, or leave --calibrated out")
 
     def __reduce__(self) -> tuple:
         return functools.partial(type(self), self.model, **self.settings), ()
@@ -141,6 +174,8 @@ class BaseRunner:
         outputs = self.run(arrays)
         finished = time.perf_counter()
         found = self.rows_of(outputs)
+        if self.settings["calibrated"]:
+            found = [calibrate(rows, **self.calibration) for rows in found]
         self.count(inference=finished - start, postprocess=time.perf_counter() - finished)
         return found
 
@@ -151,11 +186,11 @@ class BaseRunner:
 
     def rows_of(self, outputs: list[np.ndarray]) -> list[np.ndarray]:
         """bbox [M, 6] and bbox_num [N] -> the rows of each image. TensorRT's NMS gives every image equally many, those
-        of class -1 stand for nothing, and bbox may be [N, M / N, 6]."""
-        if len(outputs) != 2 or outputs[0].ndim not in (2, 3) or outputs[0].shape[-1] != 6:
+        of class -1 stand for nothing, and bbox may be [N, M / N, 6]. With sigma there are 14 columns."""
+        if len(outputs) != 2 or outputs[0].ndim not in (2, 3) or outputs[0].shape[-1] not in (6, 14):
             raise RunnerError(f"{self.model_file}: gives outputs of shapes {[o.shape for o in outputs]}; this runner "
                               "needs an export with post-processing and NMS")
-        rows, counts = outputs[0].reshape(-1, 6), outputs[1].ravel()
+        rows, counts = outputs[0].reshape(-1, outputs[0].shape[-1]), outputs[1].ravel()
         if len(rows) == counts.sum():
             found = np.split(rows, np.cumsum(counts)[:-1])
         elif len(rows) % len(counts) == 0:
@@ -173,6 +208,10 @@ class Runner(BaseRunner):
         self.model_file, params_file = find_model(path)
         settings = read_settings(params_file)
         self.class_names, self.preprocess = settings["label_list"], settings["Preprocess"]
+        self.sigma, self.calibration = settings.get("sigma", False), settings.get("calibration")
+        if self.sigma and run_mode.startswith("trt"):
+            raise RunnerError(f"--run_mode {run_mode}: {path} gives sigma, which asks NMS which cells it keeps, and "
+                              "TensorRT's was not tried; use --run_mode paddle or fp16, or export without sigma")
         os.environ.setdefault("OMP_NUM_THREADS", str(self.threads))  # both are read while paddle is imported
         if processor_has("AuthenticAMD"):
             os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
@@ -184,8 +223,8 @@ class Runner(BaseRunner):
         # boxes of 1e8 pixels with it.
         config.delete_pass("matmul_v2_scale_fuse_pass")
         if run_mode == "int8" and not re.search(b"quantize_linear|fake_quantize", self.model_file.read_bytes()):
-            raise RunnerError(f"--run_mode int8: {self.model_file} holds no quantisation (PaddleSlim adds it before "
-                              "the export); use --run_mode bf16 or paddle")
+            raise RunnerError(f"--run_mode int8: {self.model_file} holds no quantisation, and {NO_INT8}; or use "
+                              "--run_mode bf16 or paddle")
         if provider is not None:
             raise RunnerError(f"provider: {provider!r}: {path} runs in Paddle, and only a .onnx has one; leave it out")
         with tempfile.TemporaryDirectory() as folder, kept_signal_stack():
@@ -234,15 +273,20 @@ class OnnxRunner(BaseRunner):
             raise RunnerError(f"{asked}: this onnxruntime has no {name}; {mend}")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads
+        self.sessions = PerProcess(functools.partial(onnxruntime.InferenceSession, str(path), options,
+                                                     providers=providers_of(name, available, self.card, path)))
         try:
-            self.session = onnxruntime.InferenceSession(
-                str(path), options, providers=providers_of(name, available, self.card, path))
+            session = self.sessions.get()
         except Exception as error:  # ONNX Runtime raises kinds of its own
-            raise RunnerError(f"{path}: ONNX Runtime cannot load it: {end_of(error)}; export it again") from error
-        if name not in self.session.get_providers():
+            said, mend = end_of(error), "export it again"
+            if "implementation for DeformConv" in said or "Unsupported model IR version" in said:
+                mend = (f"pip install -U onnxruntime: this is {onnxruntime.__version__}, deformable convolutions need "
+                        "1.25 (for Python 3.11 and newer)")
+            raise RunnerError(f"{path}: ONNX Runtime cannot load it: {said}; {mend}") from error
+        if name not in session.get_providers():
             raise RunnerError(f"--device {self.settings['device']}: ONNX Runtime cannot start its {name} (its lines "
                               "above say why); mend that, or use --device CPU")
-        about, keys = self.session.get_modelmeta().custom_metadata_map, ("class_names", "preprocess", "nms")
+        about, keys = session.get_modelmeta().custom_metadata_map, ("class_names", "preprocess", "nms")
         missing = [key for key in keys if key not in about]
         if missing:
             raise RunnerError(f"{path}: has no {', '.join(missing)} in its metadata; write it with "
@@ -256,10 +300,12 @@ class OnnxRunner(BaseRunner):
                                                                              for n in self.nms.values()):
             raise RunnerError(f"{path}: nms: {str(self.nms)[:80]}: it has to be numbers for {', '.join(sorted(NMS))}; "
                               "export it again")
-        self.inputs = [node.name for node in self.session.get_inputs()]
+        self.inputs = [node.name for node in session.get_inputs()]
         self.engine = "onnxruntime"
-        self.has_nms = self.session.get_outputs()[0].name == "bbox"
-        classes = None if self.has_nms else self.session.get_outputs()[-1].shape[-1]
+        first = session.get_outputs()[0]
+        self.has_nms, self.sigma = first.name == "bbox", first.shape[-1] in (12, 14)
+        self.calibration = read_calibration(path, about.get("calibration"))
+        classes = None if self.has_nms else session.get_outputs()[-1].shape[-1]
         if isinstance(classes, int) and classes != len(self.class_names):
             raise RunnerError(f"{path}: its metadata name {len(self.class_names)} classes, the model has {classes}; "
                               "export it again")
@@ -271,16 +317,43 @@ class OnnxRunner(BaseRunner):
         return [self.detect(self.prepare([image]))[0] for image in images]
 
     def run(self, arrays: Arrays) -> list[np.ndarray]:
-        takes, made = self.session.get_inputs()[0].shape, arrays["image"].shape
+        session = self.sessions.get()
+        takes, made = session.get_inputs()[0].shape, arrays["image"].shape
         if any(isinstance(n, int) and n != m for n, m in zip(takes, made)):
             raise RunnerError(f"{self.model_file}: takes images of {takes}, and was given {list(made)}; export it with "
                               "keep_ratio: false in Resize, or with image_shape: [3, -1, -1]")
-        return self.session.run(None, {name: arrays[name] for name in self.inputs})
+        return session.run(None, {name: arrays[name] for name in self.inputs})
 
     def rows_of(self, outputs: list[np.ndarray]) -> list[np.ndarray]:
         if self.has_nms:
             return super().rows_of(outputs)
         return [suppress(boxes, scores, **self.nms) for boxes, scores in zip(*outputs)]
+
+
+def calibrate(rows: np.ndarray, *, sigma_scale: float, temperature: float, bias: float) -> np.ndarray:
+    """Rows [M, 6 or 14] with scores that are shares: of the detections with such a score so many are right; and with
+    sigmas that cover as much as those of a normal distribution. The order stays."""
+    rows = rows.copy()
+    score = rows[:, 1].astype(np.float64).clip(1e-12, 1 - 1e-12)
+    rows[:, 1] = 1 / (1 + np.exp(-(np.log(score / (1 - score)) / temperature + bias)))
+    rows[:, 6:10] *= sigma_scale
+    return rows
+
+
+def is_calibration(value: object) -> bool:
+    """Whether they are arguments of `calibrate`."""
+    least = {"sigma_scale": 1e-6, "temperature": 1e-6, "bias": -1e6}
+    return isinstance(value, dict) and set(value) == set(least) and all(
+        is_number(value[key], least[key], 1e6) for key in least)
+
+
+def read_calibration(path: Path, text: str | None) -> dict | None:
+    """Of the metadata of a .onnx."""
+    with contextlib.suppress(ValueError):
+        value = None if text is None else json.loads(text)
+        if value is None or is_calibration(value):
+            return value
+    raise RunnerError(f"{path}: calibration: {text!r:.80}: it has to be {CALIBRATION}; export it again")
 
 
 def needed(package: str, install: str) -> Any:
@@ -396,7 +469,8 @@ STEPS: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
     "Permute": {},
     "PadStride": {"stride": (lambda value: is_number(value, 0, 1024, int), "a whole number up to 1024")},
 }
-OTHERS = {"use_dynamic_shape": FLAG,
+CALIBRATION = "numbers for sigma_scale, temperature and bias"
+OTHERS = {"use_dynamic_shape": FLAG, "sigma": FLAG, "calibration": (is_calibration, CALIBRATION),
           "min_subgraph_size": (lambda value: is_number(value, 1, 10**6, int), "a whole number from 1 up")}
 
 
@@ -459,7 +533,8 @@ def normalization_table(op: dict) -> np.ndarray:
 
 def suppress(boxes: np.ndarray, scores: np.ndarray, *, score_threshold: float, nms_top_k: int, keep_top_k: int,
              nms_threshold: float) -> np.ndarray:
-    """Per-class NMS: boxes [A, 4], scores [A, C] -> [M, 6] class, score, x1, y1, x2, y2, best score first."""
+    """Per-class NMS: boxes [A, 4], scores [A, C] -> [M, 6] class, score, x1, y1, x2, y2, best score first. What stands
+    behind the four numbers of a box goes with it."""
     if 0 < nms_top_k < len(scores):  # only the best cells of a class enter
         scores = np.where(scores >= np.partition(scores, -nms_top_k, axis=0)[-nms_top_k], scores, -1)
     cells, labels = np.nonzero(scores > score_threshold)
@@ -473,7 +548,7 @@ def suppress(boxes: np.ndarray, scores: np.ndarray, *, score_threshold: float, n
         if alive[i]:
             kept.append(i)
             rivals = np.flatnonzero((labels == labels[i]) & alive)
-            alive[rivals] = overlap(boxes[cells[i]], boxes[cells[rivals]]) <= nms_threshold
+            alive[rivals] = overlap(boxes[cells[i], :4], boxes[cells[rivals], :4]) <= nms_threshold
     cells, labels = cells[kept], labels[kept]
     return np.column_stack([labels, scores[cells, labels], boxes[cells]]).astype(np.float32)
 
@@ -483,6 +558,59 @@ def overlap(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     sides = np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2])
     common = sides.clip(0).prod(axis=1)
     return common / np.maximum((box[2:] - box[:2]).prod() + (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) - common, 1e-9)
+
+
+# --- slices, for small objects in large images
+
+
+def slice_places(height: int, width: int, sizes: Sequence[int], ratios: Sequence[float]) -> list[tuple[int, ...]]:
+    """x1, y1, x2, y2 of the slices of an image, row by row; the last of a row or column is moved back into it."""
+    starts: list[list[int]] = []
+    for side, size, ratio in zip((height, width), sizes, ratios):
+        starts.append([0])
+        while starts[-1][-1] + size < side:
+            starts[-1].append(min(starts[-1][-1] + size - int(ratio * size), side - size))
+    return [(x, y, min(x + sizes[1], width), min(y + sizes[0], height)) for y in starts[0] for x in starts[1]]
+
+
+def detect_slices(runner: BaseRunner, image: np.ndarray, args: argparse.Namespace,
+                  check: Callable[[], None] = lambda: None) -> np.ndarray:
+    """Detections [M, 6] of an image [H, W, 3] by the options of slices; `check` stops between two batches of them."""
+    height, width = image.shape[:2]
+    places = slice_places(height, width, args.slice_size, args.overlap_ratio)
+    groups = [places[start:start + args.batch_size] for start in range(0, len(places), args.batch_size)]
+    if args.slice_full and len(places) > 1:
+        groups.append([(0, 0, width, height)])
+    found = []
+    for group in groups:
+        check()
+        rows_of_each = runner([np.ascontiguousarray(image[y1:y2, x1:x2]) for x1, y1, x2, y2 in group])
+        for rows, (x, y, _, _) in zip(rows_of_each, group):
+            found.append(rows.copy())
+            found[-1][:, 2:6] += np.array([x, y, x, y], rows.dtype)
+    return combine_slices(np.concatenate(found), args.combine_method, args.match_threshold, args.match_metric)
+
+
+def combine_slices(rows: np.ndarray, method: str, threshold: float, metric: str) -> np.ndarray:
+    """Join what several slices found of one object of a class, [M, 6] -> [K, 6], best first. As in PaddleDetection, the
+    last pixel of a box is inside, so that a side is x2 - x1 + 1 long."""
+    rows = rows[np.argsort(-rows[:, 1], kind="stable")]
+    if method == "concat":
+        return rows
+    areas = (rows[:, 4:6] - rows[:, 2:4] + 1).prod(axis=1)
+    kept, left = [], np.arange(len(rows))
+    while len(left):
+        best, others = left[0], left[1:]
+        sides = np.minimum(rows[best, 4:6], rows[others, 4:6]) - np.maximum(rows[best, 2:4], rows[others, 2:4]) + 1
+        common = sides.clip(0).prod(axis=1)
+        whole = areas[best] + areas[others] - common if metric == "iou" else np.minimum(areas[best], areas[others])
+        same = (rows[others, 0] == rows[best, 0]) & (common / whole >= threshold)
+        row, joined = rows[best].copy(), rows[[best, *others[same]]]
+        if method == "nmm":
+            row[2:6] = [*joined[:, 2:4].min(axis=0), *joined[:, 4:6].max(axis=0)]
+        kept.append(row)
+        left = others[~same]
+    return np.array(kept, rows.dtype).reshape(-1, rows.shape[1])
 
 
 # --- Paddle's settings
@@ -572,7 +700,7 @@ def use_gpu(config: Any, run_mode: str, card: int, min_subgraph_size: int) -> st
 # Of the decoder and the NMS, by the names of Paddle 2 and of Paddle 3.
 DECODING_OPS = ("softmax", "matmul", "matmul_v2", "scale", "elementwise_add", "add", "elementwise_sub", "subtract",
                 "elementwise_mul", "multiply", "elementwise_div", "divide", "slice", "concat", "stack", "flip",
-                "sigmoid", "multiclass_nms3")
+                "sigmoid", "multiclass_nms3", "sqrt", "gather")
 
 
 def kept_folder(files: Sequence[Path], *settings: object) -> Path:
@@ -775,9 +903,12 @@ OTHER_STYLES = re.compile("bold|black|heavy|italic|oblique|thin|light|mono|serif
 FONT_HINT = "set PPGFL_FONT to a font file that has them, or pip install 'ppgfl[fonts]' for Chinese"
 
 
-def draw_boxes(image: np.ndarray, boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray,
+def draw_boxes(image: np.ndarray, boxes: np.ndarray, scores: np.ndarray | None, labels: np.ndarray,
                names: Sequence[str]) -> np.ndarray:
-    """A copy of an image [H, W, 3] uint8 BGR with boxes [M, 4], their names and scores; best first, drawn last."""
+    """A copy of an image [H, W, 3] uint8 BGR with boxes [M, 4], their names and scores; best first, drawn last.
+
+    Annotated objects have no scores: None.
+    """
     picture = np.ascontiguousarray(image).copy()
     height, width = picture.shape[:2]
     line = max(1, round((height + width) / 700))
@@ -787,8 +918,9 @@ def draw_boxes(image: np.ndarray, boxes: np.ndarray, scores: np.ndarray, labels:
         cv2.rectangle(picture, box[:2].tolist(), box[2:].tolist(), class_color(int(label)), line)
     plates: list[tuple[np.ndarray, int, int, int]] = []
     taken = np.zeros((len(corners), 4), int)
-    for i, (box, score, label, name) in enumerate(zip(corners, scores, labels, names)):
-        number = text_mask(f"{score:.2f} ", size)
+    numbers = [" "] * len(corners) if scores is None else [f"{score:.2f} " for score in scores]
+    for i, (box, shown_score, label, name) in enumerate(zip(corners, numbers, labels, names)):
+        number = text_mask(shown_score, size)
         text = np.hstack([name_mask(name, size, width - number.shape[1]), number])
         x, y = place_label(box, text.shape, picture.shape, taken[:i])
         taken[i] = x, y, x + text.shape[1], y + text.shape[0]
@@ -993,8 +1125,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with delayed_interrupt() as check_interrupt:
             runner = open_runner(args.model_dir, device=args.device, run_mode=args.run_mode,
-                                 cpu_threads=args.cpu_threads, engine=args.engine, provider=args.provider)
+                                 cpu_threads=args.cpu_threads, engine=args.engine, provider=args.provider,
+                                 calibrated=args.calibrated)
             print(f"running {runner.description}")
+            if args.video_file or args.camera_id >= 0:
+                detect_video(runner, args, check_interrupt)
+                return 0
             files = find_images(args.image_file or args.image_dir, leave_out=args.output_dir)
             (benchmark if args.run_benchmark else detect_files)(runner, files, args, check_interrupt)
     except RunnerError as error:
@@ -1018,6 +1154,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     images = parser.add_mutually_exclusive_group(required=True)
     images.add_argument("--image_file")
     images.add_argument("--image_dir", help="searched recursively")
+    images.add_argument("--video_file", help="a video, or the address of a stream; drawn as a .webm")
+    images.add_argument("--camera_id", type=int, default=-1, help="0 is the first camera; Ctrl-C ends it")
     parser.add_argument("--device", default="CPU", help="CPU, GPU, or GPU:1 for the second card (CPU)")
     parser.add_argument("--run_mode", default="paddle", choices=RUN_MODES, help="of a folder")
     parser.add_argument("--engine", default="auto", choices=ENGINES,
@@ -1026,17 +1164,40 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
                         "(CPU or CUDA, as --device says)")
     parser.add_argument("--batch_size", type=int, default=1, help="images padded to one size and computed together (1)")
     parser.add_argument("--cpu_threads", "--threads", type=int, default=0, help="0: the physical cores (0)")
+    parser.add_argument("--calibrated", action="store_true",
+                        help="scores and sigmas as the calibration in the export makes them")
     parser.add_argument("--threshold", type=float, default=0.5, help="least score drawn and saved (0.5)")
     parser.add_argument("--output_dir", default="output", help="pictures keep their names below it (output)")
     parser.add_argument("--save_results", action="store_true", help="also write results.json to the output folder")
+    slices = parser.add_argument_group("slices", "for small objects in large images, --batch_size of them at a time")
+    slices.add_argument("--slice_infer", action="store_true", help="look at images slice by slice")
+    slices.add_argument("--slice_full", action="store_true", help="as --slice_infer, and at the whole image besides")
+    slices.add_argument("--slice_size", nargs="+", type=int, default=[640, 640], help="height width (640 640)")
+    slices.add_argument("--overlap_ratio", nargs="+", type=float, default=[0.25, 0.25],
+                        help="share of a slice that the next one repeats, down and across (0.25 0.25)")
+    slices.add_argument("--combine_method", default="nms", choices=("nms", "nmm", "concat"),
+                        help="of findings that overlap: keep the best, the box around all, or all of them (nms)")
+    slices.add_argument("--match_threshold", type=float, default=0.6, help="overlap of one object's findings (0.6)")
+    slices.add_argument("--match_metric", default="ios", choices=("iou", "ios"), help="over the smaller box (ios)")
     parser.add_argument("--run_benchmark", action="store_true", help="print milliseconds per stage, write nothing")
     parser.add_argument("--benchmark_seconds", type=float, default=10.0)
     args = parser.parse_args(argv)
     for name, least in (("batch_size", 1), ("cpu_threads", 0), ("benchmark_seconds", 0.001)):
         if not getattr(args, name) >= least:
             parser.error(f"argument --{name}: {getattr(args, name)}: it must be at least {least}")
+    if args.run_benchmark and not (args.image_file or args.image_dir):
+        parser.error("argument --run_benchmark: it measures on images; give --image_file or --image_dir")
     if not 0 <= args.threshold <= 1:
         parser.error(f"argument --threshold: {args.threshold}: it is a score, 0 to 1")
+    args.slice_infer |= args.slice_full
+    args.slice_size, args.overlap_ratio = (args.slice_size * 2)[:2], (args.overlap_ratio * 2)[:2]
+    for name, good, allowed in (
+            ("slice_size", min(args.slice_size) >= 32, "height and width are at least 32 pixels"),
+            ("overlap_ratio", all(0 <= ratio <= 0.9 for ratio in args.overlap_ratio), "allowed: 0 to 0.9"),
+            ("match_threshold", 0 < args.match_threshold <= 1, "allowed: above 0, up to 1"),
+            ("slice_infer", not (args.slice_infer and args.run_benchmark), "--run_benchmark measures whole images")):
+        if not good:
+            parser.error(f"argument --{name}: {getattr(args, name)}: {allowed}")
     return args
 
 
@@ -1134,27 +1295,28 @@ def detect_files(runner: BaseRunner, files: list[str], args: argparse.Namespace,
         if os.path.realpath(target) in sources:
             raise RunnerError(f"{target}: the drawn picture would replace the image; give another --output_dir")
     threads = helpers(args.device, args.cpu_threads or physical_cores())
-    pairs = list(zip(files, targets))
+    pairs, best = list(zip(files, targets)), 0.0
     batches = (pairs[start:start + args.batch_size] for start in range(0, len(files), args.batch_size))
 
     def load(batch: list[tuple[str, str]]) -> tuple[list[tuple[str, str]], list[np.ndarray], Arrays]:
         images = [read_image(path) for path, _ in batch]
-        return batch, images, runner.prepare(images)
+        return batch, images, {} if args.slice_infer else runner.prepare(images)
 
     def found() -> Iterator[tuple[str, str, np.ndarray, np.ndarray]]:
+        nonlocal best
         with contextlib.closing(ahead(load, batches, threads, 2 * threads)) as loaded:
             for batch, images, arrays in loaded:
                 check()
-                for (path, target), image, rows in zip(batch, images, runner.detect(arrays)):
+                rows_of_each = ([detect_slices(runner, image, args, check) for image in images] if args.slice_infer
+                                else runner.detect(arrays))
+                for (path, target), image, rows in zip(batch, images, rows_of_each):
+                    best = max(best, float(rows[:, 1].max(initial=0)))
                     yield path, target, image, rows[rows[:, 1] >= args.threshold]
 
     def save(one: tuple[str, str, np.ndarray, np.ndarray]) -> dict[str, Any]:
         path, target, image, rows = one
-        names = [name_of(label, runner.class_names) for label in range(1 + int(max(rows[:, 0], default=-1)))]
-        write(target, encode(target, draw(image, rows, names)))
-        return {"file": path, "detections": [
-            {"label": int(r[0]), "name": names[int(r[0])], "score": round(float(r[1]), 5),
-             "box": [round(float(n), 2) for n in r[2:]]} for r in rows]}
+        write(target, encode(target, draw(image, rows, runner.class_names)))
+        return {"file": path, "detections": detections_of(rows, runner.class_names)}
 
     results = list(ahead(save, found(), threads, 2 * threads))
     if args.save_results:  # bytes that are no UTF-8 are \udc80 to \udcff, which json.loads and os.fsencode turn back
@@ -1162,6 +1324,67 @@ def detect_files(runner: BaseRunner, files: list[str], args: argparse.Namespace,
         write(os.path.join(args.output_dir, "results.json"), content)
     print(f"{len(files)} pictures{' and results.json' if args.save_results else ''} in "
           f"{shown(os.path.abspath(args.output_dir))}")
+    if files and not any(one["detections"] for one in results):
+        print(f"no box is drawn: the best score is {best:.3f}, and --threshold is {args.threshold:g}")
+
+
+def detect_video(runner: BaseRunner, args: argparse.Namespace, check: Callable[[], None]) -> None:
+    """Draw what is found on each frame to NAME.webm (VP8, which OpenCV writes everywhere and browsers play), of the
+    source's size, to the even pixel, and rate; with --save_results also NAME.jsonl, a line per frame."""
+    source = args.video_file or args.camera_id
+    shown_as = without_password(str(args.video_file or f"camera_{source}"))
+    capture = cv2.VideoCapture(source)
+    if not capture.isOpened():
+        raise RunnerError(f"{shown_as}: cannot be opened as a video; is it there, and whole?")
+    rate, promised = capture.get(cv2.CAP_PROP_FPS), int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+    rate = rate if 0 < rate <= 1000 else 25.0
+    stem = os.path.join(args.output_dir, os.path.splitext(os.path.basename(shown_as.split("?")[0]))[0] or "stream")
+    if args.video_file and os.path.realpath(f"{stem}.webm") == os.path.realpath(args.video_file):
+        raise RunnerError(f"{stem}.webm: the drawn video would replace its source; give another --output_dir")
+    os.makedirs(args.output_dir, exist_ok=True)
+
+    def frames() -> Iterator[tuple[float, np.ndarray]]:
+        start = time.monotonic()
+        while capture.grab():
+            check()
+            seconds = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000 if promised > 0 else time.monotonic() - start
+            ok, image = capture.retrieve()
+            if ok:
+                yield round(seconds, 3), image
+
+    threads, writer, count = helpers(args.device, args.cpu_threads or physical_cores()), None, 0
+    with contextlib.ExitStack() as stack:
+        stack.callback(capture.release)
+        lines = stack.enter_context(open(f"{stem}.jsonl", "w", encoding="utf-8")) if args.save_results else None
+        prepare = (lambda images: {}) if args.slice_infer else runner.prepare
+        loaded = ahead(lambda one: (*one, prepare(one[1:])), frames(), threads, 2 * threads)
+        for seconds, image, arrays in stack.enter_context(contextlib.closing(loaded)):
+            rows = detect_slices(runner, image, args, check) if args.slice_infer else runner.detect(arrays)[0]
+            rows = rows[rows[:, 1] >= args.threshold]
+            picture = draw(image, rows, runner.class_names)
+            picture = cv2.copyMakeBorder(picture, 0, len(picture) % 2, 0, picture.shape[1] % 2, cv2.BORDER_REPLICATE)
+            if writer is None:
+                size = picture.shape[1::-1]
+                writer = cv2.VideoWriter(f"{stem}.webm", cv2.VideoWriter_fourcc(*"VP80"), rate, size)
+                stack.callback(writer.release)
+                if not writer.isOpened():
+                    raise RunnerError(f"{stem}.webm: this OpenCV writes no VP8; pip install -U opencv-python")
+            writer.write(picture if picture.shape[1::-1] == size else cv2.resize(picture, size))
+            if lines:
+                lines.write(json.dumps({"file": shown_as, "frame": count, "time": seconds,
+                                        "detections": detections_of(rows, runner.class_names)}) + "\n")
+            count += 1
+    if count < promised:
+        note(f"{shown_as}: {count} frames were read of the {promised} that it promises; it is damaged, or was cut off")
+    print(f"{count} frames in {shown(os.path.abspath(stem))}.webm")
+
+
+def detections_of(rows: np.ndarray, class_names: Sequence[str]) -> list[dict[str, Any]]:
+    """Plain values of rows [M, 6 or 14]."""
+    return [{"label": int(r[0]), "name": name_of(int(r[0]), class_names), "score": round(float(r[1]), 5),
+             "box": [round(float(n), 2) for n in r[2:6]],
+             **({"sigma": [round(float(n), 4) for n in r[6:10]], "top2": [round(float(n), 4) for n in r[10:14]]}
+                if len(r) > 6 else {})} for r in rows]
 
 
 def name_of(label: int, class_names: Sequence[str]) -> str:
@@ -1193,10 +1416,10 @@ def write(path: str, data: bytes) -> None:
 
 
 def draw(image: np.ndarray, rows: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
-    """A copy of an image [H, W, 3] BGR with what was found on it, [M, 6]."""
+    """A copy of an image [H, W, 3] BGR with what was found on it, [M, 6 or 14]."""
     labels = rows[:, 0].astype(int)
-    names = [class_names[i] if i < len(class_names) else f"class {i}" for i in labels]
-    return draw_boxes(image, rows[:, 2:], rows[:, 1], labels, names)
+    names = [name_of(i, class_names) for i in labels]
+    return draw_boxes(image, rows[:, 2:6], rows[:, 1], labels, names)
 
 
 def benchmark(runner: BaseRunner, files: list[str], args: argparse.Namespace, check: Callable[[], None]) -> None:

@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
+import re
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -19,7 +21,10 @@ def parse(description: str) -> argparse.Namespace:
     parser.add_argument("--run_mode", default="paddle", choices=infer.RUN_MODES)
     parser.add_argument("--engine", default="auto", choices=infer.ENGINES)
     parser.add_argument("--provider", help="of a .onnx: CUDA, Tensorrt, OpenVINO or another that ONNX Runtime has")
-    parser.add_argument("--cpu_threads", type=number(int, 1, 1024), help="default: the physical cores")
+    parser.add_argument("--cpu_threads", type=number(int, 1, 1024),
+                        help="of all workers together (default: the physical cores)")
+    parser.add_argument("--workers", type=number(int, 1, 256), default=1,
+                        help="processes behind the port, each with its own model and its own queue (1)")
     parser.add_argument("--max_batch", type=number(int, 1, 1024), default=8,
                         help="images of one size computed together (8)")
     parser.add_argument("--max_batch_megapixels", type=number(float, 0.001, 10_000),
@@ -34,7 +39,20 @@ def parse(description: str) -> argparse.Namespace:
     parser.add_argument("--max_megapixels", type=number(float, 0.001, 10_000), default=50.0, help="per image (50)")
     parser.add_argument("--cors", nargs="+", default=(), metavar="ORIGIN",
                         help="pages of these origins may ask from a browser, as https://example.com; * is any (none)")
-    return parser.parse_args()
+    parser.add_argument("--model_name", type=word, help="in /v2/models/NAME (default: the name of the folder)")
+    parser.add_argument("--root_path", type=prefix, default="", metavar="/PREFIX",
+                        help="what a proxy leaves at the front of the paths (nothing)")
+    parser.add_argument("--drain_seconds", type=number(float, 0, 3600), default=0.0,
+                        help="go on so long after SIGTERM, not /readyz: until a load balancer has looked away (0)")
+    parser.add_argument("--grace_seconds", type=number(float, 0, 3600), default=30.0,
+                        help="how long the requests that it has may take at the end; then they are cut off (30)")
+    parser.add_argument("--log_all", action="store_true",
+                        help="a line in the log for each answer, not only for those of 400 and above")
+    parser.add_argument("--inherited", nargs=2, type=int, help=argparse.SUPPRESS)  # of a worker: see `workers`
+    args = parser.parse_args()
+    if args.workers > 1 and os.name != "posix":
+        parser.error("argument --workers: several need a system on which processes share a socket, as Linux and macOS")
+    return args
 
 
 class Parser(argparse.ArgumentParser):
@@ -42,6 +60,20 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message.removeprefix('argument ')}; --help lists what there is\n")
+
+
+def word(text: str) -> str:
+    """A type for argparse: names that can stand in a path."""
+    if not re.fullmatch(r"[A-Za-z0-9._~-]+", text):
+        raise argparse.ArgumentTypeError(f"{ascii(text)} is not a name of letters, digits, `.`, `_`, `~` and `-`")
+    return text
+
+
+def prefix(text: str) -> str:
+    """A type for argparse: "" or "/a/b", without the slash at the end."""
+    if text.strip("/") and not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+/?", text):
+        raise argparse.ArgumentTypeError(f"{ascii(text)} is not a path as /detector or /a/b")
+    return text.rstrip("/")
 
 
 def number(kind: type, low: float, high: float) -> Callable[[str], float]:

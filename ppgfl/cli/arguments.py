@@ -2,7 +2,13 @@
 from __future__ import annotations
 
 import argparse
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..inference.slicing import Slicing
+
+SAVED_KINDS = ("json", "csv", "coco", "yolo", "labelme", "voc", "jsonl", "parquet")
 
 
 def _config(parser: ArgumentParser, *, required: bool = True) -> None:
@@ -42,6 +48,10 @@ def train(parser: ArgumentParser) -> None:
     parser.add_argument("--use_vdl", nargs="?", const=True, default=False, type=_boolean, metavar="BOOL",
                         help="write a VisualDL log")
     parser.add_argument("--vdl_log_dir", metavar="DIR", help="where to (default: the run's folder/vdl)")
+    parser.add_argument("--loggers", type=_names, metavar="NAME,NAME",
+                        help="dashboards: visualdl, mlflow, tensorboard, wandb")
+    parser.add_argument("--use_wandb", nargs="?", const=True, default=False, type=_boolean, metavar="BOOL",
+                        help="as --loggers wandb")
     parser.add_argument("--to_static", action="store_true", help="compile the model into a static graph")
     parser.add_argument("--seed", type=int, default=0, help="of initialisation, order and augmentation (0)")
     parser.add_argument("--patience", type=int, default=0, metavar="N",
@@ -52,40 +62,73 @@ def train(parser: ArgumentParser) -> None:
 def evaluate(parser: ArgumentParser) -> None:
     _config(parser)
     parser.add_argument("--output_eval", default=".", metavar="DIR", help="where bbox.json is written (default: here)")
-    parser.add_argument("--exported", metavar="PATH",
-                        help="evaluate an exported folder or a model.onnx with its runner, instead of weights")
-    parser.add_argument("--run_mode", metavar="MODE",
-                        help="how the runner of --exported computes: paddle (float32), fp16, bf16, int8, trt_fp32, "
-                        "trt_fp16")
-    _slicing(parser)
+    _exported(parser)
+    _ways_to_look(parser)
     parser.add_argument("--amp", nargs="?", const="O1", choices=("O1", "O2"), help="mixed precision on a GPU")
     parser.add_argument("--json_eval", action="store_true", help="evaluate the bbox.json that is in DIR already")
     parser.add_argument("--classwise", action="store_true", help="also print the AP of each class")
+    _uncertainty(parser)
+    parser.add_argument("--calibrate", action="store_true",
+                        help="fit scores and sigmas to these images, and write that beside the weights, for infer "
+                             "--calibrated and exports")
     parser.add_argument("--no_report", action="store_true", help="do not write DIR/report/report.html")
     parser.add_argument("--save_prediction_only", action="store_true", help="write bbox.json and stop")
 
 
 def infer(parser: ArgumentParser) -> None:
     _config(parser)
-    parser.add_argument("--infer_img", metavar="FILE", help="one image")
+    parser.add_argument("--infer_img", metavar="FILE",
+                        help="an image, its address (https://), a pattern ('day*/*.jpg'), - for one at standard input; "
+                             "or a video")
+    parser.add_argument("--video_file", metavar="FILE", help="a video, or the address of a stream (rtsp://, http://)")
+    parser.add_argument("--camera_id", type=int, default=-1, metavar="N", help="a camera: 0 is the first")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="take every N-th frame of a video (1)")
     parser.add_argument("--infer_dir", metavar="DIR", help="a folder of images, searched recursively")
     parser.add_argument("--infer_list", metavar="FILE",
                         help="a text file with one image per line, relative to --infer_dir or to the current folder")
     parser.add_argument("--output_dir", default="output", metavar="DIR", help="where pictures go (default: output)")
     parser.add_argument("--draw_threshold", type=float, default=0.5, metavar="S",
                         help="smallest score that is drawn (0.5)")
-    parser.add_argument("--save_results", nargs="?", const="json", type=_saved_kind, metavar="json|csv|coco|jsonl",
-                        help="also write results.json, results.csv, COCO's bbox.json, or JSON lines in shards, whose "
-                             "memory does not grow with the number of images")
+    parser.add_argument("--save_results", nargs="?", const="json", type=_saved_kind,
+                        metavar="|".join(SAVED_KINDS),
+                        help="also write results.json, results.csv or COCO's bbox.json; a folder of labels for "
+                             "labelling tools; or, in memory that does not grow with the number of images, JSON lines "
+                             "in shards or results.parquet")
     parser.add_argument("--resume", action="store_true", help="with jsonl: leave out what an earlier run has done")
     parser.add_argument("--no_pictures", action="store_true", help="draw none")
     parser.add_argument("--save_threshold", type=float, default=0.0, metavar="S",
                         help="smallest score that is saved (0)")
-    _slicing(parser)
+    _exported(parser)
+    _uncertainty(parser)
+    parser.add_argument("--draw_sigma", action="store_true", help="draw a soft band of one sigma around each side, too")
+    parser.add_argument("--calibrated", action="store_true",
+                        help="scores and sigmas as the calibration of the weights makes them (eval --calibrate)")
+    parser.add_argument("--show_distributions", action="store_true",
+                        help="beside each picture another, NAME_distributions.png: of its best boxes the distributions "
+                             "whose means the sides are")
+    _ways_to_look(parser)
 
 
-def _slicing(parser: ArgumentParser) -> None:
+def _exported(parser: ArgumentParser) -> None:
+    parser.add_argument("--exported", metavar="PATH",
+                        help="look with an exported folder or a model.onnx and its runner, instead of weights")
+    parser.add_argument("--run_mode", metavar="MODE",
+                        help="how the runner of --exported computes: paddle (float32), fp16, bf16, int8 (its "
+                             "model_int8.onnx), trt_fp32, trt_fp16")
+
+
+def _uncertainty(parser: ArgumentParser) -> None:
+    parser.add_argument("--sigma", action="store_true",
+                        help="also find how uncertain each side of a box is: its standard deviation in pixels")
+
+
+def _ways_to_look(parser: ArgumentParser) -> None:
+    parser.add_argument("--tta", metavar="LIST",
+                        help="test-time augmentation, as in flip,0.8,1.25: look at images mirrored, too, and in sizes "
+                             "that are the reader's times a factor, and put all that is found through one NMS")
     parser.add_argument("--slice_infer", action="store_true", help="look at images slice by slice, for small objects")
+    parser.add_argument("--slice_full", action="store_true",
+                        help="as --slice_infer, and look at the whole image besides, for objects larger than a slice")
     parser.add_argument("--slice_size", nargs="+", type=int, default=[640, 640], metavar="N",
                         help="height width (640 640)")
     parser.add_argument("--overlap_ratio", nargs="+", type=float, default=[0.25, 0.25], metavar="R",
@@ -108,16 +151,20 @@ def export(parser: ArgumentParser) -> None:
     parser.add_argument("--with_nms", action="store_true", help="write model.onnx with the NMS inside")
     parser.add_argument("--int8", metavar="DIR",
                         help="also write model_int8.onnx, quantised with the photographs of this folder")
+    parser.add_argument("--triton", metavar="DIR",
+                        help="also write a model repository for Triton Inference Server there (implies --with_nms)")
     parser.add_argument("--verify_images", nargs="+", metavar="FILE",
                         help="compare on these images instead of drawn ones")
     parser.add_argument("--no_verify", action="store_true", help="do not compare the exported graphs with the model")
 
 
 def model_zoo(parser: ArgumentParser) -> None:
-    parser.add_argument("names", nargs="*", metavar="NAME", help="of the models (default: all five)")
+    parser.add_argument("names", nargs="*", metavar="NAME",
+                        help="of models (ppgfl models lists them); or who trained them: PaddleDetection, MMDetection, "
+                             "GFocal, GFocalV2; or all (PaddleDetection)")
     parser.add_argument("--dataset_dir", metavar="DIR", help="COCO 2017: annotations/ and val2017/")
     parser.add_argument("--output_dir", default="output/model_zoo", metavar="DIR", help="(output/model_zoo)")
-    parser.add_argument("--mirror", metavar="ADDRESS", help="where the same weights are, instead of PaddleDetection's")
+    parser.add_argument("--mirror", metavar="ADDRESS", help="where the same files are, instead of there")
     parser.add_argument("--fps_images", type=int, default=20, metavar="N", help="images that speed is measured on (20)")
     _overrides(parser)
 
@@ -138,6 +185,12 @@ def data(parser: ArgumentParser) -> None:
     convert.add_argument("--split", action="append", default=[], metavar="SHARE|FILE",
                          help="with a folder: the share of the images for training, as 0.8; or text files that list "
                               "images: --split train.txt --split val.txt (default: as the data set says)")
+
+
+def convert(parser: ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SOURCE",
+                        help="a .pth, a .safetensors or a .pdparams; the last also as an address or a released model")
+    parser.add_argument("output", metavar="OUTPUT", help="the .pdparams or .safetensors to write")
 
 
 def demo(parser: ArgumentParser) -> None:
@@ -165,6 +218,10 @@ def doctor(parser: ArgumentParser) -> None:
                         help="with --gpu: try the check itself on the CPU, which proves nothing about a GPU")
 
 
+def none(_parser: ArgumentParser) -> None:
+    """Of a command that takes none."""
+
+
 def _boolean(text: str) -> bool:
     if text.lower() in ("true", "1", "yes"):
         return True
@@ -173,9 +230,32 @@ def _boolean(text: str) -> bool:
     raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
 
 
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
+
+
 def _saved_kind(text: str) -> str | None:
     """PaddleDetection's `--save_results=True` writes COCO's bbox.json."""
-    kinds = {**{kind: kind for kind in ("json", "csv", "coco", "jsonl")}, "true": "coco", "false": None}
+    kinds = {**{kind: kind for kind in SAVED_KINDS}, "true": "coco", "false": None}
     if text.lower() not in kinds:
         raise argparse.ArgumentTypeError(f"{text!r}; allowed: {', '.join(kinds)}")
     return kinds[text.lower()]
+
+
+def slicing_of(args: Namespace) -> Slicing | None:
+    """The settings of slices, if images are to be looked at so. Raises ConfigError."""
+    from ..inference.slicing import Slicing
+
+    if not (args.slice_infer or args.slice_full):
+        return None
+    names = ("slice_size", "overlap_ratio", "combine_method", "match_threshold", "match_metric")
+    return Slicing(**{name: getattr(args, name) for name in names}, full=args.slice_full)
+
+
+def runner_of(args: Namespace) -> dict[str, str] | None:
+    """The settings of the runner of --exported. Raises ConfigError."""
+    from ..errors import ConfigError
+
+    if args.run_mode and not args.exported:
+        raise ConfigError("--run_mode: it is the runner's of an exported model; give --exported")
+    return {"run_mode": args.run_mode} if args.run_mode else None

@@ -1,7 +1,6 @@
 """Command lines: arguments -> one call each. `tools/*.py` are these, under the names users know."""
 from __future__ import annotations
 
-import functools
 import logging
 import shlex
 import sys
@@ -15,10 +14,11 @@ from ..errors import ConfigError, DataError
 from ..system import dist, runtime
 from ..system.log import set_up
 from . import arguments
+from .data import data
 from .exit_code import exit_code
 
 if TYPE_CHECKING:
-    from ..inference.slicing import Slicing
+    from ..data.dataset import DetectionDataSet
 
 
 def main(command: str, words: Sequence[str] | None = None, prog: str | None = None) -> int:
@@ -35,8 +35,9 @@ def main(command: str, words: Sequence[str] | None = None, prog: str | None = No
     add_arguments(parser)
     args = parser.parse_args(words)
     set_up(logging.INFO if dist.is_main() else logging.WARNING)
-    # `doctor` says itself what is wrong with Paddle; its GPU check needs one.
-    return exit_code(run, args, with_paddle=command != "doctor" or args.gpu)
+    # `doctor` says itself what is wrong with Paddle; its GPU check needs one. Lists need none.
+    with_paddle = command not in ("doctor", "models", "configs") or getattr(args, "gpu", False)
+    return exit_code(run, args, with_paddle=with_paddle)
 
 
 def entry(words: Sequence[str] | None = None) -> int:
@@ -95,30 +96,38 @@ def evaluate(args: Namespace) -> None:
     python tools/eval.py -c configs/gfl/gfl_r50_fpn_1x_coco.yml -o weights=gfl_r50_fpn_1x_coco.pdparams
     """
     from .. import build
-    from ..errors import ConfigError
     from ..evaluation.evaluate import evaluate, evaluate_results
     from ..inference.detector import open_detector
     from ..precision import precision_of
 
-    cfg, slicing, detector = _load(args), _slicing(args), None
+    cfg, slicing, detector = _load(args), arguments.slicing_of(args), None
     if not (args.json_eval or args.exported):
         _need_weights(cfg, args.config)
     elif args.amp:
         raise ConfigError("--amp: with --exported the runner computes (--run_mode trt_fp16), with --json_eval nothing "
                           "does; leave it out")
+    elif args.json_eval and args.tta is not None:
+        raise ConfigError("--tta: with --json_eval no image is looked at; leave it out")
+    elif args.json_eval and args.sigma:
+        raise ConfigError("--sigma: with --json_eval no image is looked at; leave it out")
+    if args.calibrate and (args.exported or args.json_eval or slicing or args.tta is not None or
+                           args.save_prediction_only):
+        raise ConfigError("--calibrate: it is fitted to what weights find in images that are looked at once, and how "
+                          "right that is; leave --exported, --json_eval, --slice_infer, --tta and "
+                          "--save_prediction_only out")
     report_dir = None if args.no_report else Path(args.output_eval) / "report"
     if args.json_eval:
         evaluate_results(cfg, output_dir=args.output_eval, classwise=args.classwise, report_dir=report_dir,
                          command=_command_line())
         return
-    if args.exported or slicing:
+    if args.exported or slicing or args.tta is not None:
         build.check(cfg)
-        runner = {"run_mode": args.run_mode} if args.run_mode else None
-        detector = open_detector(cfg, exported=args.exported, runner=runner, slicing=slicing, reader="EvalReader",
+        detector = open_detector(cfg, exported=args.exported, runner=arguments.runner_of(args), slicing=slicing,
+                                 reader="EvalReader", tta=args.tta, sigma=args.sigma,
                                  precision=None if args.exported else precision_of(cfg, args.amp))
     evaluate(cfg, detector=detector, amp=None if detector else args.amp, output_dir=args.output_eval,
              classwise=args.classwise, save_prediction_only=args.save_prediction_only, report_dir=report_dir,
-             command=_command_line())
+             command=_command_line(), sigma=args.sigma, calibrate=args.calibrate)
 
 
 def _command_line() -> str:
@@ -127,35 +136,43 @@ def _command_line() -> str:
 
 
 def infer(args: Namespace) -> None:
-    """Detect on photographs: drawn pictures, and the numbers if asked for.
+    """Detect on photographs and videos: drawn pictures, and the numbers if asked for.
 
     python tools/infer.py -c configs/gfl/gfl_r50_fpn_1x_coco.yml -o weights=gfl_r50_fpn_1x_coco.pdparams
                           --infer_dir photos --save_results json
     """
     from ..inference.infer import infer
+    from ..inference.infer_video import infer_videos, split_inputs
+    from ..inference.video import local_copies
 
     cfg = _load(args)
-    _need_weights(cfg, args.config)
-    infer(cfg, _images(args), output_dir=args.output_dir, draw_threshold=args.draw_threshold,
-          save_results=args.save_results, save_threshold=args.save_threshold, slicing=_slicing(args),
-          pictures=not args.no_pictures, resume=args.resume)
+    if not args.exported:
+        _need_weights(cfg, args.config)
+    common = {name: getattr(args, name) for name in ("output_dir", "draw_threshold", "save_results", "save_threshold",
+                                                     "tta", "sigma", "draw_sigma", "calibrated", "exported")}
+    common.update(runner=arguments.runner_of(args), slicing=arguments.slicing_of(args), pictures=not args.no_pictures)
+    videos: list[Any] = [args.video_file] * bool(args.video_file) + [args.camera_id] * (args.camera_id >= 0)
+    images, more = split_inputs(_images(args, optional=bool(videos)), args.output_dir)
+    if videos + more:
+        if args.resume or args.show_distributions:
+            raise ConfigError("--resume and --show_distributions: of images alone; leave them out for a video")
+        infer_videos(cfg, videos + more, every=args.every, **common)
+    elif args.every != 1:
+        raise ConfigError("--every: of the frames of videos, and there is none; leave it out")
+    if images:
+        with local_copies(images) as (files, copies):
+            infer(cfg, files, resume=args.resume, show_distributions=args.show_distributions, copies=copies, **common)
 
 
-def _slicing(args: Namespace) -> Slicing | None:
-    from ..inference.slicing import Slicing
-
-    names = ("slice_size", "overlap_ratio", "combine_method", "match_threshold", "match_metric")
-    return Slicing(**{name: getattr(args, name) for name in names}) if args.slice_infer else None
-
-
-def _images(args: Namespace) -> str | list[str]:
+def _images(args: Namespace, optional: bool) -> list[str]:
     if args.infer_list:
         from ..data.image import read_list
 
         return read_list(args.infer_list, args.infer_dir or "")
-    if not args.infer_img and not args.infer_dir:
-        raise DataError("no images: give --infer_img, --infer_dir or --infer_list")
-    return args.infer_img or args.infer_dir
+    place = args.infer_img or args.infer_dir
+    if not (place or optional):
+        raise DataError("no images: give --infer_img, --infer_dir, --infer_list, --video_file or --camera_id")
+    return [place] if place else []
 
 
 def train(args: Namespace) -> None:
@@ -170,34 +187,38 @@ def train(args: Namespace) -> None:
 
     if bool(args.config) == bool(args.data):
         raise ConfigError("give either -c, a config, or --data, a data set of your own")
-    own = _own_data(args) if args.data else None
-    train(own or _load(args), run_name=args.name if own else config_name(args.config), evaluate=args.eval or bool(own),
+    cfg, opened = _own_data(args) if args.data else (_load(args), None)
+    if args.loggers:
+        cfg["loggers"] = args.loggers
+    if args.use_wandb:
+        cfg["use_wandb"] = True
+    train(cfg, run_name=args.name if opened else config_name(args.config), evaluate=args.eval or bool(opened),
           resume=args.resume, amp=args.amp, accumulate=args.accumulate, use_vdl=args.use_vdl,
           vdl_log_dir=args.vdl_log_dir, to_static=args.to_static, seed=args.seed, patience=args.patience,
           best_metric=args.best_metric, command=" ".join(sys.argv),
-          scale_lr=not any(option.startswith("LearningRate.base_lr=") for option in args.opt))
-    if own and dist.is_main():
-        _say_next(Path(own["save_dir"], args.name))
+          scale_lr=not any(option.startswith("LearningRate.base_lr=") for option in args.opt),
+          data_sets=opened)
+    if opened and dist.is_main():
+        _say_next(Path(cfg["save_dir"], args.name))
 
 
-def _own_data(args: Namespace) -> dict[str, Any]:
-    """The config of `train --data`, after its plan was shown."""
-    from .. import build
+def _own_data(args: Namespace) -> tuple[dict[str, Any], tuple[DetectionDataSet, DetectionDataSet]]:
+    """The config of `train --data` and its data sets, after its plan was shown."""
     from ..config.keys import setting
-    from ..config.load import apply_overrides
-    from ..training.recipe import Wish, make_config, show_plan
+    from ..training.recipe import Wish, find_weights, make_config, run_folder, show_plan
     from ..training.run_folder import RunFolder
 
     wish = Wish(args.data, args.model, args.size, args.epochs, args.batch, args.name, args.weights)
-    folder = Path("output", wish.name)
-    RunFolder(folder, resume=args.resume)  # refuses one with another run in it
-    cfg = make_config(wish, folder)
-    apply_overrides(cfg, args.opt, Path("config.yml").absolute())
-    build.check(cfg)
+    folder = run_folder(wish, args.opt)
+    kept = RunFolder(folder, resume=args.resume)  # refuses one with another run in it
+    if args.resume is None:
+        find_weights(wish, args.opt)
+    with kept.locked():  # nor are the annotations of one that has just begun written over
+        cfg, train_set, eval_set = make_config(wish, folder, args.opt)
     runtime.select_device(setting(cfg, "use_gpu"))
-    if dist.is_main():
-        show_plan(cfg, wish)
-    return cfg
+    if dist.is_main() and args.resume is None:  # a run that goes on says itself from where, and how long
+        show_plan(cfg, wish, train_set, eval_set)
+    return cfg, (train_set, eval_set)
 
 
 def _say_next(folder: Path) -> None:
@@ -211,20 +232,26 @@ def export(args: Namespace) -> None:
     python tools/export_model.py -c configs/gfl/gfl_r50_fpn_1x_coco.yml -o weights=gfl_r50_fpn_1x_coco.pdparams
     """
     from ..config.load import config_name
+    from ..inference import triton
     from ..inference.export import export
 
     cfg = _load(args, device=False)  # an export is made on the CPU, wherever it will run
     _need_weights(cfg, args.config)
-    verify = () if args.no_verify else args.verify_images
-    export(cfg, output_dir=Path(args.output_dir) / config_name(args.config), format=args.format, onnx=args.onnx,
-           with_nms=args.with_nms, int8=args.int8, verify=verify)
+    verify, name = () if args.no_verify else args.verify_images, config_name(args.config)
+    if args.triton:
+        triton.check(args.triton, name)
+    export(cfg, output_dir=Path(args.output_dir) / name, format=args.format, onnx=args.onnx,
+           with_nms=args.with_nms or bool(args.triton), int8=args.int8, verify=verify)
+    if args.triton:
+        triton.write(args.triton, Path(args.output_dir) / name / "model.onnx", name)
 
 
 def model_zoo(args: Namespace) -> int:
     """Reproduce the table of the model zoo: fetch the released weights, evaluate, measure, compare.
 
     python tools/model_zoo.py --dataset_dir /data/coco
-    python tools/model_zoo.py gfl_r18vd_1x_coco gfl_r34vd_1x_coco --dataset_dir /data/coco
+    python tools/model_zoo.py gfl_r18vd_1x_coco mmdet_gfl_r101_ms2x --dataset_dir /data/coco
+    python tools/model_zoo.py GFocalV2 --dataset_dir /data/coco
 
     COCO itself is not downloaded. Finished rows are kept, so a stopped run goes on. The exit code is 1 when a model
     misses its released AP by more than 0.1.
@@ -269,6 +296,19 @@ def benchmark(args: Namespace) -> None:
               rounds=args.rounds)
 
 
+def convert(args: Namespace) -> None:
+    """Make a .pdparams of a PyTorch checkpoint, with its config beside it; or change to .safetensors and back.
+
+    ppgfl convert gfl_r50_fpn_1x_coco.pth gfl_r50.pdparams
+    ppgfl convert gfl_r50.pdparams gfl_r50.safetensors
+
+    It takes GFL models of MMDetection, GFocal and GFocalV2, and ResNet backbones. PyTorch is not needed; nothing runs.
+    """
+    from ..convert import convert
+
+    convert(args.source, args.output)
+
+
 def demo(args: Namespace) -> int:
     """Train from start to end without any input: draw a data set, train on it, evaluate, detect. About four minutes.
 
@@ -280,50 +320,31 @@ def demo(args: Namespace) -> int:
     return (run_distillation if args.distill else run)(main)
 
 
-def data(args: Namespace) -> int:
-    """Look through the data sets of a config, or convert annotations to COCO.
+def models(_args: Namespace) -> None:
+    """List the released models: AP, size, operations, who trained them.
 
-    ppgfl data check my_config.yml -o TrainDataset.dataset_dir=/data/mine
-    ppgfl data convert --from voc /data/VOC2007 annotations.json
-    ppgfl data convert --from yolo /data/mine /data/mine/annotations
-
-    check: counts, images without a box, bad boxes, files that are missing or cannot be decoded, classes that differ
-    between training and validation, and a picture of classes and box sizes. Its exit code is 1 when something is wrong.
-    convert: all images into one .json file, or those for training and for validation into a folder. Its exit code is 1
-    when a file has no image or no box.
+    ppgfl models
     """
-    if args.action == "convert":
-        return 0 if _convert(args) else 1
-    from .. import build
-    from ..classes import number_of_classes
-    from ..config import load_config
-    from ..data.check import check
-    from ..training.setup import rehearse
+    from .listing import models
 
-    cfg = load_config(args.config, args.opt)
-    build.check(cfg)
-    cfg["num_classes"] = number_of_classes(cfg)
-    rehearsal = functools.partial(rehearse, cfg) if isinstance(cfg.get("TrainDataset"), dict) else None
-    return 0 if check(cfg, output_dir=args.output_dir, decode=not args.no_decode, rehearse=rehearsal) else 1
+    print(models())
 
 
-def _convert(args: Namespace) -> bool:
-    """Whether each file that was asked for has images and boxes."""
-    from ..data.convert import convert, convert_splits
+def configs(_args: Namespace) -> None:
+    """List the shipped configs, each with what it is and the AP to expect.
 
-    if Path(args.output).suffix.lower() != ".json":
-        contents, _ = convert_splits(args.kind, args.source, args.output, classes=args.classes, split=args.split)
-    elif args.split:
-        raise DataError(f"--split makes several files; give a folder as OUTPUT instead of {args.output}")
-    else:
-        contents = {"": convert(args.kind, args.source, args.output, classes=args.classes)[0]}
-    return all(content["images"] and content["annotations"] for content in contents.values())
+    ppgfl configs
+    """
+    from .listing import configs
+
+    print(configs())
 
 
 Command = tuple[Callable[[Namespace], Any], Callable[[ArgumentParser], None]]
 COMMANDS: dict[str, Command] = {
     "train": (train, arguments.train), "eval": (evaluate, arguments.evaluate), "infer": (infer, arguments.infer),
     "export_model": (export, arguments.export), "model_zoo": (model_zoo, arguments.model_zoo),
-    "data": (data, arguments.data), "demo": (demo, arguments.demo), "doctor": (doctor, arguments.doctor),
-    "benchmark": (benchmark, arguments.benchmark)}
+    "data": (data, arguments.data), "convert": (convert, arguments.convert), "demo": (demo, arguments.demo),
+    "doctor": (doctor, arguments.doctor), "benchmark": (benchmark, arguments.benchmark),
+    "models": (models, arguments.none), "configs": (configs, arguments.none)}
 WORDS = {{"export_model": "export", "model_zoo": "zoo"}.get(name, name): name for name in COMMANDS}

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Optional, Union
 from ..errors import ConfigError, nearest
 from ..kinds import (
     Automatic,
+    CellOffset,
     Classes,
     Count,
     File,
@@ -20,7 +21,6 @@ from ..kinds import (
     Part,
     Positive,
     Range,
-    Share,
     ShareBelowOne,
     Transforms,
     Workers,
@@ -88,8 +88,6 @@ TOP_LEVEL = {
                         "never; null: 45, on a CPU 25, since gloo, over which the processes talk there, gives up after "
                         "30. The first step of a run on a GPU, which looks for fast kernels and connects the cards, "
                         "gets at least 300", None, Union[Annotated[float, Range(0, 1_000_000)], Automatic]),
-    "onednn_training": Key("true: train on a CPU with oneDNN's convolutions: half the time of a step when all batches "
-                           "have the same size, and at least twice the memory; Paddle 3.3", False, bool),
     "teacher": Key("put there by `--slim_config`: the whole slim config, so that `-o teacher.pretrain_weights=PATH` "
                    "sets the teacher's weights and `-o teacher.num_classes=N` its classes", None,
                    Optional[dict[str, Any]]),
@@ -113,6 +111,12 @@ TOP_LEVEL = {
                  bool),
     "use_vdl": Key("true: as `--use_vdl`", False, bool),
     "vdl_log_dir": Key("as `--vdl_log_dir`", None, Optional[File]),
+    "loggers": Key("dashboards of a training, as `--loggers`; each but visualdl is an extra, as in "
+                   "`pip install \"ppgfl[mlflow]\"`", None,
+                   Optional[Sequence[Literal["visualdl", "mlflow", "tensorboard", "wandb"]]]),
+    "use_wandb": Key("true: as `--loggers wandb`", False, bool),
+    "wandb": Key("arguments of `wandb.init`, as in {project: shapes}; where it stands, W&B is on", None,
+                 Optional[dict[str, Any]]),
 }
 
 # Top-level keys of PaddleDetection without an effect here, and what they are for there: a line says so where one is on.
@@ -156,7 +160,7 @@ ABSENT = {
     **dict.fromkeys(("CropWithSampling", "CropWithDataAchorSampling"), "RandomCrop draws parts by their overlap"),
     "RandomResizeCrop": "RandomResize and RandomCrop do it in two lines",
     "RandomShortSideRangeResize": "RandomResize with random_range: true draws from a range",
-    "MultiscaleTestResize": "evaluation takes one size; see the slicing of large images",
+    "MultiscaleTestResize": "write Resize, and give eval and infer --tta flip,0.8,1.25, which looks at several sizes",
     **dict.fromkeys(("WarpAffine", "FlipWarpAffine"), "Mosaic and AutoAugment turn and shear"),
     "StrongAugImage": "it belongs to semi-supervised training",
     "BatchRandomResizeForSSOD": "it belongs to semi-supervised training; BatchRandomResize is there",
@@ -211,7 +215,8 @@ SECTIONS = {
         "post_process": Key("false: the graph ends with the head's maps", True, bool),
         "nms": Key("false: the graph ends with the boxes and scores of every cell", True, bool),
         "benchmark": Key("true: the same as `post_process: false`", False, bool),
-        "fuse_conv_bn": Key("fold BatchNorm into the convolutions", False, bool)},
+        "fuse_conv_bn": Key("fold BatchNorm into the convolutions", False, bool),
+        "sigma": Key("true: boxes have eight numbers more, how uncertain their sides are", False, bool)},
 }
 
 # The keys inside of other keys.
@@ -247,11 +252,12 @@ OTHER_KEYS: dict[str, dict[str, Key]] = {
         "loss_qfl": Key("the name of loss_class in PaddleDetection's first GFLv2 files", kind=Part),
         "nms": Key("MultiClassNMS", kind=Union[Part, Automatic]),
         "cell_offset": Key("the cell at column i sits at (i + cell_offset) * stride; also a key of Gt2GFLTarget (0)",
-                           kind=Share),
+                           kind=CellOffset),
+        "clip_boxes": Key("cut boxes at the borders of the image before NMS, as MMDetection does (false)", kind=bool),
         "upstream_scores": Key("as the top-level key", kind=bool), "nms_pre": Key(NO_EFFECT)},
     "MultiClassNMS": dict.fromkeys(("return_index", "return_rois_num", "trt"), Key(NO_EFFECT)),
-    "QualityFocalLoss": _REDUCTION, "DistributionFocalLoss": _REDUCTION, "GIoULoss": _REDUCTION,
-    "KnowledgeDistillationKLDivLoss": _REDUCTION,
+    "QualityFocalLoss": _REDUCTION, "FocalLoss": _REDUCTION, "DistributionFocalLoss": _REDUCTION,
+    "GIoULoss": _REDUCTION, "KnowledgeDistillationKLDivLoss": _REDUCTION,
     "COCODataSet": _DEFAULT_LABEL, "VOCDataSet": _DEFAULT_LABEL,
     "ImageFolder": {"data_fields": Key(NO_EFFECT), **_DEFAULT_LABEL},
 }
@@ -264,6 +270,11 @@ def setting(cfg: Mapping[str, Any], name: str) -> Any:
     kind."""
     known = TOP_LEVEL[name]
     return read(name, cfg.get(name, known.default), known.kind)
+
+
+def skips_corrupt_images(cfg: Mapping[str, Any]) -> bool:
+    """Whether images that cannot be read are left out. Raises ConfigError."""
+    return bool(setting(cfg, "corrupt_images") == "skip")
 
 
 def section(cfg: Mapping[str, Any], name: str) -> dict[str, Any]:

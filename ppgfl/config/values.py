@@ -112,7 +112,7 @@ def words_of(kind: Any) -> str:
     if origin is Literal:
         return f"allowed: {', '.join(each if isinstance(each, str) else as_written(each) for each in arguments)}"
     if origin is not None and issubclass(origin, Sequence):
-        text = words_of(arguments[0])
+        text = words_of(arguments[0]).replace("allowed: ", "names from ")
         one = next((each for each in PLURALS if text.startswith(each)), text)
         return f"a list of {PLURALS.get(one, one)}{text[len(one):]}"
     return WORDS.get(origin or kind, WORDS[Part])

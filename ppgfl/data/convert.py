@@ -125,7 +125,7 @@ def convert_for_training(kind: str, source: str | PathLike[str], folder: Path, s
     train = parts.get("train") or parts.get("trainval") or samples
     parts = {"train": train, "val": parts["val"]} if parts.get("val") else divide(train, share, source)
     files = {name: folder / f"instances_{name}.json" for name in parts}
-    _write(parts, files, source, names, report)
+    _write(parts, files, source, names, report, with_keys=False)
     return files, _root(parts, source)
 
 
@@ -228,18 +228,21 @@ def _refuse_to_overwrite(paths: Iterable[Path]) -> None:
 
 
 def _write(parts: Mapping[str, Sequence[Labelled]], files: Mapping[str, Path], source: Path, names: Sequence[str],
-           report: Report) -> dict[str, Content]:
-    """Write the files, and say what is in them and what is not."""
+           report: Report, *, with_keys: bool = True) -> dict[str, Content]:
+    """Write the files, and say what is in them and what is not; with_keys: also the keys of a config that uses them.
+    """
     root = _root(parts, source)
     contents = {name: _coco(part, root, names) for name, part in parts.items()}
     for name, content in contents.items():
         if content["images"]:
             write_json(files[name], content)
             _summarize(content, files[name])
+        if content["images"] and with_keys:
             keys = {"dataset_dir": str(root), "image_dir": ".", "anno_path": str(files[name])}
             listed = ", ".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in keys.items())
             logger.info("in a config: %s: {%s}", SECTIONS.get(name, "TrainDataset"), listed)
-    logger.info("in a config: num_classes: %d", len(names))
+    if with_keys:
+        logger.info("in a config: num_classes: %d", len(names))
     for note, examples in report.notes.items():
         logger.info("note: %d x %s: %s", len(examples), note, _some(examples))
     for reason, examples in report.rejected.items():

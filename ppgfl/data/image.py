@@ -5,7 +5,9 @@ from __future__ import annotations
 import codecs
 import errno
 import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -16,6 +18,7 @@ from ..system.log import logger
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+Record = dict[str, Any]  # a sample of which nothing is read yet
 
 
 def is_image(path: Path) -> bool:
@@ -206,3 +209,36 @@ def _start_of_scan(raw: bytes) -> int:
         else:
             position += 2 + int.from_bytes(raw[position + 2:position + 4], "big")
     return position
+
+
+def read_images(records: Sequence[Record], *, skip: bool = False,
+                read_all: Callable[..., Iterable[np.ndarray | DataError]] = map) -> Iterator[tuple[Record, np.ndarray]]:
+    """Yield (record, image [H, W, 3] uint8 BGR). An image that cannot be read is left out (`skip`) or a DataError.
+
+    Args:
+        read_all: calls a function with each record, as `map`; in threads perhaps.
+    """
+    skipped = 0
+    for record, image in zip(records, read_all(_image_or_error, records)):
+        if not isinstance(image, DataError):
+            yield record, image
+        elif skip:
+            skipped += 1
+            logger.warning("skipped: %s", image)
+        else:
+            raise image
+    count_skipped(skipped)
+
+
+def _image_or_error(record: Record) -> np.ndarray | DataError:
+    try:
+        return read_image(record["im_file"])
+    except DataError as error:
+        return error
+
+
+def count_skipped(skipped: int) -> None:
+    """Say how many images were left out, if any."""
+    if skipped:
+        logger.warning("%d image%s could not be read and %s left out", skipped, *(
+            ("s", "were") if skipped > 1 else ("", "was")))

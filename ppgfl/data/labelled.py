@@ -105,9 +105,12 @@ def _equal(one: Sequence[str], other: Sequence[str]) -> int:
     return next((i for i, (a, b) in enumerate(zip(one, other)) if a != b), min(len(one), len(other)))
 
 
-def _nearness(path: Path, near: Path) -> tuple[int, int, bool]:
+def _nearness(path: Path, near: Path) -> tuple[int, int, bool, bool]:
+    """An image whose folders are those of the annotation file but for the names of the halves is the one meant."""
     shared, one, other = _apart(path, near)
-    return shared, _equal(one[::-1], other[::-1]), not set(one).isdisjoint(IMAGE_FOLDERS)
+    mirrored = [part for part in one if part not in IMAGE_FOLDERS] == [part for part in other
+                                                                       if part not in LABEL_FOLDERS]
+    return shared, _equal(one[::-1], other[::-1]), not set(one).isdisjoint(IMAGE_FOLDERS), mirrored
 
 
 def _of_another_split(path: Path, near: Path) -> bool:

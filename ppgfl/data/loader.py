@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from ..system.log import logger
 from .batch import Batch, Reader, Sample, no_memory
 from .device import to_device
 from .failure import Failure
-from .image import is_out_of_memory, read_image
+from .image import count_skipped, is_out_of_memory
 from .shared_memory import SharedBatch, remove_shared
 
 AHEAD = 2  # batches of each worker that wait to be used
@@ -184,7 +184,7 @@ class Loader:
                 skipped += len(messages)
                 if batch:
                     yield batch
-            _count(skipped)
+            count_skipped(skipped)
         except BrokenProcessPool as error:
             if not stop:  # else the signal was for the workers too
                 raise DataError(f"a worker process of the data loader {_end_of(workers)}; set worker_num or the "
@@ -292,35 +292,3 @@ def _exit_with(main_process: int) -> None:
 
 
 # --- without preparation
-
-
-def read_images(records: Sequence[Sample], *, skip: bool = False,
-                read_all: Callable[..., Iterable[np.ndarray | DataError]] = map) -> Iterator[tuple[Sample, np.ndarray]]:
-    """Yield (record, image [H, W, 3] uint8 BGR). An image that cannot be read is left out (`skip`) or a DataError.
-
-    Args:
-        read_all: calls a function with each record, as `map`; in threads perhaps.
-    """
-    skipped = 0
-    for record, image in zip(records, read_all(_image_or_error, records)):
-        if not isinstance(image, DataError):
-            yield record, image
-        elif skip:
-            skipped += 1
-            logger.warning("skipped: %s", image)
-        else:
-            raise image
-    _count(skipped)
-
-
-def _image_or_error(record: Sample) -> np.ndarray | DataError:
-    try:
-        return read_image(record["im_file"])
-    except DataError as error:
-        return error
-
-
-def _count(skipped: int) -> None:
-    if skipped:
-        logger.warning("%d image%s could not be read and %s left out", skipped, *(
-            ("s", "were") if skipped > 1 else ("", "was")))

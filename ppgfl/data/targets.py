@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from ..kinds import Classes, Range, Share, Strides
+from ..kinds import CellOffset, Classes, Range, Strides, per_level
 from .batch import Sample
 from .coco_classes import NUM_CLASSES
 
@@ -31,18 +31,18 @@ class Gt2GFLTarget:
         num_classes: C; also the label of background.
         downsample_ratios: the levels' strides.
         grid_cell_scale: side of the square that stands for a cell, in strides.
-        cell_offset: the cell at column i sits at (i + cell_offset) * stride.
+        cell_offset: the cell at column i sits at (i + cell_offset) * stride; one number, or one for each level.
         compute_vlr_region: also the region around objects where localization distillation teaches (see
             `valuable_region`).
     """
 
     def __init__(self, num_classes: Classes = NUM_CLASSES, downsample_ratios: Strides = (8, 16, 32, 64, 128),
-                 grid_cell_scale: Annotated[float, Range(0, 1000, without=(0,))] = 4, cell_offset: Share = 0,
+                 grid_cell_scale: Annotated[float, Range(0, 1000, without=(0,))] = 4, cell_offset: CellOffset = 0,
                  compute_vlr_region: bool = False) -> None:
         self.num_classes = num_classes
         self.strides = list(downsample_ratios)
         self.grid_cell_scale = grid_cell_scale
-        self.cell_offset = cell_offset
+        self.cell_offsets = per_level("Gt2GFLTarget.cell_offset", cell_offset, len(self.strides))
         self.compute_vlr_region = compute_vlr_region
 
     def __call__(self, samples: list[Sample], rng: np.random.Generator | None = None) -> list[Sample]:
@@ -62,7 +62,7 @@ class Gt2GFLTarget:
         return samples
 
     def _targets(self, levels: Levels, boxes: np.ndarray, classes: np.ndarray) -> dict[str, Any]:
-        owner = assign(levels, boxes, self.grid_cell_scale, self.cell_offset)
+        owner = assign(levels, boxes, self.grid_cell_scale, self.cell_offsets)
         positive = owner >= 0
         labels = np.full(len(owner), self.num_classes, np.int64)
         labels[positive] = classes[owner[positive]]
@@ -71,28 +71,31 @@ class Gt2GFLTarget:
         targets = {"labels": labels, "label_weights": np.ones(len(owner), np.float32), "bbox_targets": bbox_targets,
                    "pos_num": max(int(positive.sum()), 1)}
         if self.compute_vlr_region:
-            targets["vlr_regions"] = valuable_region(levels, boxes, self.grid_cell_scale, self.cell_offset)
+            targets["vlr_regions"] = valuable_region(levels, boxes, self.grid_cell_scale, self.cell_offsets)
         return targets
 
 
-def assign(levels: Levels, boxes: np.ndarray, cell_scale: float, cell_offset: float = 0.0) -> np.ndarray:
+def assign(levels: Levels, boxes: np.ndarray, cell_scale: float,
+           cell_offset: float | Sequence[float] = 0.0) -> np.ndarray:
     """ATSS: which box each cell is responsible for.
 
     Args:
         levels: (rows, columns, stride) of each level.
         boxes: [G, 4] in pixels of the padded input.
         cell_scale: side of the square that stands for a cell, in strides.
+        cell_offset: as of `Gt2GFLTarget`.
 
     Returns:
         [A] int64: index of the box, -1 for background. A cell claimed by several boxes goes to the one with the
         highest IoU, the first of equals.
     """
+    offsets = per_level("cell_offset", cell_offset, len(levels))
     num_cells = sum(rows * columns for rows, columns, _ in levels)
     owner = np.full(num_cells, -1, np.int64)
     best = np.full(num_cells, -np.inf)
     for start in range(0, len(boxes), BOXES_AT_ONCE):
         some = boxes[start:start + BOXES_AT_ONCE]
-        cells, overlaps, inside = _candidates(levels, some, cell_scale, cell_offset)
+        cells, overlaps, inside = _candidates(levels, some, cell_scale, offsets)
         positive = (overlaps >= _threshold(overlaps)) & inside
         box_index, column = np.nonzero(positive)
         cells, overlaps, box_index = cells[box_index, column], overlaps[box_index, column], box_index + start
@@ -104,7 +107,8 @@ def assign(levels: Levels, boxes: np.ndarray, cell_scale: float, cell_offset: fl
     return owner
 
 
-def valuable_region(levels: Levels, boxes: np.ndarray, cell_scale: float, cell_offset: float = 0.0) -> np.ndarray:
+def valuable_region(levels: Levels, boxes: np.ndarray, cell_scale: float,
+                    cell_offset: float | Sequence[float] = 0.0) -> np.ndarray:
     """How much localization each cell can teach, also where it is not responsible for a box: the cells whose squares
     have a DIoU with a box from a quarter of the box's ATSS threshold up to just below it.
 
@@ -113,16 +117,17 @@ def valuable_region(levels: Levels, boxes: np.ndarray, cell_scale: float, cell_o
 
     Arguments as of `assign`. Returns: [A] float32: the largest IoU with a box whose region the cell is in, else 0.
     """
+    offsets = per_level("cell_offset", cell_offset, len(levels))
     region = np.zeros(sum(rows * columns for rows, columns, _ in levels), np.float32)
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(-1)[:, None, None]
     for start in range(0, len(boxes), REGION_BOXES_AT_ONCE):
         some = slice(start, start + REGION_BOXES_AT_ONCE)
-        _, overlaps, _ = _candidates(levels, boxes[some], cell_scale, cell_offset)
+        _, overlaps, _ = _candidates(levels, boxes[some], cell_scale, offsets)
         threshold = _threshold(overlaps, ddof=1)[..., None]
         first = 0
-        for rows, columns, stride in levels:
+        for (rows, columns, stride), offset in zip(levels, offsets):
             square = (stride * cell_scale) ** 2
-            overlap, distance = _overlap_with_all(boxes[some], rows, columns, stride, cell_scale, cell_offset)
+            overlap, distance = _overlap_with_all(boxes[some], rows, columns, stride, cell_scale, offset)
             diou = overlap / square - distance
             inside = (diou >= REGION_FROM * threshold) & (diou < threshold)
             iou = overlap / np.maximum(areas[some] + square - overlap, 1e-6)
@@ -152,7 +157,7 @@ def _overlap_with_all(boxes: np.ndarray, rows: int, columns: int, stride: int, c
 
 
 def _candidates(levels: Levels, boxes: np.ndarray, cell_scale: float,
-                cell_offset: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+                offsets: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The cells nearest to each box's centre, on every level.
 
     Returns: cells [G, K] (index over all levels), their IoU with the box [G, K], and whether their centres lie inside
@@ -161,8 +166,8 @@ def _candidates(levels: Levels, boxes: np.ndarray, cell_scale: float,
     box_centers = (boxes[:, :2] + boxes[:, 2:]) / 2
     cells_of, centers_of, sides_of = [], [], []
     first = 0
-    for rows, columns, stride in levels:
-        level_cells, level_centers = _nearest_cells(box_centers, rows, columns, stride, cell_offset)
+    for (rows, columns, stride), offset in zip(levels, offsets):
+        level_cells, level_centers = _nearest_cells(box_centers, rows, columns, stride, offset)
         cells_of.append(level_cells + first)
         centers_of.append(level_centers)
         sides_of.append(np.full(level_cells.shape[1], stride * cell_scale, np.float32))

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from ..system.fonts import chart_text
-from . import curves
+from . import calibration, curves
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,6 +20,7 @@ NUMBERED_CLASSES = 20  # above it the confusion has colours only,
 NAMED_CLASSES = 100  # and above this no names
 SIZE = (5.6, 3.5)  # of one chart, inches
 DOTS_PER_INCH = 150
+NORMAL_MEDIAN = 0.6745  # of |error| / sigma of a normal distribution
 
 
 def largest_classes(ranked: Sequence[curves.Ranking]) -> list[int]:
@@ -121,6 +122,51 @@ def draw_training(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
     scores.set_ylim(0, 1)
     _finish(losses, "Training loss", "epoch", "")
     _finish(scores, "Validation", "epoch", "")
+    return _picture(figure)
+
+
+def draw_reliability(judged: calibration.Judged, after: np.ndarray | None) -> np.ndarray:
+    """The share of detections that are right over their score, before and after, and how many have which score."""
+    figure, (curve, counts) = _figure(2)
+    curve.plot([0, 1], [0, 1], color="tab:gray", linestyle=":", label="calibrated: so many are right")
+    for label, scores, color in (("as the model scores", judged.scores, "tab:blue"),
+                                 ("after calibration", after, "tab:orange")):
+        if scores is None:
+            continue
+        mean, share, _ = calibration.reliability(scores, judged.hits)
+        error = calibration.calibration_error(scores, judged.hits)
+        curve.plot(mean, share, marker="o", markersize=4, color=color, label=f"{label}: error {error:.3f}",
+                   clip_on=False)
+        counts.hist(scores, bins=np.linspace(0, 1, calibration.BINS + 1), histtype="step", color=color, linewidth=1.5)
+    counts.set_yscale("log")
+    _finish(curve, "Right at IoU 0.5", "score", "share that is right", unit=True)
+    _finish(counts, "How many", "score", "detections")
+    counts.set_xlim(0, 1)
+    return _picture(figure)
+
+
+def draw_sigma(judged: calibration.Judged, scale: float | None) -> np.ndarray:
+    """The median error of each side over its sigma, in ten groups of equally many, and where a normal distribution of
+    that sigma has it, before and after."""
+    from matplotlib.ticker import LogLocator
+
+    assert judged.sigma is not None
+    figure, (axes,) = _figure(1)
+    errors, sigma = np.abs(judged.errors[judged.hits]), np.maximum(judged.sigma[judged.hits], calibration.LEAST_SIGMA)
+    for i, side in enumerate(calibration.SIDES):
+        groups = np.array_split(np.argsort(sigma[:, i], kind="stable"), min(10, len(sigma) // 5))
+        axes.plot(*zip(*((np.median(sigma[group, i]), np.median(errors[group, i])) for group in groups)), marker="o",
+                  markersize=4, color=f"C{i}", label=side)
+    ends = np.array([sigma.min(), sigma.max()])
+    axes.plot(ends, NORMAL_MEDIAN * ends, ":", color="black", label="a normal distribution")
+    if scale is not None:
+        axes.plot(ends, NORMAL_MEDIAN * scale * ends, "--", color="black", label=f"of {scale:.2f} sigma")
+    axes.set_xscale("log", subs=[])
+    axes.set_yscale("log", subs=[])
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:g}")
+    _finish(axes, "Error of sides that are right", "sigma, pixels", "median error, pixels")
     return _picture(figure)
 
 

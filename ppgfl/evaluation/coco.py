@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # imported where it is used, since it takes half a second
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 SIZES = {"s": "small ", "m": "medium ", "l": "large "}
 IGNORED = ("crowd", "marked ignore")  # reasons of objects that need not be found
-Results = list[dict[str, Any]]  # COCO results: image_id, category_id, bbox x y w h, score
+Results = list[dict[str, Any]]  # COCO results: image_id, category_id, bbox x y w h, score, and maybe sigma
 
 
 def read_results(path: Path, dataset: DetectionDataSet) -> Results:
@@ -40,6 +40,9 @@ def read_results(path: Path, dataset: DetectionDataSet) -> Results:
             raise DataError(f"{path.absolute()}: result {index} has bbox {box!r} and score {result['score']!r}; they "
                             "must be four numbers, x, y, width, height, and a number")
         result.update(bbox=numbers, score=score)
+        sigma = result.get("sigma", [0] * 4)
+        if not isinstance(sigma, list) or len(sigma) != 4 or None in map(number, sigma):
+            raise DataError(f"{path.absolute()}: result {index} has sigma {sigma!r}; it must be four numbers")
     for key, ids in (("image_id", [image["id"] for image in dataset.annotations.images]),
                      ("category_id", dataset.category_ids)):
         _match_ids(path, results, key, ids, dataset)
@@ -119,7 +122,8 @@ def _truth(dataset: DetectionDataSet) -> Results:
 def _found(dataset: DetectionDataSet, results: Results) -> Results:
     image, category = dataset.annotations.image_places(), dataset.annotations.category_places()
     return [{"id": index, "image_id": image(one["image_id"]), "category_id": category(one["category_id"]),
-             "bbox": one["bbox"], "area": one["bbox"][2] * one["bbox"][3], "iscrowd": 0, "score": one["score"]}
+             "bbox": one["bbox"], "area": one["bbox"][2] * one["bbox"][3], "iscrowd": 0, "score": one["score"],
+             **({"sigma": one["sigma"]} if "sigma" in one else {})}
             for index, one in enumerate(results, 1)]
 
 

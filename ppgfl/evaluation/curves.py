@@ -43,8 +43,8 @@ class Ranking:
 
 def rankings(evaluator: COCOeval, iou: float = 0.5) -> list[Ranking]:
     """One `Ranking` per class, in the order of the categories."""
-    per_image = _per_image(evaluator)
-    level = _level(evaluator, iou)
+    per_image = entries_of_classes(evaluator)
+    level = place_of_iou(evaluator, iou)
     found = []
     for entries in per_image:
         scores = np.concatenate([np.asarray(e["dtScores"], float) for e in entries] or [np.zeros(0)])
@@ -78,7 +78,7 @@ def precision_recall(evaluator: COCOeval, iou: float | None = None) -> tuple[np.
     """(recall [R], precision [K, R] per class) over all areas, -1 for a class without a box: pycocotools' own array at
     one IoU, or its mean over all of them."""
     precision = evaluator.eval["precision"][:, :, :, 0, -1]  # [IoU, recall, class]
-    chosen = precision.mean(axis=0) if iou is None else precision[_level(evaluator, iou)]
+    chosen = precision.mean(axis=0) if iou is None else precision[place_of_iou(evaluator, iou)]
     return evaluator.params.recThrs, chosen.T
 
 
@@ -88,7 +88,7 @@ def class_ap(evaluator: COCOeval, iou: float | None = None) -> np.ndarray:
     if "AP" in evaluator.eval:
         return np.asarray(evaluator.eval["AP"])
     precision = evaluator.eval["precision"][:, :, :, 0, -1]  # [IoU, recall, class]
-    chosen = precision if iou is None else precision[[_level(evaluator, iou)]]
+    chosen = precision if iou is None else precision[[place_of_iou(evaluator, iou)]]
     known = [values[values > -1] for values in np.moveaxis(chosen, 2, 0)]
     return np.array([values.mean() if values.size else -1.0 for values in known])
 
@@ -129,9 +129,9 @@ def confusion(evaluator: COCOeval, threshold: float, iou: float = 0.5) -> np.nda
 def image_scores(evaluator: COCOeval, threshold: float,
                  iou: float = 0.5) -> dict[int, tuple[float, int, int, int]]:
     """{image id: (F1, boxes to be found, false detections, missed boxes)} with what scores at least `threshold`."""
-    level = _level(evaluator, iou)
+    level = place_of_iou(evaluator, iou)
     counts = {image_id: np.zeros(3, int) for image_id in evaluator.params.imgIds}  # hits, kept, positives
-    for entries in _per_image(evaluator):
+    for entries in entries_of_classes(evaluator):
         for e in entries:
             kept = (np.asarray(e["dtScores"]) >= threshold) & ~e["dtIgnore"][level].astype(bool)
             counts[e["image_id"]] += [int((e["dtMatches"][level][kept] > 0).sum()), int(kept.sum()),
@@ -201,7 +201,7 @@ def _matches(evaluator: COCOeval) -> list[_Matches]:
     places = {image_id: place for place, image_id in enumerate(evaluator.params.imgIds)}
     levels = len(evaluator.params.iouThrs)
     found = []
-    for entries in _per_image(evaluator):
+    for entries in entries_of_classes(evaluator):
         images = np.array([places[e["image_id"]] for e in entries], int)
         scores = np.array([score for e in entries for score in e["dtScores"]], float)
         order = np.argsort(-scores, kind="mergesort")
@@ -234,7 +234,7 @@ def _precision(one: _Matches, counts: np.ndarray, recalls: np.ndarray) -> np.nda
     return np.stack(levels, axis=1)
 
 
-def _per_image(evaluator: COCOeval) -> list[list[dict[str, Any]]]:
+def entries_of_classes(evaluator: COCOeval) -> list[list[dict[str, Any]]]:
     """Per class the entries of `evalImgs` over all areas, one for each image that has something of that class."""
     images = len(evaluator.params.imgIds)
     areas = len(evaluator.params.areaRng)
@@ -242,5 +242,5 @@ def _per_image(evaluator: COCOeval) -> list[list[dict[str, Any]]]:
             for k in range(len(evaluator.params.catIds))]
 
 
-def _level(evaluator: COCOeval, iou: float) -> int:
+def place_of_iou(evaluator: COCOeval, iou: float) -> int:
     return int(np.flatnonzero(np.isclose(evaluator.params.iouThrs, iou))[0])

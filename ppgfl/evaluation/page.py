@@ -29,6 +29,9 @@ CAPTIONS = {
     "f1_over_score": ("F1 over the minimum score", "F1 is the harmonic mean of precision and recall."),
     "confusion": ("Confusion", "Rows: what is there. Columns: what it was found as. The last of either: nothing."),
     "ap_by_size": ("AP by size", "“None” where the images have no object of that size."),
+    "reliability": ("Scores", "Of the detections with a score, how many are right; calibrated with what was fitted on "
+                              "the other half of the images."),
+    "sigma": ("Sigma", "Whether sides with a larger sigma lie further off."),
     "training": ("Training", "Losses and AP after each epoch.")}
 
 Photos = Sequence[tuple[str, np.ndarray]]  # file name, picture

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,9 +22,11 @@ from ..system.atomic_write import write_csv, write_text
 from ..system.fonts import chart_fonts
 from ..system.log import logger
 from ..system.text import without_password
-from . import curves
+from . import calibration, curves
 from .charts import draw_confusion, draw_f1, draw_precision_recall, draw_sizes, draw_training
+from .coco import Results
 from .page import page
+from .trust import trust
 
 if TYPE_CHECKING:
     from paddle import Tensor
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
 IOU = 0.5  # of the threshold, the confusion and the images
 SHOWN_IMAGES = 6
 SHOWN_OF_A_BATCH = 4
+SHOWN_PREDICTIONS = 4
 PHOTO_SIDE = 480
 USABLE_F1 = 0.1  # a model whose best F1 over all classes is lower gets no threshold
 
@@ -73,6 +77,8 @@ def write(folder: str | PathLike[str], evaluator: COCOeval, dataset: DetectionDa
                   "confusion": draw_confusion(matrix, names)}
     if "APs" in metrics:
         charts["ap_by_size"] = draw_sizes(metrics)
+    trusted, lines = trust(calibration.judge(evaluator, IOU))
+    charts.update(trusted)
     if training:
         charts["training"] = draw_training(training)
     kept = f"a score of at least {threshold:.3f}"
@@ -90,7 +96,7 @@ def write(folder: str | PathLike[str], evaluator: COCOeval, dataset: DetectionDa
              "Made by": f"ppgfl {__version__}",
              "Interval": f"bootstrap: {curves.RESAMPLES} draws of as many of these images, with replacement"
              if interval else "",
-             "Confusion and images": f"at IoU {IOU}, with {kept}"}
+             "Confusion and images": f"at IoU {IOU}, with {kept}", **lines}
     write_text(folder / "report.html", page(
         title, verdict=_verdict(together.positives, best, f1), metrics=metrics, interval=interval, facts=facts,
         rows=rows, charts=charts, photos=photos))
@@ -156,7 +162,7 @@ def draw_batch(batch: Mapping[str, Tensor], reader: Reader, class_names: Sequenc
         image, scale = _shrink(normalize.undo(image.numpy()))
         rows = np.column_stack([labels.numpy(), np.ones(len(labels)), boxes.numpy() * scale])
         rows = np.unique(rows[rows[:, 0] < len(class_names)], axis=0)  # one of the many cells of a box
-        seen.append(Detections.from_rows(rows, class_names, image=image).draw())
+        seen.append(Detections.from_rows(rows, class_names, image=image).draw(with_scores=False))
     return _side_by_side(seen)
 
 
@@ -170,12 +176,26 @@ def _photos(evaluator: COCOeval, dataset: DetectionDataSet, image_ids: Iterable[
             continue
         image, scale = _shrink(image)
         halves = []
-        for records in (evaluator.cocoGt.imgToAnns[image_id], evaluator.cocoDt.imgToAnns[image_id]):
+        for truth, records in ((True, evaluator.cocoGt.imgToAnns[image_id]),
+                               (False, evaluator.cocoDt.imgToAnns[image_id])):
             rows = rows_of_coco([r for r in records if r.get("score", 1.0) >= threshold and not r.get("iscrowd")],
                                 range(len(dataset.class_names)))
             rows[:, 2:] *= scale
-            halves.append(Detections.from_rows(rows, dataset.class_names, image=image).draw())
+            found = Detections.from_rows(rows, dataset.class_names, image=image)
+            halves.append(found.draw(with_scores=not truth))
         yield Path(dataset.files[image_id]).name, _side_by_side(halves)
+
+
+def prediction_pictures(dataset: DetectionDataSet, results: Results,
+                        threshold: float = 0.3) -> dict[str, np.ndarray]:
+    """{name: picture [H, W, 3] uint8 BGR} of a data set's first images with the COCO results on them."""
+    pictures = {}
+    for record in dataset.records[:SHOWN_PREDICTIONS]:
+        rows = rows_of_coco((r for r in results if r["image_id"] == record["im_id"]), dataset.category_ids)
+        found = Detections.from_rows(rows, dataset.class_names, path=record["im_file"])
+        with suppress(DataError):  # evaluation has said so, and gone on
+            pictures[f"eval/image_{record['im_id']}"] = found.draw(threshold)
+    return pictures
 
 
 def _shrink(image: np.ndarray) -> tuple[np.ndarray, float]:

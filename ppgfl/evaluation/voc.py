@@ -57,7 +57,8 @@ class VOCeval(COCOeval):
                 taken.add(best)
                 matches[0, d] = truth[best]["id"]
         return {"image_id": imgId, "category_id": catId, "aRng": aRng, "maxDet": maxDet, "dtMatches": matches,
-                "dtIgnore": ignores, "gtIgnore": ignored, "dtScores": [one["score"] for one in found]}
+                "dtIgnore": ignores, "gtIgnore": ignored, "dtScores": [one["score"] for one in found],
+                "dtIds": [one["id"] for one in found]}
 
     def accumulate(self, p: Any = None) -> None:
         super().accumulate(p)

@@ -13,11 +13,12 @@ import numpy as np
 import paddle
 from paddle import Tensor, nn
 
-from ..build import build_dataset, load_model
+from .. import convert
+from ..build import build_dataset, load_model, make_model
 from ..config import load_config
 from ..config.keys import setting
 from ..data.image import read_image
-from ..errors import ConfigError, UserError, nearest
+from ..errors import CheckpointError, ConfigError, UserError, nearest
 from ..inference.detector import open_detector
 from ..inference.export import export
 from ..inference.graph import Graph
@@ -26,13 +27,13 @@ from ..system import runtime
 from ..system.atomic_write import write_csv, write_json, write_text
 from ..system.log import logger
 from ..system.text import Lines
-from ..weights import checkpoint, download, zoo
+from ..weights import checkpoint, download, safe_pickle, torch_file, zoo
 from .evaluate import evaluate
 
 TOLERANCE = 0.1  # AP, in percent
 WARM_UP = 2  # images
-COLUMNS = ("model", "schedule", "released AP", "measured AP", "difference", "FPS", "FPS exported", "parameters (M)",
-           "GFLOPs", "remark")
+COLUMNS = ("model", "trained by", "schedule", "released AP", "measured AP", "difference", "FPS", "FPS exported",
+           "parameters (M)", "GFLOPs", "remark")
 Row = dict[str, Any]  # {column: value}
 
 
@@ -44,22 +45,20 @@ def reproduce(names: Sequence[str] = (), *, overrides: Sequence[str] = (),
     Finished rows of an earlier call are kept unless weights, data, Paddle or device are others.
 
     Args:
-        names: of `zoo.MODELS`; none: all.
+        names: of `zoo.MODELS`, or who trained them ("MMDetection"), or "all"; none: those of PaddleDetection.
         overrides: of every config, as in `load_config`: EvalDataset.dataset_dir=/data/coco.
         output_dir: where the tables, and a folder for each model, are written.
-        mirror: an address with the same files as `zoo.ADDRESS`.
+        mirror: an address with the files of `zoo.Model.file`, instead of those of who released them.
         fps_images: images that speed is measured on.
 
     Returns: the rows, {column: value} of `COLUMNS`; a model that failed has the reason as its remark and no numbers.
     Raises: ConfigError for a name that does not exist.
     """
-    for name in names:
-        if name not in zoo.MODELS:
-            raise ConfigError(f"{name}: no released model; {nearest(name, zoo.MODELS)}")
+    chosen = _chosen(names)
     folder = Path(output_dir)
     finished = _read(folder / "model_zoo.json")
     rows: dict[str, Row] = {}
-    for name in names or zoo.MODELS:
+    for name in chosen:
         try:
             rows[name] = _row(zoo.MODELS[name], overrides, folder, mirror, fps_images, finished.get(name))
         except UserError as error:
@@ -72,6 +71,16 @@ def reproduce(names: Sequence[str] = (), *, overrides: Sequence[str] = (),
     return list(rows.values())
 
 
+def _chosen(names: Sequence[str]) -> list[str]:
+    """The models that words name, in the order of the zoo. Raises ConfigError."""
+    sources = {model.source for model in zoo.MODELS.values()}
+    for word in names:
+        if word not in {*zoo.MODELS, *sources, "all"}:
+            raise ConfigError(f"{word}: no released model; {nearest(word, [*zoo.MODELS, *sources])}")
+    wanted = set(names) or {"PaddleDetection"}
+    return [model.name for model in zoo.MODELS.values() if wanted & {model.name, model.source, "all"}]
+
+
 def failed(rows: Iterable[Row]) -> list[Row]:
     """The rows that miss the released AP by more than `TOLERANCE`, or have no number."""
     return [row for row in rows if abs(row.get("difference", np.inf)) > TOLERANCE + 1e-9]
@@ -79,17 +88,19 @@ def failed(rows: Iterable[Row]) -> list[Row]:
 
 def _row(entry: zoo.Model, overrides: Sequence[str], folder: Path, mirror: str | None, fps_images: int,
          finished: Row | None) -> Row:
-    address = entry.weights.replace(zoo.ADDRESS, mirror.rstrip("/")) if mirror else entry.weights
-    weights = checkpoint.find(address)
-    cfg = load_config(entry.name, overrides)
+    source = _fetch(entry, mirror)
+    cfg = load_config(convert.into_cache(source, entry.name) if entry.is_of_pytorch else entry.config, overrides)
+    weights = checkpoint.find(cfg["weights"]) if entry.is_of_pytorch else source
     device = runtime.select_device(setting(cfg, "use_gpu"))
     dataset = build_dataset(cfg, "EvalDataset")
-    made_from = {"weights": download.sha256(weights), "annotations": download.sha256(dataset.anno_path),
+    made_from = {"weights": download.sha256(source), "annotations": download.sha256(dataset.anno_path),
                  "images": len(dataset.records), "paddle": paddle.__version__, "device": device,
                  "overrides": list(overrides)}
     if finished and finished.get("made from") == made_from:
         logger.info("%s: kept from an earlier run", entry.name)
         return finished
+    if entry.is_of_pytorch:  # its config is that of the file; another one is compared when the model is loaded
+        _check_kind(entry, weights)
     logger.info("%s: evaluating on %d images", entry.name, len(dataset.records))
     model = load_model(cfg, weights)
     parameters = sum(int(np.prod(p.shape)) for p in model.parameters()) / 1e6
@@ -102,10 +113,33 @@ def _row(entry: zoo.Model, overrides: Sequence[str], folder: Path, mirror: str |
     runner = {"device": "GPU" if device.startswith("gpu") else "CPU"}
     exported = fps(open_detector(cfg, exported=folder / entry.name / "exported", runner=runner), images)
     difference = round(ap - entry.ap, 3)
-    return {"model": entry.name, "schedule": entry.schedule, "released AP": entry.ap, "measured AP": round(ap, 3),
-            "difference": difference, "FPS": round(speed, 3), "FPS exported": round(exported, 3),
-            "parameters (M)": round(parameters, 2), "GFLOPs": round(operations, 1),
+    return {"model": entry.name, "trained by": entry.source, "schedule": entry.schedule, "released AP": entry.ap,
+            "measured AP": round(ap, 3), "difference": difference, "FPS": round(speed, 3),
+            "FPS exported": round(exported, 3), "parameters (M)": round(parameters, 2), "GFLOPs": round(operations, 1),
             "remark": "" if abs(difference) <= TOLERANCE else "differs", "made from": made_from}
+
+
+def _fetch(entry: zoo.Model, mirror: str | None) -> Path:
+    """The released file. Raises CheckpointError where it is none, or another one."""
+    address = f"{mirror.rstrip('/')}/{entry.file}" if mirror else entry.weights
+    read = torch_file.read if entry.is_of_pytorch else safe_pickle.load
+    path = download.fetch(address, verify=read)
+    if not download.sha256(path).startswith(entry.sha256):
+        text = f"{path}: is not the file that {entry.source} released, whose SHA-256 begins with {entry.sha256}"
+        if not mirror:
+            raise CheckpointError(f"{text}; delete it and try again")
+        logger.warning("%s", text)
+    return path
+
+
+def _check_kind(entry: zoo.Model, weights: Path) -> None:
+    """Raise CheckpointError where the weights are of another network than the row says. Which stages are deformable
+    counts by the file: what the authors' pages and their configs say of it differs."""
+    arrays = checkpoint.read(weights)
+    report, _ = checkpoint.match(make_model(load_config(entry.config)).state_dict(), arrays, str(weights))
+    wrong = [name for name in (*report.missing, *report.unused) if ".conv_offset." not in name]
+    if wrong or report.misshapen:
+        raise CheckpointError(f"{weights}: is no {entry.title}: {report.summary()}", report)
 
 
 def fps(detect: Callable[[Sequence[np.ndarray]], Any], images: Sequence[np.ndarray]) -> float:

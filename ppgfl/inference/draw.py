@@ -16,9 +16,12 @@ from ..system.fonts import open_font, split_by_font
 from ..system.text import shown
 
 
-def draw_boxes(image: np.ndarray, boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray,
+def draw_boxes(image: np.ndarray, boxes: np.ndarray, scores: np.ndarray | None, labels: np.ndarray,
                names: Sequence[str]) -> np.ndarray:
-    """A copy of an image [H, W, 3] uint8 BGR with boxes [M, 4], their names and scores; best first, drawn last."""
+    """A copy of an image [H, W, 3] uint8 BGR with boxes [M, 4], their names and scores; best first, drawn last.
+
+    Annotated objects have no scores: None.
+    """
     picture = np.ascontiguousarray(image).copy()
     height, width = picture.shape[:2]
     line = max(1, round((height + width) / 700))
@@ -28,8 +31,9 @@ def draw_boxes(image: np.ndarray, boxes: np.ndarray, scores: np.ndarray, labels:
         cv2.rectangle(picture, box[:2].tolist(), box[2:].tolist(), class_color(int(label)), line)
     plates: list[tuple[np.ndarray, int, int, int]] = []
     taken = np.zeros((len(corners), 4), int)
-    for i, (box, score, label, name) in enumerate(zip(corners, scores, labels, names)):
-        number = text_mask(f"{score:.2f} ", size)
+    numbers = [" "] * len(corners) if scores is None else [f"{score:.2f} " for score in scores]
+    for i, (box, shown_score, label, name) in enumerate(zip(corners, numbers, labels, names)):
+        number = text_mask(shown_score, size)
         text = np.hstack([name_mask(name, size, width - number.shape[1]), number])
         x, y = place_label(box, text.shape, picture.shape, taken[:i])
         taken[i] = x, y, x + text.shape[1], y + text.shape[0]

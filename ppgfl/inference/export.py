@@ -15,7 +15,7 @@ import paddle
 import yaml
 from paddle.static import InputSpec
 
-from ..build import build_dataset, build_reader, check, load_model
+from ..build import build_dataset, build_reader, check, load_model, upstream_scores
 from ..classes import with_weights
 from ..config.keys import section, setting
 from ..data.batch import PadBatch
@@ -25,6 +25,7 @@ from ..system import runtime
 from ..system.atomic_write import write_text
 from ..system.log import logger
 from ..system.signals import block_signals
+from ..weights import calibration
 from .graph import Graph, fuse_conv_bn
 from .verify import compare
 
@@ -41,12 +42,16 @@ def export(cfg: dict[str, Any], *, weights: str | os.PathLike[str] | None = None
            verify: Sequence[str | os.PathLike[str]] | None = None) -> dict[str, dict[str, float]]:
     """Write `model.pdmodel`, `model.json`, `model.pdiparams` and `infer_cfg.yml`, PaddleDetection's layout, on the CPU.
 
-    The graph takes `image` [N, 3, H, W] and, unless only the bare network is exported, `scale_factor` [N, 2]; what
-    comes out follows the config's section `export`:
+    The graph takes `image` [N, 3, H, W] and, unless only the bare network is exported, `scale_factor` [N, 2], and with
+    `clip_boxes` also `im_shape` [N, 2], the size of the image without padding; what comes out follows the config's
+    section `export`:
 
         post_process and nms     bbox [M, 6] class, score, x1, y1, x2, y2 and bbox_num [N]
         post_process             boxes [N, A, 4] and scores [N, A, C], for an NMS of your own
         neither, or benchmark    the raw maps of the head
+
+    With its `sigma`, bbox is [M, 14] and boxes [N, A, 12]: behind each box the standard deviations of its four sides in
+    pixels of the original image, and the shares of their two greatest bins (`model.decode.Decoder.spreads`).
 
     Args:
         cfg: the dict of `load_config`; height, width and batch are free unless TestReader.inputs_def.image_shape
@@ -82,11 +87,14 @@ def write_graphs(cfg: dict[str, Any], weights: str | os.PathLike[str] | None, fo
     image_shape = _image_shape(cfg)
     model = load_model(cfg)
     options = section(cfg, "export")
+    model.decoder.sigma = options["sigma"]
     if options["fuse_conv_bn"]:
         fuse_conv_bn(model)
     graph = Graph(model, **{key: options[key] for key in ("post_process", "nms", "benchmark")})
     graph.eval()
     settings = describe(cfg, image_shape, model.class_names)
+    if numbers := calibration.read(setting(cfg, "weights"), upstream_scores(cfg)):
+        settings["calibration"] = numbers
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="export_", dir=folder.parent) as temporary:
         unproven = Path(temporary)
@@ -159,8 +167,7 @@ def _quantize(path: Path, images: str | Sequence[str]) -> None:
 def _save(graph: Graph, image_shape: Sequence[int | None], folder: Path, kind: str, writing: Context) -> None:
     """Write the graph as "json" or "pdmodel"; the parameter files of both are the same."""
     specs = [InputSpec(list(image_shape), "float32", "image")]  # a copy, since it is changed
-    if not graph.bare:
-        specs.append(InputSpec([image_shape[0], 2], "float32", "scale_factor"))
+    specs += [InputSpec([image_shape[0], 2], "float32", name) for name in graph.inputs[1:]]
     with warnings.catch_warnings(), writing(), block_signals():
         warnings.simplefilter("ignore")  # paddle's advice about its own internals
         static = paddle.jit.to_static(graph.forward, input_spec=specs, full_graph=True)
@@ -200,6 +207,7 @@ def describe(cfg: dict[str, Any], image_shape: Sequence[int | None],
         "use_dynamic_shape": None in image_shape[2:], "arch": "GFL", "min_subgraph_size": 16,
         "Preprocess": [step for step in steps if step],
         "label_list": class_names or build_dataset(cfg, "TestDataset").class_names,
+        **({"sigma": True} if section(cfg, "export")["sigma"] else {}),
     }
 
 

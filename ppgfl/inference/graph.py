@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import paddle
 from paddle import Tensor
+from paddle.vision.ops import DeformConv2D
 
 from ..model.gfl import GFL
 from ..model.layers import fold_norm
@@ -16,16 +17,23 @@ class Graph(paddle.nn.Layer):
         self.model = model
         self.bare = benchmark or not post_process
         self.nms = nms
+        self.inputs = ["image", *([] if self.bare else model.decoder.inputs)]  # the names of its arguments
 
-    def forward(self, image: Tensor, scale_factor: Tensor | None = None) -> tuple[Tensor, ...]:
+    def forward(self, image: Tensor, scale_factor: Tensor | None = None,
+                im_shape: Tensor | None = None) -> tuple[Tensor, ...]:
         features = self.model.features(image)
         if self.bare:
             return (*features.cls, *features.reg)
         decoder, integral = self.model.decoder, self.model.head.distribution_project
         if not self.nms:
-            return decoder.decode(features, integral, scale_factor)
-        found = decoder(features, integral, scale_factor)
+            return decoder.decode(features, integral, scale_factor, im_shape)
+        found = decoder(features, integral, scale_factor, im_shape)
         return found["bbox"], found["bbox_num"]
+
+
+def is_deformable(model: paddle.nn.Layer) -> bool:
+    """Whether any convolution of the model is deformable."""
+    return any(isinstance(layer, DeformConv2D) for layer in model.sublayers())
 
 
 def fuse_conv_bn(model: GFL) -> None:

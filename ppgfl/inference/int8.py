@@ -49,7 +49,7 @@ def quantize(source: str | os.PathLike[str], target: str | os.PathLike[str],
             if file is None:
                 return None
             arrays = runner.prepare([read_image(file)])
-            return {name: arrays[name] for name in ("image", "scale_factor")}
+            return {name: arrays[name] for name in runner.inputs}
 
     with tempfile.TemporaryDirectory(dir=Path(target).parent) as folder, _quiet():
         unproven = Path(folder, "model_int8.onnx")

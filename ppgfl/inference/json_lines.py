@@ -9,9 +9,11 @@ from typing import Any, TextIO
 
 from ..errors import DataError
 from ..system import dist
-from ..system.atomic_write import write_text
+from ..system.atomic_write import write_json, write_text
 
 SHARD = 10_000  # lines of a file
+LISTED_WHEN_ON = ("sigma", "calibrated")
+SETTINGS = "results-settings.json"  # beside the shards: how their results came about
 
 
 class JsonLines:
@@ -21,14 +23,16 @@ class JsonLines:
         folder: where to.
         resume: go on with the shards that are there: a line that a kill cut off is dropped.
         shard: lines of a file.
+        settings: {name: plain value} of all that a result depends on; those of the shards that are there must be equal.
 
     Attributes:
         done: the `file` of every line that is there already, below the `folder` of the line if it has one.
 
-    Raises: DataError when there are shards and `resume` is false, or a shard that is not of this kind.
+    Raises: DataError when there are shards and `resume` is false, or shards of other settings or not of this kind.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], *, resume: bool = False, shard: int = SHARD) -> None:
+    def __init__(self, folder: str | os.PathLike[str], *, resume: bool = False, shard: int = SHARD,
+                 settings: Mapping[str, Any] | None = None) -> None:
         self.folder, self.shard = Path(folder), shard
         self.prefix = "results-" if dist.world_size() == 1 else f"results-{dist.rank()}-"
         self.file: TextIO | None = None
@@ -38,10 +42,15 @@ class JsonLines:
         if shards and not resume:
             raise DataError(f"{shards[0].absolute()}: results of an earlier run are there; --resume goes on with them, "
                             "or give another --output_dir")
+        if shards:
+            _check_settings(self.folder / SETTINGS, settings or {})
         for path in shards:
             self.done |= _files_of(path)
         self.number = len([path for path in shards if path.name.startswith(self.prefix)])
         dist.barrier()  # all have looked before the first writes
+        if settings and dist.is_main():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(self.folder / SETTINGS, settings)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append a dict with the key `file`; it is with the system when this returns. Raises OSError, with the path."""
@@ -61,6 +70,21 @@ class JsonLines:
     def close(self) -> None:
         if self.file is not None:
             self.file.close()
+
+
+def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:
+    """Raise DataError where results that are there were made in another way."""
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        changed = [(name, before[name], value) for name, value in settings.items() if before.get(name, value) != value]
+        # What is off is not listed, since it was not there in an earlier version.
+        changed += [(name, name in before, name in settings) for name in LISTED_WHEN_ON
+                    if (name in before) != (name in settings)]
+    except (OSError, ValueError, AttributeError):
+        return  # of an earlier version, which wrote none
+    for name, old, new in changed:
+        raise DataError(f"{path.parent}: the results that are there were made with {name} {old}, and now it is {new}; "
+                        "resume with the same, or give another --output_dir")
 
 
 def _files_of(path: Path) -> set[str]:

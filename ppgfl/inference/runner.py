@@ -44,16 +44,20 @@ class ExportedModel:
 
     Attributes:
         class_names: by class index.
+        inputs: the names of the arrays that it takes.
         engine: what really computes: "onednn", "openvino", "native", "gpu" or "onnxruntime".
         description: the file and the settings it really runs with.
+        sigma: whether it gives rows [M, 14].
     """
 
     def __init__(self, path: str | os.PathLike[str], settings: dict[str, Any]) -> None:
         self.opened = path, settings
         self.runner = runner = _checked(load_runner().open_runner, path, **settings)
         self.class_names: list[str] = runner.class_names
+        self.inputs: list[str] = runner.inputs
         self.engine: str = runner.engine
         self.description: str = runner.description
+        self.sigma: bool = runner.sigma
 
     def __reduce__(self) -> tuple[type[ExportedModel], tuple[Any, ...]]:
         return ExportedModel, self.opened

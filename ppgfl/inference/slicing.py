@@ -1,4 +1,7 @@
-"""Small objects in large images: detect on overlapping slices, and put the findings together."""
+"""Small objects in large images: detect on overlapping slices, and put the findings together.
+
+PaddleDetection: looks at slices alone, so `full` is off by default; SAHI looks at the whole image besides.
+"""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
@@ -23,6 +26,8 @@ class Slicing:
         overlap_ratio: share of a slice that the next one repeats, (down, across).
         combine_method: of findings of one class that overlap: "nms" keeps the best, "nmm" gives the best the box around
             all of them, "concat" keeps everything.
+        full: look at the whole image besides its slices, for objects that are larger than these; one that fits into a
+            slice is looked at once.
         match_threshold: from which overlap on they are one object.
         match_metric: "iou", or "ios": the share of the smaller box, which also joins an object with a cut part of it.
 
@@ -34,6 +39,7 @@ class Slicing:
     combine_method: str = "nms"
     match_threshold: float = 0.6
     match_metric: str = "ios"
+    full: bool = False
 
     def __post_init__(self) -> None:
         self.slice_size, self.overlap_ratio = _pair(self.slice_size), _pair(self.overlap_ratio)
@@ -73,7 +79,10 @@ def groups_of_slices(image: np.ndarray, slicing: Slicing | None, batch_size: int
     """The places of an image [H, W, 3] that are looked at together: of its slices, or without slicing all of it."""
     height, width = image.shape[:2]
     places = slices(height, width, slicing) if slicing else [(0, 0, width, height)]
-    return [places[start:start + batch_size] for start in range(0, len(places), batch_size)]
+    groups = [places[start:start + batch_size] for start in range(0, len(places), batch_size)]
+    if slicing and slicing.full and len(places) > 1:
+        groups.append([(0, 0, width, height)])  # for itself: in a batch the slices would be padded to its size
+    return groups
 
 
 def cut(image: np.ndarray, places: Sequence[Place]) -> list[np.ndarray]:
@@ -83,7 +92,8 @@ def cut(image: np.ndarray, places: Sequence[Place]) -> list[np.ndarray]:
 
 def moved(found: Iterable[np.ndarray], places: Sequence[Place]) -> list[np.ndarray]:
     """Detections in the parts of an image -> in its own pixels."""
-    return [rows + np.array([0, 0, x1, y1, x1, y1], rows.dtype) for rows, (x1, y1, _, _) in zip(found, places)]
+    return [np.concatenate([rows[:, :6] + np.array([0, 0, x1, y1, x1, y1], rows.dtype), rows[:, 6:]], axis=1)
+            for rows, (x1, y1, _, _) in zip(found, places)]
 
 
 def detect_sliced(run: Callable[[Sequence[np.ndarray]], list[np.ndarray]], image: np.ndarray, slicing: Slicing,
@@ -102,7 +112,8 @@ def detect_sliced(run: Callable[[Sequence[np.ndarray]], list[np.ndarray]], image
 
 
 def combine(rows: np.ndarray, slicing: Slicing) -> np.ndarray:
-    """Join what several slices found of one object: rows [M, 6] -> [K, 6], best score first."""
+    """Join what several slices found of one object: rows [M, 6 or 14] -> [K, 6 or 14], best score first. What stands
+    behind a box is that of the best one, also where nmm makes a larger box."""
     rows = rows[np.argsort(-rows[:, 1], kind="stable")]
     if slicing.combine_method == "concat":
         return rows
@@ -112,14 +123,14 @@ def combine(rows: np.ndarray, slicing: Slicing) -> np.ndarray:
             continue
         rivals = np.flatnonzero(alive & (rows[:, 0] == rows[i, 0]))
         rivals = rivals[rivals >= i]
-        same = rivals[(rivals == i) | (overlap(rows[i, 2:], rows[rivals, 2:], slicing.match_metric)
+        same = rivals[(rivals == i) | (overlap(rows[i, 2:6], rows[rivals, 2:6], slicing.match_metric)
                                        >= slicing.match_threshold)]
         alive[same] = False
         row = rows[i].copy()
         if slicing.combine_method == "nmm":
-            row[2:] = [*rows[same, 2:4].min(axis=0), *rows[same, 4:6].max(axis=0)]
+            row[2:6] = [*rows[same, 2:4].min(axis=0), *rows[same, 4:6].max(axis=0)]
         kept.append(row)
-    return np.array(kept, rows.dtype).reshape(-1, 6)
+    return np.array(kept, rows.dtype).reshape(-1, rows.shape[1])
 
 
 def overlap(box: np.ndarray, boxes: np.ndarray, metric: str) -> np.ndarray:

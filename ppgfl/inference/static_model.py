@@ -28,7 +28,7 @@ CLASS_NAMES = "class_names.json"  # those of the weights, null where they have n
 
 
 def load_detection_model(cfg: dict[str, Any], weights: str | os.PathLike[str] | None = None, *,
-                         images: int | None = None) -> GFL | StaticModel:
+                         images: int | None = None, nms: bool = True, sigma: bool = False) -> GFL | StaticModel:
     """The model of a config with its weights, to be called as a `model.gfl.GFL` in evaluation mode is.
 
     `engine` of the config: "dygraph"; "static", a graph in Paddle Inference with the fastest safe engine (see
@@ -38,25 +38,33 @@ def load_detection_model(cfg: dict[str, Any], weights: str | os.PathLike[str] | 
         cfg: the dict of `load_config`.
         weights: a .pdparams file; without it the config's `weights`.
         images: how many will be looked at; None: unknown. Few are not worth the making of a graph.
+        nms: False: a graph ends with the candidates, which only its `run` gives.
+        sigma: with the uncertainty of the sides, see `model.decode.Decoder`.
 
     Raises: ConfigError, CheckpointError; ExportError when "static" is asked for and cannot be had.
     """
+    def in_dygraph() -> GFL:
+        model = load_model(cfg, weights)
+        model.decoder.sigma = sigma
+        return model
+
     engine = setting(cfg, "engine")
     if engine == "dygraph" or (engine == "auto" and runtime.on_gpu()):
-        return load_model(cfg, weights)
+        return in_dygraph()
     weights = checkpoint.find(weights or setting(cfg, "weights") or "")
-    folder = runtime.cache_folder() / "graphs" / _key(cfg, weights)
+    options = {"nms": nms, **({"sigma": True} if sigma else {})}
+    folder = runtime.cache_folder() / "graphs" / _key(cfg, weights, options)
     few = images is not None and images < MIN_IMAGES_FOR_GRAPH
     if engine == "auto" and few and not folder.is_dir():
-        return load_model(cfg, weights)
+        return in_dygraph()
     try:
-        return _open(_make(cfg, weights, folder))
+        return _open(_make(cfg, weights, folder, options))
     except (ExportError, OSError) as error:
         shutil.rmtree(folder, ignore_errors=True)  # a damaged one is made anew the next time
         if engine == "static":
             raise ExportError(f"engine: static: {error}; engine=dygraph always works") from error
         logger.info("running in dygraph, since there is no static graph: %s", error)
-        return load_model(cfg, weights)
+        return in_dygraph()
 
 
 class StaticModel:
@@ -76,8 +84,12 @@ class StaticModel:
         """It always is in evaluation mode."""
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        bbox, bbox_num = self.runner.run({name: batch[name].numpy() for name in ("image", "scale_factor")})
+        bbox, bbox_num = self.run(batch)
         return {"bbox": bbox, "bbox_num": bbox_num}
+
+    def run(self, batch: Mapping[str, Any]) -> list[np.ndarray]:
+        """What the graph gives, see `export.export`."""
+        return self.runner.run({name: batch[name].numpy() for name in self.runner.inputs})
 
 
 _on_openvino: dict[Path, StaticModel] = {}  # folder -> its StaticModel, at most one
@@ -94,7 +106,7 @@ def _open(folder: Path) -> StaticModel:
     return _on_openvino[folder]
 
 
-def _make(cfg: dict[str, Any], weights: Path, folder: Path) -> Path:
+def _make(cfg: dict[str, Any], weights: Path, folder: Path, options: dict[str, bool]) -> Path:
     """The folder of the graph, written unless it is there; several processes write it once."""
     from filelock import FileLock
 
@@ -106,21 +118,22 @@ def _make(cfg: dict[str, Any], weights: Path, folder: Path) -> Path:
             reader = {"sample_transforms": [{"Decode": {}}, {"Resize": {"target_size": [96, 128], "keep_ratio": True}},
                                             {"NormalizeImage": {}}, {"Permute": {}}],
                       "batch_transforms": [{"PadBatch": {"pad_to_stride": 32}}]}
-            write_graphs({**cfg, "TestReader": reader, "export": {}}, weights, folder, formats_for("pdmodel"))
+            write_graphs({**cfg, "TestReader": reader, "export": options}, weights, folder, formats_for("pdmodel"))
             write_json(folder / CLASS_NAMES, checkpoint.read_named(weights)[1])
         (folder / "infer_cfg.yml").touch()  # the newest are kept
     _remove_oldest(folder.parent)
     return folder
 
 
-def _key(cfg: dict[str, Any], weights: Path) -> str:
-    """Names a graph: it changes with the weights, with what the config says of the model, with Paddle and our code."""
+def _key(cfg: dict[str, Any], weights: Path, options: dict[str, bool]) -> str:
+    """Names a graph: it changes with the weights, with what the config says of the model, with what is asked of the
+    export, with Paddle and our code."""
     import paddle
 
     model = {key: value for key, value in cfg.items()
              if key in CLASSES or key in ("architecture", "GFL", "norm_type", "num_classes", "upstream_scores")}
     code = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.parent.rglob("*.py"))))
-    parts = [download.sha256(weights), model, code.hexdigest(), paddle.__version__]
+    parts = [download.sha256(weights), model, code.hexdigest(), paddle.__version__, options]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 import paddle
 from paddle import Tensor
 
+from . import operators
+
 
 def cell_centers(height: int | Tensor, width: int | Tensor, stride: float, *, offset: float = 0.0) -> Tensor:
     """Centres [height * width, 2] (x, y) of a level's cells, row by row, in pixels of the padded input.
@@ -14,6 +16,12 @@ def cell_centers(height: int | Tensor, width: int | Tensor, stride: float, *, of
     y = (paddle.arange(height, dtype="float32") + offset) * stride
     y, x = paddle.meshgrid(y, x)
     return paddle.stack([x.flatten(), y.flatten()], axis=-1)
+
+
+def clip_boxes(boxes: Tensor, im_shape: Tensor) -> Tensor:
+    """Boxes [N, A, 4] in pixels of the padded input, cut at the borders of their images [N, 2] (height, width)."""
+    low, high = paddle.zeros([1], boxes.dtype), paddle.concat([im_shape.flip([1])] * 2, axis=1).unsqueeze(1)
+    return operators.minimum(operators.maximum(boxes, low), high)
 
 
 def distances_to_boxes(centers: Tensor, distances: Tensor) -> Tensor:

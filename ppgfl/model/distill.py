@@ -47,11 +47,15 @@ def check_fit(teacher: GFL, student: GFL) -> None:
         "num_classes": lambda model: model.head.num_classes,
         "reg_max": lambda model: model.head.distribution_project.reg_max,
         "fpn_stride": lambda model: model.head.fpn_stride,
+        "quality_branch": lambda model: model.head.quality_branch,
         "dgqp_module": lambda model: "DGQP" if model.head.dgqp_module is not None else None}
     if isinstance(student.criterion.distillation, ChannelWiseDistillation):
         facts["FPN.out_channel"] = lambda model: model.neck.out_channel
     if student.head.dgqp_module is not None:
         raise ConfigError("dgqp_module: distillation compares class logits, which GFLv2 lacks; set it to null")
+    if student.head.quality_branch is not None or student.head.distribution_project.reg_max == 0:
+        raise ConfigError("distillation compares the logits of classes and of distributions; set quality_branch to "
+                          "null, and reg_max to 1 or more")
     for name, of in facts.items():
         if of(teacher) != of(student):
             raise ConfigError(f"teacher: its {name} is {of(teacher)}, that of the student {of(student)}; distillation "

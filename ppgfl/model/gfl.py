@@ -27,7 +27,7 @@ class GFL(nn.Layer):
 
     Args:
         backbone, neck, head: the three layers; `head` returns raw maps (see `head.GFLHead`).
-        decoder: (features, integral, scale_factor) -> {"bbox", "bbox_num"} (see `decode.Decoder`).
+        decoder: (features, integral, scale_factor, im_shape) -> {"bbox", "bbox_num"} (see `decode.Decoder`).
         criterion: (features, integral, batch) -> {"loss", ...}, or None for a model that is never trained.
 
     Attributes:
@@ -61,4 +61,4 @@ class GFL(nn.Layer):
         integral = self.head.distribution_project
         if self.training:
             return self.criterion(features, integral, batch)
-        return self.decoder(features, integral, batch["scale_factor"])
+        return self.decoder(features, integral, *[batch[name] for name in self.decoder.inputs])

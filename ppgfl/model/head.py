@@ -14,7 +14,7 @@ from paddle import ParamAttr, Tensor, nn
 from paddle.nn.initializer import Constant, Normal
 
 from ..errors import ConfigError
-from ..kinds import Bins, Channels, Classes, Layers, ShareInside, Strides
+from ..kinds import Bins, Channels, Classes, LastBin, Layers, ShareInside, Strides
 from . import operators
 from .layers import ConvNorm, DeformConv, normalization
 
@@ -90,7 +90,8 @@ class DGQP(nn.Layer):
 
 
 class Integral(nn.Layer):
-    """Distribution over 0..reg_max -> its expectation (GFL, equation 6)."""
+    """Distribution over 0..reg_max -> its expectation (GFL, equation 6). With a reg_max of 0 there is none (a Dirac
+    delta): the exponential of the one number of a side (FCOS, https://arxiv.org/abs/1904.01355, section 3.1)."""
 
     def __init__(self, reg_max: int = 16) -> None:
         super().__init__()
@@ -99,8 +100,21 @@ class Integral(nn.Layer):
 
     def forward(self, logits: Tensor) -> Tensor:
         """[..., 4 R] -> [..., 4] in units of the level's stride."""
+        if self.reg_max == 0:
+            return operators.exp(logits)
         per_side = logits.reshape([0] * (logits.ndim - 1) + [4, self.reg_max + 1])
         return operators.matmul(F.softmax(per_side, axis=-1), self.project)
+
+    def spread(self, logits: Tensor) -> Tensor:
+        """[..., 4 R] -> [..., 8]: the standard deviations of the four sides in units of the level's stride, and the
+        shares of the two greatest bins of each, together."""
+        if self.reg_max == 0:
+            raise ConfigError("sigma: with reg_max 0 a side is one number, without a distribution to read it from")
+        per_side = logits.reshape([0] * (logits.ndim - 1) + [4, self.reg_max + 1])
+        shares = F.softmax(per_side, axis=-1)
+        off = self.project - operators.matmul(shares, self.project).unsqueeze(-1)  # E[x²] - E[x]² would lose digits
+        variance = (shares * off * off).mean(axis=-1) * (self.reg_max + 1)  # a sum, see `operators`
+        return paddle.concat([operators.sqrt(variance), paddle.topk(shares, 2, axis=-1)[0].mean(axis=-1) * 2], axis=-1)
 
 
 class ScaleReg(nn.Layer):
@@ -123,13 +137,16 @@ class GFLHead(nn.Layer):
         num_classes: C.
         fpn_stride: the level's strides, powers of two.
         prior_prob: class probability that the class map starts with.
-        reg_max: largest distance, in strides; R = reg_max + 1.
+        reg_max: largest distance, in strides; R = reg_max + 1. 0: a side is one number, not a distribution.
         feat_in_chan: channels of the towers' output.
+        quality_branch: what GFL does without: one more convolution that predicts the IoU of the box ("iou") or the
+            centerness of the cell ("centerness", FCOS), by which class scores are multiplied in evaluation.
     """
 
     def __init__(self, conv_feat: FCOSFeat, dgqp_module: DGQP | None = None, *, num_classes: Classes,
                  fpn_stride: Strides = (8, 16, 32, 64, 128), prior_prob: ShareInside = 0.01,
-                 reg_max: Bins = 16, feat_in_chan: Channels = 256) -> None:
+                 reg_max: LastBin = 16, feat_in_chan: Channels = 256,
+                 quality_branch: Literal["iou", "centerness"] | None = None) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.fpn_stride = list(fpn_stride)
@@ -137,11 +154,16 @@ class GFLHead(nn.Layer):
         self.feat_in_chan = feat_in_chan
         if dgqp_module is not None and dgqp_module.reg_topk > reg_max + 1:
             raise ConfigError(f"DGQP.reg_topk: {dgqp_module.reg_topk}; of reg_max {reg_max} there are {reg_max + 1}")
+        if dgqp_module is not None and quality_branch is not None:
+            raise ConfigError("quality_branch: GFLv2's dgqp_module predicts the quality already; set one to null")
         self.dgqp_module = dgqp_module
+        self.quality_branch = quality_branch
         # PaddleDetection: GFLv2 has one channel more, which is never a class
         cls_channels = num_classes if dgqp_module is None else num_classes + 1
         self.gfl_head_cls = _prediction_conv(feat_in_chan, cls_channels, -math.log((1 - prior_prob) / prior_prob))
         self.gfl_head_reg = _prediction_conv(feat_in_chan, 4 * (reg_max + 1), 0.0)
+        if quality_branch is not None:
+            self.gfl_head_quality = _prediction_conv(feat_in_chan, 1, 0.0)
         self.scales_regs = [self.add_sublayer(f"p{_level(stride)}_feat", ScaleReg()) for stride in self.fpn_stride]
         self.distribution_project = Integral(reg_max)
 
@@ -149,7 +171,8 @@ class GFLHead(nn.Layer):
         """levels: L maps [N, feat_in, H_l, W_l].
 
         Returns:
-            cls: L maps [N, C, H_l, W_l] of logits; for GFLv2 [N, C + 1, H_l, W_l] of sigmoid(logit) * quality.
+            cls: L maps [N, C, H_l, W_l] of logits; for GFLv2 [N, C + 1, H_l, W_l] of sigmoid(logit) * quality; with a
+                quality branch [N, C + 1, H_l, W_l], of which the last is the logit of the quality.
             reg: L maps [N, 4 R, H_l, W_l] of distribution logits; sides in the order left, top, right, bottom.
         """
         cls_maps, reg_maps = [], []
@@ -159,6 +182,8 @@ class GFLHead(nn.Layer):
             if self.dgqp_module is not None:
                 # In half precision all above 0.9998 would be 1, where the gradient of cross entropy has no end.
                 cls = operators.sigmoid(operators.float32(cls)) * self.dgqp_module(reg)
+            if self.quality_branch is not None:
+                cls = paddle.concat([cls, self.gfl_head_quality(reg_feat)], axis=1)
             cls_maps.append(cls)
             reg_maps.append(reg)
         return cls_maps, reg_maps

@@ -4,7 +4,7 @@ from __future__ import annotations
 import paddle
 import paddle.nn.functional as F
 from paddle import ParamAttr, Tensor, nn
-from paddle.nn.initializer import Constant
+from paddle.nn.initializer import Constant, Uniform
 from paddle.regularizer import L2Decay
 from paddle.vision.ops import DeformConv2D
 
@@ -83,6 +83,26 @@ class ConvNorm(nn.Layer):
         x = deform(x, self.conv_offset, self.conv) if self.deformable else self.conv(x)
         x = self.norm(x)
         return F.relu(x) if self.relu else x
+
+
+class SqueezeExcitation(nn.Layer):
+    """One factor for each channel, from the means of all (Hu et al., Squeeze-and-Excitation Networks)."""
+
+    def __init__(self, channels: int, reduction: int = 16) -> None:
+        super().__init__()
+        self.squeeze = _even_linear(channels, channels // reduction)
+        self.extract = _even_linear(channels // reduction, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] -> [N, C, H, W]."""
+        means = F.adaptive_avg_pool2d(x, 1).flatten(1)
+        return operators.sigmoid(self.extract(F.relu(self.squeeze(means)))).unsqueeze([2, 3]) * x
+
+
+def _even_linear(c_in: int, c_out: int) -> nn.Linear:
+    """PaddleDetection: its weights start even in +-1 / sqrt(c_in)."""
+    bound = c_in ** -0.5
+    return nn.Linear(c_in, c_out, weight_attr=ParamAttr(initializer=Uniform(-bound, bound)))
 
 
 class DeformConv(nn.Layer):

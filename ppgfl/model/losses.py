@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor
 
-from ..kinds import NotNegative, Positive
+from ..kinds import NotNegative, Positive, Share, per_level
 from ..system import dist
 from .boxes import boxes_to_distances, cell_centers, distances_to_boxes, giou, iou
 from .gfl import Features
@@ -48,6 +48,29 @@ class QualityFocalLoss:
                                              reduction="none")
             entropy = paddle.where(bad, prediction, entropy)
         return self.loss_weight * entropy * (quality - probability).abs().pow(self.beta)
+
+
+@dataclass(eq=False)
+class FocalLoss:
+    """Focal loss towards 1 at the true class, whatever the box (Lin et al., https://arxiv.org/abs/1708.02002, equation
+    5): what GFL's quality focal loss stands in for.
+
+    Attributes:
+        alpha: weight of a true class; others have 1 - alpha.
+        gamma: exponent of the modulating factor.
+        loss_weight: factor of the result.
+    """
+
+    alpha: Share = 0.25
+    gamma: NotNegative = 2.0
+    loss_weight: NotNegative = 1.0
+    use_sigmoid: ClassVar[bool] = True  # as that of QualityFocalLoss
+
+    def __call__(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Logits [..., C] and target [..., C] of 0 and 1 -> [..., C]."""
+        entropy = F.binary_cross_entropy_with_logits(prediction, target, reduction="none")
+        weight = self.alpha * target + (1 - self.alpha) * (1 - target)
+        return self.loss_weight * weight * entropy * (target - F.sigmoid(prediction)).abs().pow(self.gamma)
 
 
 @dataclass(eq=False)
@@ -92,18 +115,23 @@ class GFLCriterion:
     Attributes:
         strides, cell_offset, num_classes: as in `decode.Decoder`.
         reg_max: largest distance, in strides.
-        loss_class, loss_dfl, loss_bbox: the terms.
+        loss_class, loss_dfl, loss_bbox: the terms. Without distributions (reg_max 0) loss_dfl counts nothing.
+        quality_branch: "iou" or "centerness": one more term, the cross entropy of the branch at the positive cells.
         distillation: more terms, from what a teacher says about the batch (see `distill`), or None.
     """
 
     strides: tuple[int, ...]
     num_classes: int
     reg_max: int
-    loss_class: QualityFocalLoss
+    loss_class: QualityFocalLoss | FocalLoss
     loss_dfl: DistributionFocalLoss
     loss_bbox: GIoULoss
-    cell_offset: float = 0.0
+    cell_offset: float | Sequence[float] = 0.0
     distillation: Callable[..., dict[str, Tensor]] | None = None
+    quality_branch: str | None = None
+
+    def __post_init__(self) -> None:
+        self.cell_offsets = per_level("cell_offset", self.cell_offset, len(self.strides))
 
     def __call__(self, features: Features, integral: Callable[[Tensor], Tensor],
                  batch: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -112,11 +140,13 @@ class GFLCriterion:
             integral: the head's `Integral`.
             batch: `labels`, `label_weights`, `bbox_targets`, `pos_num` (see `ppgfl.data`); `teacher` for distillation.
 
-        Returns: {"loss", their sum, "loss_qfl", "loss_bbox", "loss_dfl", and those of the distillation}, float32
-            tensors without dimensions.
+        Returns: {"loss", their sum, "loss_qfl", "loss_bbox", "loss_dfl", "loss_quality" with a branch for it, and those
+            of the distillation}, float32 tensors without dimensions.
         """
         with paddle.amp.auto_cast(enable=False):
             cls, reg = (by_cell(maps).astype("float32") for maps in (features.cls, features.reg))
+            if self.quality_branch is not None:
+                cls, quality_logits = cls[..., :-1], cls[..., -1]
             centers, strides = self._cells(features.reg)
             labels = batch["labels"]
             positive = (labels < self.num_classes).astype("float32")
@@ -127,33 +157,53 @@ class GFLCriterion:
             target = paddle.where(positive.unsqueeze(-1) > 0, target, predicted.detach())
 
             overlap = iou(predicted.detach(), target) * positive
-            quality = F.one_hot(labels, self.num_classes + 1)[..., :cls.shape[-1]] * overlap.unsqueeze(-1)
+            quality = F.one_hot(labels, self.num_classes + 1)[..., :cls.shape[-1]]
+            if not isinstance(self.loss_class, FocalLoss):
+                quality = quality * overlap.unsqueeze(-1)
             # PaddleDetection: sigmoid here too where the maps hold probabilities already (GFLv2)
             weight = F.sigmoid(cls.detach()).max(axis=-1) * positive
 
-            distance = boxes_to_distances(centers, target).clip(0, self.reg_max - EPSILON_TO_LAST_BIN)
-            logits = reg.reshape([*reg.shape[:-1], 4, self.reg_max + 1])
-
+            sides = boxes_to_distances(centers, target)
             num_positive = dist.mean(batch["pos_num"].astype("float32").sum()).clip(min=1.0)
             weight_sum = dist.mean(weight.sum()).clip(min=1.0)
             qfl = self.loss_class(cls, quality).sum(axis=-1) * batch["label_weights"]
             loss_qfl = qfl.sum() / num_positive
             loss_bbox = (self.loss_bbox(predicted, target) * weight).sum() / weight_sum
-            loss_dfl = (self.loss_dfl(logits, distance).mean(axis=-1) * weight).sum() / weight_sum
+            loss_dfl = (self._dfl(reg, sides) * weight).sum() / weight_sum
             terms = {"loss_qfl": loss_qfl, "loss_bbox": loss_bbox, "loss_dfl": loss_dfl}
+            if self.quality_branch is not None:
+                wanted = overlap if self.quality_branch == "iou" else centerness(sides) * positive
+                entropy = F.binary_cross_entropy_with_logits(quality_logits, wanted, reduction="none")
+                terms["loss_quality"] = (entropy * positive).sum() / num_positive
             if self.distillation is not None:
                 teacher = Features(*batch["teacher"])  # in a compiled graph it has become a list
                 terms.update(self.distillation(features, teacher, batch, positive, weight))
         return {"loss": sum(terms.values()), **terms}
 
+    def _dfl(self, reg: Tensor, sides: Tensor) -> Tensor:
+        """Logits [N, A, 4 R] and true distances [N, A, 4] in strides -> [N, A]."""
+        if self.reg_max == 0:
+            return paddle.zeros(sides.shape[:-1])
+        logits = reg.reshape([*reg.shape[:-1], 4, self.reg_max + 1])
+        return self.loss_dfl(logits, sides.clip(0, self.reg_max - EPSILON_TO_LAST_BIN)).mean(axis=-1)
+
     def _cells(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Centres [A, 2] in strides and strides [A, 1] of all cells."""
         centers, strides = [], []
-        for level, stride in zip(maps, self.strides):
-            center = cell_centers(level.shape[2], level.shape[3], 1.0, offset=self.cell_offset)
+        for level, stride, offset in zip(maps, self.strides, self.cell_offsets):
+            center = cell_centers(level.shape[2], level.shape[3], 1.0, offset=offset)
             centers.append(center)
             strides.append(paddle.full([center.shape[0], 1], float(stride)))
         return paddle.concat(centers), paddle.concat(strides)
+
+
+def centerness(distances: Tensor) -> Tensor:
+    """Left, top, right, bottom [..., 4] -> [...] from 1 in the middle of a box to 0 at its border and outside (FCOS,
+    equation 3)."""
+    left, top, right, bottom = (distances[..., side].clip(min=0) for side in range(4))
+    across, down = (paddle.minimum(a, b) / paddle.maximum(a, b).clip(min=1e-6)
+                    for a, b in ((left, right), (top, bottom)))
+    return (across * down).sqrt()
 
 
 def by_cell(maps: Sequence[Tensor]) -> Tensor:

@@ -31,11 +31,39 @@ def sigmoid(x: Tensor) -> Tensor:
     return _append("sigmoid", {"X": x}, {"Out": x.dtype})
 
 
+def sqrt(x: Tensor) -> Tensor:
+    """paddle.sqrt."""
+    if in_dynamic_or_pir_mode():
+        return paddle.sqrt(x)
+    return _append("sqrt", {"X": x}, {"Out": x.dtype})
+
+
+def exp(x: Tensor) -> Tensor:
+    """paddle.exp."""
+    if in_dynamic_or_pir_mode():
+        return paddle.exp(x)
+    return _append("exp", {"X": x}, {"Out": x.dtype})
+
+
 def matmul(x: Tensor, y: Tensor) -> Tensor:
     """paddle.matmul."""
     if in_dynamic_or_pir_mode():
         return paddle.matmul(x, y)
     return _append("matmul_v2", {"X": x, "Y": y}, {"Out": x.dtype}, {"trans_x": False, "trans_y": False})
+
+
+def maximum(x: Tensor, y: Tensor) -> Tensor:
+    """paddle.maximum."""
+    if in_dynamic_or_pir_mode():
+        return paddle.maximum(x, y)
+    return _append("elementwise_max", {"X": x, "Y": y}, {"Out": x.dtype}, {"axis": -1})
+
+
+def minimum(x: Tensor, y: Tensor) -> Tensor:
+    """paddle.minimum."""
+    if in_dynamic_or_pir_mode():
+        return paddle.minimum(x, y)
+    return _append("elementwise_min", {"X": x, "Y": y}, {"Out": x.dtype}, {"axis": -1})
 
 
 def multiclass_nms(boxes: Tensor, scores: Tensor, settings: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
@@ -44,12 +72,18 @@ def multiclass_nms(boxes: Tensor, scores: Tensor, settings: Mapping[str, Any]) -
     settings: score_threshold, nms_top_k, keep_top_k, nms_threshold, normalized, nms_eta, background_label, in this
         order.
     """
+    return multiclass_nms_with_index(boxes, scores, settings)[:2]
+
+
+def multiclass_nms_with_index(boxes: Tensor, scores: Tensor,
+                              settings: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+    """As `multiclass_nms`, and index [M, 1] int32: the place of each detection among the N A boxes."""
     if in_dynamic_or_pir_mode():
-        bbox, _, bbox_num = paddle._C_ops.multiclass_nms3(boxes, scores, None, *settings.values())
+        bbox, index, bbox_num = paddle._C_ops.multiclass_nms3(boxes, scores, None, *settings.values())
     else:
-        bbox, _, bbox_num = _append("multiclass_nms3", {"BBoxes": boxes, "Scores": scores},
-                                    {"Out": boxes.dtype, "Index": "int32", "NmsRoisNum": "int32"}, settings)
-    return bbox, bbox_num
+        bbox, index, bbox_num = _append("multiclass_nms3", {"BBoxes": boxes, "Scores": scores},
+                                        {"Out": boxes.dtype, "Index": "int32", "NmsRoisNum": "int32"}, settings)
+    return bbox, bbox_num, index
 
 
 def _append(kind: str, inputs: Mapping[str, Tensor], output_dtypes: Mapping[str, Any],

@@ -14,6 +14,7 @@ from .log import logger
 from .signals import SIGNALS, block_signals
 
 POLL_SECONDS = 0.5  # how often a process looks whether another one was asked to stop
+STORE_SECONDS = 5.0  # more than an answer of the store takes
 _numbers = itertools.count()  # of the shared requests of this process, the same in all
 
 
@@ -57,8 +58,9 @@ class SharedStopRequest(StopRequest):
         self.begun, self.last = 0, -1
         self.standing = False
         self.lock, self.agreed, self.over = threading.Lock(), threading.Event(), threading.Event()
+        self.thread = threading.Thread(target=self._agree, args=(f"ppgfl/stop/{next(_numbers)}",), daemon=True)
         with block_signals():  # the thread too: one would cut an answer of the store off
-            threading.Thread(target=self._agree, args=(f"ppgfl/stop/{next(_numbers)}",), daemon=True).start()
+            self.thread.start()
 
     def before_step(self) -> bool:
         with self.lock:
@@ -71,6 +73,12 @@ class SharedStopRequest(StopRequest):
             return False
         self.signal = self.by
         return True
+
+    def end(self) -> None:
+        """Look no more. A thread that is inside the store when Python ends would abort the process, whose run counts as
+        failed then; but one may wait there for a process that has died."""
+        self.over.set()
+        self.thread.join(STORE_SECONDS)
 
     def _agree(self, key: str) -> None:
         store, told = dist.connect(), False
@@ -151,7 +159,7 @@ def _shared_stop_requests() -> Iterator[SharedStopRequest]:
     try:
         yield request
     finally:
-        request.over.set()
+        request.end()
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -169,8 +177,9 @@ def keyboard_interrupt(request: StopRequest) -> Iterator[None]:
 
 def reset_in_worker() -> None:
     """In a loader's process: Ctrl-C on the terminal is for the main process, which ends its workers; SIGTERM ends. Of
-    several processes the launcher sends SIGTERM to the whole group, of which this process is none then."""
+    several processes the launcher sends SIGTERM to the whole group, of which this process is none then, and a scheduler
+    to all processes there are: they ignore it, since their batches are needed up to the step at which all stop."""
     if dist.world_size() > 1 and hasattr(os, "setpgrp"):
         os.setpgrp()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN if dist.world_size() > 1 else signal.SIG_DFL)

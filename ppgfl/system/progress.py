@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def progress(items: Iterable[T], *, total: int, unit: str = "image", what: str = "") -> Iterator[T]:
-    """Yield from `items` while showing how many a second: a bar on a terminal, else a line every ten seconds."""
+def progress(items: Iterable[T], *, total: int | None, unit: str = "image", what: str = "") -> Iterator[T]:
+    """Yield from `items` while showing how many a second: a bar on a terminal, else a line every ten seconds.
+    A total of None is unknown."""
     if not _is_shown():
         yield from items
     elif sys.stderr.isatty():
@@ -75,13 +76,13 @@ def _is_shown() -> bool:
     return logger.isEnabledFor(logging.INFO) and bool(logger.handlers)
 
 
-def _progress_lines(items: Iterable[T], total: int, unit: str, what: str, every: float = 10.0) -> Iterator[T]:
+def _progress_lines(items: Iterable[T], total: int | None, unit: str, what: str, every: float = 10.0) -> Iterator[T]:
     start = last = time.perf_counter()
     for done, item in enumerate(items, start=1):
         yield item
         now = time.perf_counter()
         if now - last >= every or done == total:
             rate = done / (now - start)
-            logger.info("%s: %d of %d %ss, %.2f %ss/s, %.0f s left", what, done, total, unit, rate, unit,
-                        (total - done) / rate)
+            logger.info("%s: %d%s %ss, %.2f %ss/s%s", what, done, f" of {total}" if total else "", unit, rate, unit,
+                        f", {max(0, total - done) / rate:.0f} s left" if total else "")
             last = now

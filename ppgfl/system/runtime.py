@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import logging
 import os
 import platform
 import sys
@@ -161,7 +162,8 @@ def select_device(use_gpu: bool) -> str:
         else:
             return str(paddle.set_device("gpu")).replace("Place(", "").rstrip(")")
     paddle.set_device("cpu")
-    logger.info("running on the CPU with %d threads (%s)", cpu_threads(), reason)
+    count = cpu_threads()
+    logger.info("running on the CPU with %d thread%s (%s)", count, "s" * (count > 1), reason)
     return "cpu"
 
 
@@ -173,8 +175,8 @@ def device() -> str:
 
 
 def on_gpu() -> bool:
-    """Whether that is a GPU."""
-    return device().startswith("gpu")
+    """Whether that is a GPU. Where nothing has imported Paddle yet, it is none."""
+    return "paddle" in sys.modules and device().startswith("gpu")
 
 
 @contextlib.contextmanager
@@ -213,3 +215,7 @@ def import_paddle(quiet: bool = False) -> None:
         for line in captured.getvalue().splitlines():
             if not line.startswith(advice):
                 sys.stderr.write(line + "\n")
+        for each in (logging.root, *logging.Logger.manager.loggerDict.values()):
+            for handler in getattr(each, "handlers", ()):  # made by the import, and would write to `captured` for ever
+                if getattr(handler, "stream", None) is captured:
+                    handler.setStream(sys.stderr)

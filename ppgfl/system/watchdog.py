@@ -8,8 +8,8 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
+from ..errors import Interrupted
 from . import runtime
 from .dist import is_main, rank, world_size
 
@@ -28,6 +28,8 @@ def report_failures() -> Iterator[None]:
     """
     try:
         yield
+    except Interrupted:  # a signal that asked for the end of all is no failure
+        raise
     except BaseException:
         if not is_main():
             _print_on_launcher(f"process {rank()} failed:\n{traceback.format_exc()}")
@@ -39,8 +41,8 @@ def _print_on_launcher(text: str) -> None:
     if is_main():
         print(text, file=sys.stderr, flush=True)
         return
-    with contextlib.suppress(OSError):  # there is no such file but on Linux
-        Path(f"/proc/{os.getppid()}/fd/2").write_text(text, encoding="utf-8")
+    with contextlib.suppress(OSError), open(f"/proc/{os.getppid()}/fd/2", "a", encoding="utf-8") as terminal:
+        terminal.write(text)  # behind what a log has already; there is no such file but on Linux
 
 
 @contextlib.contextmanager

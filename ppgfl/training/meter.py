@@ -55,7 +55,7 @@ class Meter:
             batches: what it worked on; {"im_id"} is remembered.
             losses: {name: tensor}.
 
-        Returns: {tag: number} for the dashboard when a line was logged, else {}.
+        Returns: {name: number} of the line when one was due, else {}.
         Raises: TrainingError: a loss of the logged steps is not finite.
         """
         self.window.append((step, [batch["im_id"] for batch in batches], losses))
@@ -70,7 +70,7 @@ class Meter:
         means = self._read_losses()
         rate = self._log(lr, means)
         self._open_window()
-        return {"train/lr": lr, "train/images_per_s": rate, **{f"train/{name}": v for name, v in means.items()}}
+        return {"lr": lr, "images_per_s": rate, **means}
 
     def pause(self) -> tuple[int, dict[str, float]]:
         """Steps done in this epoch and the sums of their losses. Raises TrainingError as `add` does."""

@@ -3,23 +3,25 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..build import build_dataset, build_loader, make_model
+from ..build import build_dataset, build_loader, check, make_model
 from ..config import load_config
+from ..config.keys import setting
+from ..config.load import apply_overrides
+from ..data.dataset import DetectionDataSet
 from ..data.recognize import sections_of
 from ..errors import ConfigError
 from ..system.log import logger
-from ..weights.zoo import MODELS
+from ..weights.checkpoint import find
+from ..weights.zoo import MODELS, SHORT_NAMES
 
-# What --model says, and the config of the released model that a training starts from.
-SHORT_NAMES = {"r18vd": "gfl_r18vd_1x_coco", "r34vd": "gfl_r34vd_1x_coco", "r50": "gfl_r50_fpn_1x_coco",
-               "r101vd": "gfl_r101vd_fpn_mstrain_2x_coco", "gflv2_r50": "gflv2_r50_fpn_1x_coco"}
 STRIDE = 32  # sizes are multiples of it
 WARMUP_STEPS, WARMUP_SHARE = 500, 0.1  # the fewer of these, and of that share of all steps
+SIZES = (0.75, 1.25)  # shares of --size that images of training have
 EVALUATIONS = 10  # in a whole run, about
 
 
@@ -53,24 +55,60 @@ class Wish:
                 raise ConfigError(f"--{name}: {value}; it must be {least} or more")
         if self.name != os.path.basename(self.name) or self.name in ("", ".", ".."):
             raise ConfigError(f"--name: {self.name!r}; it is the name of a folder, without a path")
+        if self.weights == "":
+            raise ConfigError("--weights: is empty; give a file, an address, or backbone; without --weights the "
+                              "training starts from the released detector")
 
 
-def make_config(wish: Wish, folder: Path) -> dict[str, Any]:
-    """The whole config of a training.
+def run_folder(wish: Wish, overrides: Sequence[str] = ()) -> Path:
+    """The folder of the run: `save_dir`, which may be among the overrides, with the run's name. Raises ConfigError."""
+    given: dict[str, Any] = {}
+    _override(given, overrides)
+    given = {key: given[key] for key in ("save_dir",) if key in given}
+    check(given)
+    return Path(setting(given, "save_dir"), wish.name)
+
+
+def find_weights(wish: Wish, overrides: Sequence[str] = ()) -> None:
+    """Have the weights here that the training starts from, before anything is read or written. Raises ConfigError,
+    CheckpointError."""
+    cfg = {"pretrain_weights": _first_weights(wish)}
+    _override(cfg, overrides)
+    if cfg["pretrain_weights"]:
+        check({"pretrain_weights": cfg["pretrain_weights"]})
+        find(cfg["pretrain_weights"])
+
+
+def _override(cfg: dict[str, Any], overrides: Sequence[str]) -> None:
+    apply_overrides(cfg, overrides, Path("config.yml").absolute())  # files that they name are found from here
+
+
+def _first_weights(wish: Wish) -> Any:
+    name = SHORT_NAMES[wish.model]
+    if wish.weights == "backbone":
+        return load_config(name)["pretrain_weights"]
+    return MODELS[name].weights if wish.weights is None else wish.weights
+
+
+def make_config(wish: Wish, folder: Path,
+                overrides: Sequence[str] = ()) -> tuple[dict[str, Any], DetectionDataSet, DetectionDataSet]:
+    """The whole config of a training, and its two data sets, which are opened here once.
 
     Args:
         folder: of the run, for annotation files that have to be written.
+        overrides: of keys of the config, as in ["epoch=3"].
 
+    Returns: (config, training set, validation set).
     Raises: ConfigError, DataError.
     """
-    name = SHORT_NAMES[wish.model]
-    cfg = {**load_config(name), **_data_sections(wish.data, folder), "num_classes": None}
-    train = build_dataset(cfg, "TrainDataset")
+    cfg = {**load_config(SHORT_NAMES[wish.model]), **_data_sections(wish.data, folder), "num_classes": None}
+    _override(cfg, overrides)
+    check(cfg)
+    train, val = (build_dataset(cfg, name) for name in ("TrainDataset", "EvalDataset"))
     steps = max(1, len(train.records) // wish.batch)
-    backbone = cfg["pretrain_weights"]
     cfg.update({
         "num_classes": len(train.class_names), "metric": "COCO", "save_dir": str(folder.parent), "epoch": wish.epochs,
-        "pretrain_weights": {None: MODELS[name].weights, "backbone": backbone}.get(wish.weights, wish.weights),
+        "pretrain_weights": _first_weights(wish),
         "weights": str(folder / "best_model"), "snapshot_epoch": max(1, wish.epochs // EVALUATIONS),
         "log_iter": min(20, steps), "use_ema": True, "ema_decay": 0.9998, "ema_decay_type": "threshold",
         "LearningRate": {"base_lr": 0.01, "schedulers": [
@@ -78,7 +116,9 @@ def make_config(wish: Wish, folder: Path) -> dict[str, Any]:
             {"name": "LinearWarmup", "start_factor": 0.001,
              "steps": max(1, min(WARMUP_STEPS, int(WARMUP_SHARE * steps * wish.epochs)))}]},
         **_readers(cfg, wish, len(train.records))})
-    return cfg
+    _override(cfg, overrides)  # over the recipe's own keys, too
+    check(cfg)
+    return cfg, train, val
 
 
 def _data_sections(data: str, folder: Path) -> dict[str, Any]:
@@ -95,11 +135,13 @@ def _data_sections(data: str, folder: Path) -> dict[str, Any]:
 
 
 def _readers(cfg: Mapping[str, Any], wish: Wish, images: int) -> dict[str, Any]:
-    """The three readers of the released model at another size, its images in training drawn larger and smaller."""
+    """The three readers of the released model at another size, its images in training drawn larger and smaller.
+
+    Between SIZES of it, which is what helps most where images are few (benchmarks/NOTES.md, "Small data").
+    """
     longest = -(-wish.size // STRIDE) * STRIDE
-    least = max(STRIDE, longest // 2)
-    varied = {"RandomResize": {"target_size": [[least, longest], [longest, longest]], "keep_ratio": True,
-                               "random_range": True, "random_size": False}}
+    varied = {"RandomResize": {"target_size": [[max(STRIDE, round(share * longest))] * 2 for share in SIZES],
+                               "keep_ratio": True, "random_range": True, "random_size": False}}
     fixed = {"Resize": {"target_size": [longest, longest], "keep_ratio": True, "interp": 1}}
     readers = {}
     for name, resize in (("TrainReader", varied), ("EvalReader", fixed), ("TestReader", fixed)):
@@ -109,9 +151,8 @@ def _readers(cfg: Mapping[str, Any], wish: Wish, images: int) -> dict[str, Any]:
     return readers
 
 
-def show_plan(cfg: dict[str, Any], wish: Wish) -> None:
+def show_plan(cfg: dict[str, Any], wish: Wish, train: DetectionDataSet, val: DetectionDataSet) -> None:
     """Say what a training will do, and how long it will take by two steps of a model that is thrown away."""
-    train, val = (build_dataset(cfg, name) for name in ("TrainDataset", "EvalDataset"))
     loader = build_loader(cfg, "TrainReader", train.records)
     seconds = _seconds_per_step(cfg, loader)
     steps = len(loader) * wish.epochs

@@ -146,9 +146,13 @@ def only_warned(what: str, instead: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = explain(error) if isinstance(error, OSError) else None
-        logger.warning("%s is not written, and training goes on (%s): %s", what, instead,
-                       reason or " ".join(traceback.format_exception_only(type(error), error)[-1].split()))
+        logger.warning("%s is not written, and training goes on (%s): %s", what, instead, reason(error))
+
+
+def reason(error: Exception) -> str:
+    """What failed, in one line."""
+    known = explain(error) if isinstance(error, OSError) else None
+    return known or " ".join(traceback.format_exception_only(type(error), error)[-1].split())
 
 
 def for_both(cfg: Mapping[str, Any]) -> dict[str, Any]:

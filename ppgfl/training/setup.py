@@ -1,10 +1,11 @@
-"""What a training run consists of, put together before the first step: data, state, step, folder, dashboard."""
+"""What a training run consists of, put together before the first step: data, state, step, folder, hooks."""
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import paddle
 
 from ..build import build_dataset, build_loader, build_schedule, build_teacher
@@ -21,10 +22,10 @@ from ..system import dist
 from ..system.log import logger
 from ..weights.checkpoint import load_pretrained
 from . import checkpoints, schedule_check
+from .hooks import Event, Hooks, Method
 from .run_folder import RunFolder
 from .state import Progress, TrainingState, new_state
 from .step import Step, make_step
-from .visualdl_log import Dashboard
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Run:
     cfg: dict[str, Any]
     options: Options
     folder: RunFolder
-    board: Dashboard
+    hooks: Hooks
     train_set: DetectionDataSet
     eval_set: DetectionDataSet | None
     loader: Loader
@@ -74,15 +75,27 @@ class Run:
     steps: int
     images_per_step: int
 
+    def tell(self, method: Method, values: Mapping[str, float] | None = None, *,
+             per_class: Mapping[str, float] | None = None,
+             pictures: Callable[[], dict[str, np.ndarray]] = dict, error: BaseException | None = None) -> None:
+        """Call a method of the hooks; see `hooks.Event`."""
+        progress = self.state.progress
+        self.hooks.tell(method, Event(self, progress.step, progress.epoch, values or {}, per_class or {}, pictures,
+                                      error))
 
-def set_up(cfg: dict[str, Any], options: Options, folder: RunFolder) -> Run:
+
+def set_up(cfg: dict[str, Any], options: Options, folder: RunFolder, hooks: Hooks,
+           opened: tuple[DetectionDataSet, DetectionDataSet] | None = None) -> Run:
     """Put a run together, resume it if asked, and write into its folder what it is.
+
+    Args:
+        opened: the data sets for training and validation; None: they are opened here.
 
     Raises: ConfigError, DataError, CheckpointError, OSError.
     """
     precision = precision_of(cfg, options.amp)
     paddle.seed(options.seed)
-    train_set, eval_set, cfg = _data_sets(cfg, evaluate=options.evaluate)
+    train_set, eval_set, cfg = _data_sets(cfg, evaluate=options.evaluate, opened=opened)
     loader = build_loader(cfg, "TrainReader", train_set.records, seed=options.seed, rank=dist.rank(),
                           world_size=dist.world_size())
     steps = len(loader) // options.accumulate
@@ -106,10 +119,9 @@ def set_up(cfg: dict[str, Any], options: Options, folder: RunFolder) -> Run:
         logger.warning(line)
     folder.describe(cfg, asdict(options), state.progress, images=len(train_set.records),
                     images_per_step=images_per_step)
-    board = Dashboard(_dashboard_folder(cfg, options, folder), resume_step=state.progress.step)
     step = make_step(cfg, state, teacher, precision=precision, accumulate=options.accumulate,
                      to_static=options.to_static)
-    return Run(cfg, options, folder, board, train_set, eval_set, loader, state, step, epochs, steps, images_per_step)
+    return Run(cfg, options, folder, hooks, train_set, eval_set, loader, state, step, epochs, steps, images_per_step)
 
 
 def rehearse(cfg: dict[str, Any]) -> list[str]:
@@ -124,14 +136,15 @@ def rehearse(cfg: dict[str, Any]) -> list[str]:
     return schedule_check.findings(cfg, build_schedule(cfg, steps_per_epoch=steps), epochs=epochs)
 
 
-def _data_sets(cfg: dict[str, Any], *,
-               evaluate: bool) -> tuple[DetectionDataSet, DetectionDataSet | None, dict[str, Any]]:
+def _data_sets(cfg: dict[str, Any], *, evaluate: bool,
+               opened: tuple[DetectionDataSet, DetectionDataSet] | None = None
+               ) -> tuple[DetectionDataSet, DetectionDataSet | None, dict[str, Any]]:
     """The two data sets and the config with the number of classes that they have. Raises a ConfigError that lists the
     classes when config, training set and validation set disagree."""
     if section(cfg, "GFL")["head"] == "LDGFLHead" and not cfg.get("teacher"):
         raise ConfigError("GFL.head: LDGFLHead learns from a teacher; add --slim_config configs/slim/distill/"
                           "gfl_ld_distill.yml, or set GFL.head=GFLHead")
-    train_set = build_dataset(cfg, "TrainDataset")
+    train_set = opened[0] if opened else build_dataset(cfg, "TrainDataset")
     missing = [key for key in ("gt_bbox", "gt_class") if key not in train_set.records[0]]
     if missing:
         raise ConfigError(f"TrainDataset.data_fields: {', '.join(missing)} is not among them, and without boxes there "
@@ -139,7 +152,7 @@ def _data_sets(cfg: dict[str, Any], *,
     if setting(cfg, "num_classes") is None:
         cfg = {**cfg, "num_classes": len(train_set.class_names)}
         logger.info("num_classes: %d, from %s", cfg["num_classes"], train_set.anno_path)
-    eval_set = build_dataset(cfg, "EvalDataset") if evaluate else None
+    eval_set = (opened[1] if opened else build_dataset(cfg, "EvalDataset")) if evaluate else None
     if eval_set and sorted(eval_set.class_names) != sorted(train_set.class_names):
         raise ConfigError(f"classes disagree: num_classes {setting(cfg, 'num_classes')}; training set "
                           f"{train_set.anno_path} {train_set.class_names}; validation set {eval_set.anno_path} "
@@ -167,9 +180,3 @@ def _forget_other_metric(progress: Progress, name: str) -> None:
     if evaluated and all(row.get(name) is None for row in evaluated):
         logger.info("the run was judged by another metric so far, so the best %s begins anew", name)
         progress.best, progress.best_epoch = -1.0, 0
-
-
-def _dashboard_folder(cfg: dict[str, Any], options: Options, folder: RunFolder) -> Path | None:
-    if not (options.use_vdl or setting(cfg, "use_vdl")) or not dist.is_main():
-        return None
-    return Path(options.vdl_log_dir or setting(cfg, "vdl_log_dir") or folder.path / "vdl")

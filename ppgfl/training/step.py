@@ -17,7 +17,6 @@ from ..model.layers import share_statistics
 from ..optim import EMA, masters_of, schedule_of
 from ..precision import Precision
 from ..system import dist, runtime
-from . import onednn
 from .state import TrainingState
 
 
@@ -42,9 +41,7 @@ def make_step(cfg: dict[str, Any], state: TrainingState, teacher: Teacher | None
     if teacher is not None:
         precision.apply(teacher.model)
     state.scaler = precision.scaler(state.progress.loss_scaling)
-    if setting(cfg, "onednn_training"):
-        onednn.replace_convolutions(model)
-    elif to_static:
+    if to_static:
         model = paddle.jit.to_static(model, full_graph=True)
     if dist.world_size() > 1:
         model = paddle.DataParallel(model, find_unused_parameters=setting(cfg, "find_unused_parameters"))

@@ -58,6 +58,9 @@ def find(path: str | os.PathLike[str]) -> Path:
     """The file of a checkpoint: a path, with or without .pdparams; an address; or the name of a released model or
     backbone (see `zoo`), which are downloaded once. Raises CheckpointError."""
     text = os.path.expanduser(str(path))
+    if download.is_address(text) and text.endswith((".pth", ".pt")):
+        raise CheckpointError(f"{text}: is a file of PyTorch; `ppgfl convert {text} NAME.pdparams` makes a .pdparams "
+                              "of it, with its config")
     if download.is_address(text):
         return download.fetch(text, verify=safe_pickle.load)
     for candidate in (Path(text), Path(text + ".pdparams")):
@@ -66,9 +69,13 @@ def find(path: str | os.PathLike[str]) -> Path:
     address = zoo.address(text)
     if address:
         return download.fetch(address, verify=safe_pickle.load)
+    if text in zoo.MODELS:
+        model = zoo.MODELS[text]
+        raise CheckpointError(f"{text}: a file of {model.source}; ppgfl zoo {text} evaluates it, and ppgfl convert "
+                              f"'{model.weights}' {text}.pdparams makes one of ours of it")
     raise CheckpointError(f"{text}: no such weights file (looked for {Path(text).absolute()} and for the same "
                           "with .pdparams added), and no released model of that name "
-                          f"({', '.join(zoo.MODELS)}); set weights=PATH")
+                          f"({', '.join(model.name for model in zoo.of_paddle())}); set weights=PATH")
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -146,7 +153,7 @@ def match(targets: Mapping[str, Tensor], state: Mapping[str, np.ndarray],
         elif tuple(state[name].shape) != tuple(target.shape):
             report.misshapen.append((name, list(state[name].shape), list(target.shape)))
         else:
-            values[name] = _as_float32(state[name]) if "float" in str(target.dtype) else state[name]
+            values[name] = as_float32(state[name]) if "float" in str(target.dtype) else state[name]
             bad = values[name].size - np.count_nonzero(np.isfinite(values[name]))
             if bad:
                 raise CheckpointError(f"{path}: entry {name!r}: {bad} of {values[name].size} values are NaN or "
@@ -169,7 +176,7 @@ def _fill_aliases(targets: Mapping[str, Tensor], state: Mapping[str, np.ndarray]
     return state
 
 
-def _as_float32(array: np.ndarray) -> np.ndarray:
+def as_float32(array: np.ndarray) -> np.ndarray:
     """float16 and float64 by value; uint16 is how paddle stores bfloat16: the upper half of a float32."""
     if array.dtype == np.uint16:
         return (array.astype(np.uint32) << 16).view(np.float32)
@@ -188,8 +195,9 @@ def _likely_cause(report: Report) -> str:
         return ("the file is no GFL detector (a backbone alone, or another model); take the one that belongs to this "
                 "config")
     if backbone:
-        return "the backbones differ (ResNet depth or variant); take the config that belongs to this file"
-    return "take the config that belongs to this file"
+        return ("the backbones differ (ResNet depth or variant); take the config, or with train --data the --model, "
+                "that belongs to this file")
+    return "take the config, or with train --data the --model, that belongs to this file"
 
 
 def load_pretrained(model: nn.Layer, path: str | os.PathLike[str], *, names: Sequence[str] | None = None) -> Report:

@@ -88,12 +88,12 @@ def _download(url: str, path: Path, expected: str | None) -> None:
 
     shown_url = without_password(url)
     logger.info("downloading %s to %s", shown_url, path)
-    by_hand = (f"without a network, put the file at {path}, or set weights= or pretrain_weights= to where you "
-               "have it")
+    by_hand = (f"without a network, put the file at {path}, or set weights= or pretrain_weights= (of train --data: "
+               "--weights) to where you have it")
     part = path.with_name(f"{path.name}.part")
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            found = _stream(url, part)
+            found, _ = stream(url, part, MOST_BYTES)
             if expected not in (None, found):
                 raise CheckpointError(f"{shown_url}: is not the file that was downloaded the first time; if it was "
                                       f"changed on purpose, delete {path}.sha256 and try again")
@@ -104,7 +104,7 @@ def _download(url: str, path: Path, expected: str | None) -> None:
             if attempt == ATTEMPTS or (answer is not None and answer.status_code < 500):
                 what = type(error).__name__ if answer is None else f"{answer.status_code} {answer.reason}"
                 raise CheckpointError(f"{shown_url}: cannot be downloaded: {what}; {by_hand}") from error
-        except _TooLarge as error:
+        except TooLarge as error:
             raise CheckpointError(f"{shown_url}: is larger than {MOST_BYTES >> 20} MiB, which no weights are; "
                                   f"{by_hand}") from error
         finally:
@@ -113,13 +113,13 @@ def _download(url: str, path: Path, expected: str | None) -> None:
         time.sleep(attempt)
 
 
-class _TooLarge(Exception):
-    """A server that sends more than a file of weights holds."""
+class TooLarge(Exception):
+    """A server that sends more than was allowed."""
 
 
-def _stream(url: str, part: Path) -> str:
-    """Write what an address has to a file -> its SHA-256. Raises RequestException, also of a connection that is cut or
-    too slow; _TooLarge; OSError of the disk."""
+def stream(url: str, part: Path, most_bytes: int) -> tuple[str, str]:
+    """Write what an address has to a file -> its SHA-256 and the type that the server says. Raises RequestException,
+    also of a connection that is cut or too slow; TooLarge; OSError of the disk."""
     import requests
     from tqdm import tqdm
 
@@ -131,22 +131,22 @@ def _stream(url: str, part: Path) -> str:
         promised = int(length) if length.isdecimal() else 0
         window_end, window_bytes = time.monotonic() + WINDOW, 0
         with tqdm(total=promised or None, unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
-            while promised <= MOST_BYTES and (chunk := _read(answer)):
+            while promised <= most_bytes and (chunk := _read(answer)):
                 file.write(chunk)
                 digest.update(chunk)
                 bar.update(len(chunk))
                 size, window_bytes = size + len(chunk), window_bytes + len(chunk)
-                if size > MOST_BYTES:
+                if size > most_bytes:
                     break
                 if time.monotonic() > window_end:
                     if window_bytes < LEAST_BYTES:
                         raise requests.Timeout("hardly a byte arrives")
                     window_end, window_bytes = time.monotonic() + WINDOW, 0
-    if max(size, promised) > MOST_BYTES:
-        raise _TooLarge
+    if max(size, promised) > most_bytes:
+        raise TooLarge
     if size < promised:
         raise requests.ConnectionError("the connection was cut")
-    return digest.hexdigest()
+    return digest.hexdigest(), answer.headers.get("Content-Type", "")
 
 
 def _read(answer: Any) -> bytes:

@@ -17,6 +17,7 @@ import numpy as np
 
 from ..errors import CheckpointError
 
+ZIP, TORCH_NUMBER = b"PK\x03\x04", b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save's two formats
 DTYPES = {"f2", "f4", "f8", "u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "b1"}
 
 
@@ -32,9 +33,12 @@ def load(path: Path) -> Any:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     if not data:
         raise CheckpointError(f"{path}: the file is empty; download or copy it again")
+    if other_format(data):
+        raise CheckpointError(f"{path}: looks like a file of {other_format(data)}, not a .pdparams; "
+                              f"`ppgfl convert {path} NAME.pdparams` makes one of it")
     try:
-        return _to_arrays(_Unpickler(io.BytesIO(data), encoding="latin1").load(), {})
-    except _Refused as error:
+        return _to_arrays(Unpickler(io.BytesIO(data), encoding="latin1").load(), {})
+    except Refused as error:
         raise CheckpointError(
             f"{path}: refused, since it holds {error}; weights are numpy arrays in plain containers and nothing "
             "else. Do not open it with paddle.load: it may run code") from error
@@ -46,7 +50,14 @@ def load(path: Path) -> Any:
             "download or copy it again") from error
 
 
-class _Refused(Exception):
+def other_format(data: bytes) -> str | None:
+    """Whose format a file has, judged by its first bytes: "PyTorch", "safetensors", or None: no other that is known."""
+    if data.startswith(ZIP) or TORCH_NUMBER in data[:32]:
+        return "PyTorch"
+    return "safetensors" if data[5:9] == b"\0\0\0{" else None  # a length, then JSON
+
+
+class Refused(Exception):
     """The file holds something that weights never need."""
 
 
@@ -55,16 +66,16 @@ class _Dtype:
 
     def __init__(self, code: str, align: Any = False, copy: Any = True) -> None:
         if code not in DTYPES:
-            raise _Refused(f"an array of dtype {code!r}")
+            raise Refused(f"an array of dtype {code!r}")
         self.code = code
         self.order: Any = "<"
 
     def set_state(self, state: Any) -> None:
         # (version, byte order, subarray, names, fields, itemsize, alignment, flags)
         if not isinstance(state, tuple) or len(state) < 5 or any(part is not None for part in state[2:5]):
-            raise _Refused("a structured dtype")
+            raise Refused("a structured dtype")
         if state[1] not in ("<", ">", "|", "="):
-            raise _Refused("a dtype of unknown byte order")
+            raise Refused("a dtype of unknown byte order")
         self.order = state[1]
 
     def numpy(self) -> np.dtype:
@@ -85,9 +96,9 @@ class _Array:
 
 def _array(data: Any, dtype: Any, shape: Any, order: Any = "C") -> np.ndarray:
     if not isinstance(dtype, _Dtype) or not isinstance(data, (bytes, bytearray)):
-        raise _Refused("an array of objects")
+        raise Refused("an array of objects")
     if not isinstance(shape, tuple) or not all(isinstance(n, int) and n >= 0 for n in shape):
-        raise _Refused(f"an array of shape {shape!r}")
+        raise Refused(f"an array of shape {shape!r}")
     flat = np.frombuffer(data, dtype=dtype.numpy())  # a shape that does not fit the bytes is a ValueError
     return flat.reshape(shape, order=order).astype(dtype.code, order="C")
 
@@ -100,7 +111,7 @@ def _with_value(value: np.ndarray) -> _Array:
 
 def _reconstruct(kind: Any, shape: Any, typecode: Any) -> _Array:
     if kind != _NDARRAY:
-        raise _Refused("a subclass of numpy.ndarray")
+        raise Refused("a subclass of numpy.ndarray")
     return _Array()
 
 
@@ -114,13 +125,13 @@ def _frombuffer(data: Any, dtype: Any, shape: Any, order: Any = "C") -> _Array:
 
 def _encode(text: Any, encoding: Any = "utf-8") -> bytes:
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-        raise _Refused(f"a call of codecs.encode with {encoding!r}")
+        raise Refused(f"a call of codecs.encode with {encoding!r}")
     return text.encode("latin1")  # how pickle protocol 2 spells bytes
 
 
 def _bytes(*arguments: Any) -> bytes:
     if arguments and not isinstance(arguments[0], bytes):
-        raise _Refused("a call of bytes")
+        raise Refused("a call of bytes")
     return bytes(*arguments)
 
 
@@ -144,49 +155,61 @@ ALLOWED: dict[str, Callable[..., Any] | None] = {
 _PythonUnpickler: Any = pickle._Unpickler
 
 
-class _Unpickler(_PythonUnpickler):
+class Unpickler(_PythonUnpickler):
     """Python's own unpickler, in Python so that every step that could call or change something is ours.
 
     (The one in C also lets a file of ten bytes claim gigabytes for its memo.)
     """
 
     dispatch = dict(_PythonUnpickler.dispatch)
+    allowed = ALLOWED
 
-    def find_class(self, module: str, name: str) -> _Name:
-        """A name in the file becomes a string; `load_reduce` looks up what it may call."""
+    def find_class(self, module: str, name: str) -> Any:
+        """A name in the file becomes a string; `call` looks up what it may call."""
         full = f"{module}.{name}"
-        if full not in ALLOWED:
-            raise _Refused(f"a reference to {full}")
-        return _Name(full)
+        if full not in self.allowed:
+            raise Refused(f"a reference to {full}")
+        return Name(full)
+
+    def call(self, name: Any, arguments: Any) -> Any:
+        function = self.allowed[name] if isinstance(name, Name) else None
+        if function is None or not isinstance(arguments, tuple):
+            raise Refused("a call of something that is no array")
+        return function(*arguments)
+
+    def set_state(self, value: Any, state: Any) -> None:
+        if not isinstance(value, (_Array, _Dtype)):
+            raise Refused("the state of something that is no array")
+        value.set_state(state)
 
     def load_reduce(self) -> None:
         arguments = self.stack.pop()
-        name = self.stack[-1]
-        function = ALLOWED[name] if isinstance(name, _Name) else None
-        if function is None or not isinstance(arguments, tuple):
-            raise _Refused("a call of something that is no array")
-        self.stack[-1] = function(*arguments)
+        self.stack[-1] = self.call(self.stack[-1], arguments)
 
     dispatch[pickle.REDUCE[0]] = load_reduce
 
     def load_build(self) -> None:
         state = self.stack.pop()
-        if not isinstance(self.stack[-1], (_Array, _Dtype)):
-            raise _Refused("the state of something that is no array")
-        self.stack[-1].set_state(state)
+        self.set_state(self.stack[-1], state)
 
     dispatch[pickle.BUILD[0]] = load_build
 
     def refuse(self) -> NoReturn:
-        raise _Refused("an instruction that weights never need")
+        raise Refused("an instruction that weights never need")
 
-    for opcode in (pickle.NEWOBJ, pickle.NEWOBJ_EX, pickle.INST, pickle.OBJ, pickle.PERSID, pickle.BINPERSID,
+    def load_inst(self) -> NoReturn:
+        module, name = (self.readline()[:-1].decode("ascii") for _ in range(2))
+        raise Refused(f"a call of {module}.{name}")
+
+    dispatch[pickle.INST[0]] = load_inst
+
+    for opcode in (pickle.NEWOBJ, pickle.NEWOBJ_EX, pickle.OBJ, pickle.PERSID, pickle.BINPERSID,
                    pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.BYTEARRAY8, pickle.NEXT_BUFFER,
                    pickle.READONLY_BUFFER):
         dispatch[opcode[0]] = refuse
 
 
-class _Name(str):
+class Name(str):
     """A global that the file refers to. A class of its own, since a plain string of the file must not be callable."""
 
 
@@ -199,7 +222,7 @@ def _to_arrays(value: Any, seen: dict[int, tuple[Any, Any]]) -> Any:
         return seen[id(value)][1]
     if isinstance(value, _Array):
         if value.value is None:
-            raise _Refused("an array without data")
+            raise Refused("an array without data")
         result: Any = value.value
     elif isinstance(value, dict):
         result = {_plain(key): _to_arrays(item, seen) for key, item in value.items()}
@@ -212,8 +235,8 @@ def _to_arrays(value: Any, seen: dict[int, tuple[Any, Any]]) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, _Name):
-        raise _Refused(f"a reference to {value}")
+    if isinstance(value, Name):
+        raise Refused(f"a reference to {value}")
     if value is None or isinstance(value, (str, int, float, bool, bytes)):
         return value
-    raise _Refused(f"a {type(value).__name__}")
+    raise Refused(f"a {type(value).__name__}")

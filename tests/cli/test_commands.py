@@ -66,7 +66,8 @@ def test_without_weights_the_run_of_the_config_is_named(run_here, small_coco, tm
     assert error("weights=gone") == f"error: weights: gone is not there; {has}"
 
 
-@pytest.mark.parametrize("command", ["train", "eval", "infer", "export", "zoo", "data", "doctor", "benchmark", "demo"])
+@pytest.mark.parametrize("command", ["train", "eval", "infer", "export", "zoo", "data", "convert", "doctor",
+                                     "benchmark", "demo"])
 def test_help_has_examples_under_the_name_that_was_called(run_here, tmp_path, command):
     done = run_here("ppgfl", command, "--help", cwd=tmp_path)
     assert done.returncode == 0

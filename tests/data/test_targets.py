@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from helpers import recorded
 
+from ppgfl import ConfigError
 from ppgfl.data.targets import Gt2GFLTarget, assign, valuable_region
 
 STRIDES = (8, 16, 32, 64, 128)
@@ -105,6 +106,27 @@ def test_assignment_equals_the_naive_loop(seed):
     low = rng.uniform(0, [width - 8, height - 8], (5, 2))
     boxes = np.concatenate([low, low + rng.uniform(4, 60, (5, 2))], 1).clip(0, [width, height] * 2).astype("float32")
     np.testing.assert_array_equal(assign(levels, boxes, 8), naive_atss(levels, boxes, 8))
+
+
+def test_each_level_may_have_an_offset_of_its_own():
+    """What a level assigns with its offset is what boxes that are moved the other way get without."""
+    rng = np.random.default_rng(0)
+    low = rng.uniform(0, 60, (9, 2))
+    boxes = np.concatenate([low, low + rng.uniform(8, 60, (9, 2))], 1).round().astype("float32")
+    levels, offsets = [(12, 15, 8), (6, 8, 16)], [0.25, 0.125]  # 2 pixels each
+    np.testing.assert_array_equal(assign(levels, boxes, 8, offsets), assign(levels, boxes - 2, 8))
+    np.testing.assert_allclose(valuable_region(levels, boxes, 8, offsets), valuable_region(levels, boxes - 2, 8),
+                               atol=1e-6)
+    assert (assign(levels, boxes, 8, offsets) != assign(levels, boxes, 8, [0.9, 0.125])).any()
+    np.testing.assert_array_equal(assign(levels, boxes, 8, [0.25, 0.25]), assign(levels, boxes, 8, 0.25))
+
+
+@pytest.mark.parametrize("offsets", [[0.5], [0.1] * 6, []])
+def test_a_list_of_offsets_has_one_for_each_level(offsets):
+    with pytest.raises(ConfigError, match=f"Gt2GFLTarget.cell_offset: .*; of {len(offsets)}, but there are 5 levels"):
+        Gt2GFLTarget(cell_offset=offsets)
+    with pytest.raises(ConfigError, match="but there are 2 levels"):
+        assign([(2, 2, 8), (1, 1, 16)], np.zeros((0, 4), np.float32), 8, [0.5, 0.5, 0.5])
 
 
 def one(boxes, classes=None, size=(64, 64), **extra):

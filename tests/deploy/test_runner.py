@@ -464,6 +464,21 @@ def test_a_broken_onnx_is_one_line(command, exported, picture, tmp_path, change,
     assert is_one_line(command("--model", "model.onnx", "--image_file", picture), words, start)
 
 
+@pytest.mark.parametrize("said", [
+    "[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : Could not find an implementation for DeformConv(19) node with name 'a'",
+    "Unsupported model IR version: 9, max supported IR version: 8"])
+def test_a_runtime_that_is_too_old_is_told_apart_from_a_broken_file(module, exported, monkeypatch, said):
+    import onnxruntime
+
+    def refuse(*arguments, **settings):
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
+    monkeypatch.setattr(onnxruntime, "__version__", "1.24.4")
+    with pytest.raises(module.RunnerError, match="pip install -U onnxruntime: this is 1.24.4, .* need 1.25"):
+        module.open_runner(exported[0] / "model.onnx")
+
+
 @pytest.mark.parametrize(("place", "package", "install"), [
     (".", "paddle", "paddlepaddle"), (".", "yaml", "pyyaml"), ("model.onnx", "onnxruntime", "onnxruntime")])
 def test_a_package_that_is_missing_is_one_line(command, exported, picture, monkeypatch, place, package, install):
@@ -529,6 +544,12 @@ def test_each_image_has_a_result_under_its_name(quick, tmp_path):
             assert {one["detections"][0]["name"] for one in results} == {"class 1"}  # the model has more than it names
             pictures = [str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()]
             assert sorted(pictures) == sorted([*names, "results.json"])
+
+
+def test_pictures_without_a_box_are_told(quick, picture, tmp_path):
+    assert "no box" not in quick("--image_file", picture).stdout
+    done = quick("--image_file", picture, "--threshold", 0.95)
+    assert done.stdout.endswith("no box is drawn: the best score is 0.900, and --threshold is 0.95\n")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not take any bytes as a name")
@@ -733,3 +754,45 @@ def test_ctrl_c_that_is_ignored_stays_ignored(module):
         assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+# --- videos
+
+
+def test_a_video(module, model, tmp_path, capsys):
+    clip, size = tmp_path / "clip.avi", (64, 48)
+    writer = cv2.VideoWriter(str(clip), cv2.CAP_FFMPEG, cv2.VideoWriter_fourcc(*"MJPG"), 12.5, size)
+    for i in range(5):
+        writer.write(np.random.default_rng(i).integers(0, 255, (48, 64, 3), np.uint8))
+    writer.release()
+    out, options = tmp_path / "out", ["--model_dir", str(model), "--threshold", "0"]
+    assert module.main([*options, "--video_file", str(clip), "--output_dir", str(out), "--save_results"]) == 0
+    assert "5 frames in" in capsys.readouterr().out
+    drawn = cv2.VideoCapture(str(out / "clip.webm"))
+    assert (drawn.get(cv2.CAP_PROP_FRAME_COUNT), drawn.get(cv2.CAP_PROP_FPS)) == (5, 12.5)
+    assert drawn.read()[1].shape == (48, 64, 3)
+    lines = [json.loads(line) for line in (out / "clip.jsonl").read_text().splitlines()]
+    assert [(line["frame"], line["time"]) for line in lines] == [(i, round(i / 12.5, 3)) for i in range(5)]
+    capture = cv2.VideoCapture(str(clip))
+    runner = module.open_runner(model)
+    wanted = module.detections_of(runner([capture.read()[1]])[0], runner.class_names)
+    assert lines[0]["detections"] == wanted
+
+    slices = ["--slice_infer", "--slice_size", "32"]
+    arguments = [*options, *slices, "--video_file", str(clip), "--output_dir", str(out)]
+    assert module.main([*arguments, "--save_results"]) == 0
+    image = cv2.VideoCapture(str(clip)).read()[1]
+    rows = module.detect_slices(runner, image, module.parse_arguments(arguments))
+    line = json.loads((out / "clip.jsonl").read_text().splitlines()[0])
+    assert line["detections"] == module.detections_of(rows, runner.class_names) != wanted
+
+    cut = tmp_path / "cut.avi"
+    cut.write_bytes(clip.read_bytes()[:clip.stat().st_size * 6 // 10])
+    assert module.main([*options, "--video_file", str(cut), "--output_dir", str(out)]) == 0
+    assert "of the 5 that it promises" in capsys.readouterr().err
+    clip.rename(tmp_path / "clip.webm")
+    for arguments, said in ((["--video_file", str(tmp_path / "clip.webm")], "would replace its source"),
+                            (["--video_file", "none.mp4"], "cannot be opened"),
+                            (["--camera_id", "7"], "camera_7: cannot")):
+        assert module.main([*options, *arguments, "--output_dir", str(tmp_path)]) == 2
+        assert said in capsys.readouterr().err

@@ -61,7 +61,7 @@ def test_the_truth_itself(written):
     counts = np.array([[int(count) for count in row.values()] for row in matrix])
     assert list(matrix[0]) == names
     assert counts.sum() == np.trace(counts) == len(perfect)
-    assert set(pictures) == {"precision_recall", "f1_over_score", "confusion", "ap_by_size"}
+    assert set(pictures) == {"precision_recall", "f1_over_score", "confusion", "ap_by_size", "reliability"}
     assert all(picture.dtype == np.uint8 and picture.ndim == 3 for picture in pictures.values())
 
 
@@ -119,7 +119,7 @@ def test_names_are_shown_and_never_obeyed(written):
     assert [html.unescape(cell) for _, cell in cells[:6]] == [
         names[0], names[1], "_hidden", "\\x1b[31m\\u202egpj", names[4], names[5]]
     assert all(title == cell for title, cell in cells)
-    assert page.count("<img") == 4 + 4
+    assert page.count("<img") == 5 + 4
 
 
 def test_names_in_charts():

@@ -3,12 +3,16 @@ import csv
 import json
 import shutil
 
+import numpy as np
 import paddle
 import pytest
-from helpers import ROOT, tiny_config
+import torch_files
+from helpers import tiny_config
 
-from ppgfl import ConfigError, build_model, load_config
+from ppgfl import CheckpointError, ConfigError, build_model, load_config
+from ppgfl.config.load import find_config
 from ppgfl.evaluation import zoo_table
+from ppgfl.system import runtime
 from ppgfl.weights import zoo
 
 SMALL = ["EvalReader.sample_transforms.1.Resize.target_size=[64, 96]", "worker_num=0", "use_gpu=false",
@@ -41,18 +45,34 @@ def reproduce(server, small_coco, r18vd_weights, tmp_path, monkeypatch):
 
 
 def test_the_models_are_the_released_ones():
-    assert {name: model.ap for name, model in zoo.MODELS.items()} == {
-        "gfl_r50_fpn_1x_coco": 41.0, "gfl_r101vd_fpn_mstrain_2x_coco": 46.8, "gfl_r34vd_1x_coco": 40.8,
-        "gfl_r18vd_1x_coco": 36.6, "gflv2_r50_fpn_1x_coco": 41.2}
-    for name, model in zoo.MODELS.items():
-        cfg = load_config(name)
-        assert cfg["weights"] in (model.weights, f"output/{name}/model_final") or "weights" in cfg
-        pretrained = cfg["pretrain_weights"].rsplit("/", 1)[1]
-        assert zoo.address(pretrained) == cfg["pretrain_weights"]
-        readme = (ROOT / "README.md").read_text(encoding="utf-8")
-        assert model.weights in readme
-        assert f"| {model.ap} |" in readme
-    assert zoo.address("yolov3") is None
+    assert {model.name: model.ap for model in zoo.of_paddle()} == {
+        "gfl_r50_fpn_1x_coco": 41.0, "gfl_r50_fpn_2x_coco_cwd": 44.0, "gfl_r101vd_fpn_mstrain_2x_coco": 46.8,
+        "gfl_r34vd_1x_coco": 40.8, "gfl_r18vd_1x_coco": 36.6, "gfl_slim_ld_r18vd_1x_coco": 38.2,
+        "gflv2_r50_fpn_1x_coco": 41.2}
+    for model in zoo.of_paddle():
+        pretrained = load_config(model.config)["pretrain_weights"].rsplit("/", 1)[1]
+        assert zoo.address(pretrained) == load_config(model.config)["pretrain_weights"]
+        assert zoo.address(model.name) == model.weights
+    assert [sum(model.source == source for model in zoo.MODELS.values())
+            for source in ("MMDetection", "GFocal", "GFocalV2")] == [10, 5, 6]
+    assert zoo.address("yolov3") is zoo.address("mmdet_gfl_r50_1x") is None
+    assert all(zoo.MODELS[name].config == name for name in zoo.SHORT_NAMES.values())
+    assert {model.config for model in zoo.MODELS.values()} == set(zoo.COST)
+
+
+@pytest.mark.parametrize("model", zoo.MODELS.values(), ids=zoo.MODELS)
+def test_each_has_a_config_that_expects_its_ap(model):
+    text = find_config(model.config).read_text(encoding="utf-8")
+    if model.name != "gfl_r50_fpn_2x_coco_cwd":  # whose config is that of another row
+        assert str(model.ap) in text.split("_BASE_")[0]
+    assert len({each.file for each in zoo.MODELS.values()}) == len(zoo.MODELS)
+
+
+def test_parameters_and_operations_as_listed():
+    model = build_model(load_config("gfl_r18vd_1x_coco"))
+    model.eval()
+    millions = sum(np.prod(parameter.shape) for parameter in model.parameters()) / 1e6
+    assert (round(millions, 1), round(zoo_table.gflops(model))) == zoo.COST["gfl_r18vd_1x_coco"]
 
 
 @pytest.mark.drill
@@ -79,7 +99,7 @@ def check_a_row(reproduce, overrides):
         assert next(csv.DictReader(file))["model"] == "gfl_r18vd_1x_coco"
     table = (reproduce.folder / "model_zoo.md").read_text(encoding="utf-8")
     assert f"Paddle {paddle.__version__} on cpu" in table
-    assert "| gfl_r18vd_1x_coco | 1x | 36.6 |" in table
+    assert "| gfl_r18vd_1x_coco | PaddleDetection | 1x | 36.6 |" in table
 
     assert reproduce(more=overrides) == [row]  # nothing is measured again, so the speeds are the same
     assert sum(reproduce.server.requests.values()) == 1
@@ -88,8 +108,8 @@ def check_a_row(reproduce, overrides):
 
 
 def test_a_model_that_fails_does_not_stop_the_others(reproduce, shortened):
-    rows = reproduce(TWO[::-1], shortened)
-    assert [row["model"] for row in rows] == TWO[::-1]
+    rows = reproduce(TWO, shortened)
+    assert [row["model"] for row in rows] == TWO[::-1]  # the order of the zoo
     assert "404" in rows[0]["remark"]
     assert "measured AP" in rows[1]
     assert zoo_table.failed(rows)[0] is rows[0]
@@ -103,6 +123,49 @@ def test_the_command(run_here, reproduce, small_coco, tmp_path):
     assert done.returncode == 1
     assert "| gfl_r34vd_1x_coco |" in done.stdout
     assert "404" in (tmp_path / "zoo" / "model_zoo.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def r18_of_pytorch(tmp_path_factory):
+    """A stand-in for mmdet_ld_r18_1x."""
+    widths = (64, 128, 256, 512)
+    state = torch_files.gfl(torch_files.resnet((2, 2, 2, 2), widths, bottleneck=False), widths[1:], channels=256,
+                            classes=80)
+    for name, value in state.items():
+        if value.ndim == 4:
+            state[name] = value / np.sqrt(value.shape[1])
+    return torch_files.save(tmp_path_factory.mktemp("pth") / "r18.pth", state).read_bytes()
+
+
+def test_a_file_of_pytorch_is_converted_once(reproduce, shortened, r18_of_pytorch):
+    content = r18_of_pytorch
+    reproduce.server.behave = lambda path, count: (200, len(content), content, 0)
+    row, = reproduce(["mmdet_ld_r18_1x"], shortened)
+    assert (row["released AP"], row["trained by"], row["remark"]) == (36.5, "MMDetection", "differs")
+    assert row["measured AP"] >= 0
+    assert reproduce(["mmdet_ld_r18_1x"], shortened) == [row]
+    assert sum(reproduce.server.requests.values()) == 1
+    made, = (runtime.cache_folder() / "converted").glob("*.yml")
+    assert load_config(made)["GFLHead"]["clip_boxes"]
+
+    other, = reproduce(["mmdet_ld_r34_1x"], shortened)  # another network
+    assert "is no GFL ResNet-34, taught by LD" in other["remark"]
+    assert "measured AP" not in other
+
+
+def test_a_file_of_mmdetection_that_was_changed_is_refused(r18_of_pytorch, tmp_path, monkeypatch):
+    (tmp_path / "a.pth").write_bytes(r18_of_pytorch)
+    monkeypatch.setattr(zoo_table.download, "fetch", lambda address, verify: tmp_path / "a.pth")
+    entry = zoo.MODELS["mmdet_ld_r18_1x"]
+    with pytest.raises(CheckpointError, match="not the file that MMDetection released, .* begins with 330e6332"):
+        zoo_table._fetch(entry, None)
+    assert zoo_table._fetch(entry, "http://mirror.example.org") == tmp_path / "a.pth"  # with a warning
+
+
+@pytest.mark.parametrize(("words", "count"),
+                         [((), 7), (["GFocal"], 5), (["gfocal_r50_1x", "GFocal"], 5), (["all"], 28)])
+def test_groups_of_models(words, count):
+    assert len(zoo_table._chosen(words)) == count
 
 
 def test_a_name_that_does_not_exist():

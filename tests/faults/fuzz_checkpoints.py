@@ -73,7 +73,7 @@ def seeds(folder):
 
 def dictionary(path):
     """Instructions, and the names that a file may use, spelled as pickle's old and new protocols do."""
-    words = [bytes([code]) for code in safe_pickle._Unpickler.dispatch]
+    words = [bytes([code]) for code in safe_pickle.Unpickler.dispatch]
     for name in safe_pickle.ALLOWED:
         module, _, last = name.rpartition(".")
         words += [f"c{module}\n{last}\n".encode(),

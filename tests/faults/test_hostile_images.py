@@ -13,8 +13,8 @@ from helpers import ROOT
 
 from ppgfl import DataError
 from ppgfl.data.batch import Reader
-from ppgfl.data.image import read_image
-from ppgfl.data.loader import Batches, BatchMaker, Loader, read_images
+from ppgfl.data.image import read_image, read_images
+from ppgfl.data.loader import Batches, BatchMaker, Loader
 from ppgfl.data.transforms import Decode
 
 FORMATS = (".jpg", ".png", ".webp", ".bmp", ".tiff", ".gif")

@@ -114,7 +114,8 @@ def test_asked_to_stop_all_stop_after_the_same_step_and_resume_as_if_nothing_had
 def test_two_processes_share_the_images(many, r18vd_weights, tmp_path):
     done = launch(ROOT / "tools" / "infer.py", *infer_many(many, r18vd_weights), cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"results-0-00000.jsonl", "results-1-00000.jsonl"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "results-0-00000.jsonl", "results-1-00000.jsonl", "results-settings.json"}
     files = [os.path.basename(line["file"]) for line in lines_of(tmp_path / "out")]
     assert sorted(files) == [f"{i:03d}.jpg" for i in range(MANY)]
     assert 70 < len((tmp_path / "out" / "results-1-00000.jsonl").read_text(encoding="utf-8").splitlines()) < 80

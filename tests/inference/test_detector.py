@@ -1,4 +1,7 @@
-"""Images that are read and prepared ahead of the model: their order, and what cannot be read or prepared."""
+"""Images that are read and prepared ahead of the model: their order, and what cannot be read or prepared. An ONNX file
+is opened without Paddle."""
+import subprocess
+import sys
 import threading
 from types import SimpleNamespace
 
@@ -10,6 +13,7 @@ from helpers import tiny_config
 from ppgfl import DataError, ExportError
 from ppgfl.inference import detector
 from ppgfl.inference.slicing import Slicing
+from ppgfl.system import runtime
 
 COUNT, BROKEN = 12, 7
 
@@ -95,3 +99,12 @@ def test_leaving_early_leaves_no_thread(opened, records):
     next(found)
     found.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]
+
+
+def test_an_onnx_file_needs_no_paddle(exported, records):
+    path = str(exported[0] / "model.onnx")
+    code = (f"import sys, ppgfl; found = ppgfl.Detector({path!r})({records[0]['im_file']!r}); "
+            "assert len(found.names) == len(found.boxes); print('paddle' in sys.modules)")
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True,
+                          env=runtime.child_variables())
+    assert done.stdout == "False\n"

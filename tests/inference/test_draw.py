@@ -122,6 +122,18 @@ def test_the_font_of_the_user_is_asked_first(monkeypatch, tmp_path, caplog):
     assert "none.ttf: not a font that can be opened" in caplog.text
 
 
+def test_annotated_objects_have_names_but_no_scores(monkeypatch):
+    image, boxes, scores, labels, names = scene((240, 320), 3)
+    texts, text_mask = [], draw.text_mask
+    monkeypatch.setattr(draw, "text_mask", lambda text, size: texts.append(text) or text_mask(text, size))
+    draw.draw_boxes(image, boxes, scores, labels, names)
+    assert texts.count(f"{scores[0]:.2f} ") >= 1
+    texts.clear()
+    drawn = draw.draw_boxes(image, boxes, None, labels, names)
+    assert (drawn != image).any()
+    assert not [text for text in texts if any(letter.isdigit() for letter in text)]
+
+
 @pytest.mark.parametrize("name", ["PIL", "fonts"])
 def test_without_pillow_or_a_font_names_are_in_ascii(monkeypatch, caplog, name):
     find = importlib.util.find_spec

@@ -3,6 +3,7 @@ import hashlib
 import json
 import sys
 
+import make_weights
 import numpy as np
 import paddle
 import pytest
@@ -264,3 +265,17 @@ def test_the_command_chooses_no_device(r18vd_weights, tmp_path, monkeypatch, run
     done = run_here("export_model", "-c", "gfl_r18vd_1x_coco", "-o", f"weights={r18vd_weights}", SMALL, "--no_verify",
                     "--format", "pdmodel", "--output_dir", tmp_path, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.drill
+@pytest.mark.parametrize("overrides", [
+    ["GFL.backbone=Res2Net", "Res2Net={width: 4, variant: d, return_idx: [1, 2, 3], dcn_v2_stages: [2, 3]}",
+     "GFLHead.clip_boxes=true"],
+    ["ResNet={depth: 50, groups: 8, base_width: 4, std_senet: true, dcn_v2_stages: [1, 2, 3]}",
+     "export.fuse_conv_bn=true"]], ids=["Res2Net", "ResNeXt"])
+def test_larger_backbones_with_deformable_convolutions(overrides, tmp_path):
+    cfg = tiny_config("gfl_r18vd_1x_coco", *overrides)
+    state = {name: make_weights.draw(name, value.shape, 0) for name, value in build_model(cfg).state_dict().items()}
+    paddle.save(state, str(tmp_path / "w.pdparams"))
+    differences = export(cfg, weights=tmp_path / "w.pdparams", output_dir=tmp_path / "out")
+    assert set(differences) == MODELS

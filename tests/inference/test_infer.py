@@ -9,7 +9,7 @@ import pytest
 from helpers import files_of_all_names, lines_of, run_tool, tiny_config
 
 from ppgfl import ConfigError, DataError, Detections, Detector, load_config
-from ppgfl.data.loader import read_images
+from ppgfl.data.image import read_images
 from ppgfl.inference import infer as infer_module
 from ppgfl.inference.detector import RowDetector
 from ppgfl.inference.draw import class_color
@@ -320,3 +320,36 @@ def test_an_image_of_pillow_is_taken_as_it_is(detector, picture, mode):
 def test_an_image_of_pillow_with_larger_values_is_refused(detector, mode):
     with pytest.raises(DataError, match=f"Pillow image of mode '{mode}'"):
         detector(pytest.importorskip("PIL.Image").new(mode, (9, 9)))
+
+
+@pytest.fixture
+def small_photos(tmp_path):
+    """Of the size that `quick` asks for, in two folders, one of which is called like a folder of labels."""
+    for name in ("voc/a.png", "voc/b.png", "x/a.png"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(tmp_path / "in" / name), np.zeros((8, 9, 3), np.uint8))
+    return str(tmp_path / "in")
+
+
+@pytest.mark.parametrize("kind", ["yolo", "labelme", "voc"])
+def test_labels_are_saved_and_never_written_over(quick, kind, small_photos, tmp_path):
+    quick(small_photos, output_dir=tmp_path / "out", save_results=kind, save_threshold=0.5, pictures=False)
+    labels = [path for path in (tmp_path / "out" / kind).rglob("[ab].*") if path.suffix != ".png"]
+    assert len(labels) == 3
+    assert {path.suffix for path in labels} == {{"yolo": ".txt", "labelme": ".json", "voc": ".xml"}[kind]}
+    with pytest.raises(DataError, match="is there already"):
+        quick(small_photos, output_dir=tmp_path / "out", save_results=kind, pictures=False)
+
+
+def test_pictures_do_not_lie_among_labels(quick, small_photos, tmp_path):
+    with pytest.raises(DataError, match="would lie among the labels"):
+        quick(small_photos, output_dir=tmp_path / "out", save_results="voc")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_table_is_saved(quick, small_photos, tmp_path):
+    pq = pytest.importorskip("pyarrow.parquet")
+    assert quick(small_photos, output_dir=tmp_path / "out", save_results="parquet") == []
+    table = pq.read_table(tmp_path / "out" / "results.parquet").to_pydict()
+    assert table["file"] == [os.path.join(small_photos, name) for name in ("voc/a.png", "voc/b.png", "x/a.png")]
+    assert table["x2"] == [5] * 3

@@ -50,3 +50,14 @@ def test_resume_needs_shards(run_here, small_coco, tmp_path):
     done = run_here("infer", "-c", "gfl_r18vd_1x_coco", "--infer_dir", small_coco, "--resume", cwd=tmp_path)
     assert done.returncode == 2
     assert "--resume goes with --save_results jsonl" in done.stderr
+
+
+def test_a_run_goes_on_with_the_same_settings_alone(tmp_path):
+    lines = JsonLines(tmp_path, settings={"tta": "None", "weights": "a.pdparams"})
+    lines.write({"file": "a"})
+    lines.close()
+    assert JsonLines(tmp_path, resume=True, settings={"tta": "None", "weights": "a.pdparams"}).done == {"a"}
+    with pytest.raises(DataError, match="were made with tta None, and now it is flip"):
+        JsonLines(tmp_path, resume=True, settings={"tta": "flip", "weights": "a.pdparams"})
+    (tmp_path / "results-settings.json").write_text("{", encoding="utf-8")  # or of an earlier version, without the file
+    assert JsonLines(tmp_path, resume=True, settings={"tta": "flip"}).done == {"a"}

@@ -108,6 +108,29 @@ def test_objects_are_found_where_they_are(batch_size):
     assert {int(row[0]): tuple(row[[3, 2, 5, 4]].astype(int)) for row in rows} == spots
 
 
+def test_the_whole_image_is_looked_at_besides():
+    """An object larger than a slice; whose parts are the smaller boxes that its own, larger one covers."""
+    image = np.zeros((300, 400, 3), np.uint8)
+    image[20:280, 30:370] = 200
+    image[5:9, 5:9] = 150
+    sizes = []
+
+    def look(images):
+        sizes.append([one.shape[:2] for one in images])
+        return bright_spots(images)
+
+    options = Slicing((128, 128), (0.25, 0.25), full=True)
+    rows = slicing.detect_sliced(look, image, options, batch_size=5)
+    np.testing.assert_array_equal(rows[0], np.float32([200, 8.84, 30, 20, 369, 279]))
+    assert (rows[:, 0] == 200).sum() == 1
+    assert tuple(rows[1, 2:]) == (5, 5, 8, 8)
+    assert sizes[-1] == [(300, 400)]
+    assert {size for some in sizes[:-1] for size in some} == {(128, 128)}
+    without = slicing.detect_sliced(bright_spots, image, Slicing((128, 128)))
+    assert (without[:, 4] - without[:, 2]).max() < 128
+    assert slicing.groups_of_slices(image[:100, :128], options) == [[(0, 0, 128, 100)]]  # looked at once
+
+
 @pytest.mark.parametrize(("options", "words"), [
     ({"slice_size": (16, 640)}, "slice_size"), ({"overlap_ratio": (1.0, 0.2)}, "overlap_ratio"),
     ({"combine_method": "max"}, "combine_method: 'max'; allowed: nms, nmm, concat"),

@@ -105,6 +105,30 @@ def test_a_detector_lives_on_in_a_forked_process(exported, r18vd_weights, images
     np.testing.assert_array_equal(rows(detector(images[0])), wanted)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:.*fork")
+def test_a_forked_child_makes_its_own_and_keeps_its_parents():
+    made, ended = [], []
+
+    class Session:
+        def __init__(self):
+            made.append(self)
+
+        def __del__(self):
+            ended.append(self)
+
+    sessions = load_runner().PerProcess(Session)
+    parents = sessions.get()
+    assert sessions.get() is parents and len(made) == 1
+    child = os.fork()
+    if not child:
+        made.clear()
+        del parents
+        own = sessions.get()
+        os._exit(0 if made == [own] and sessions.get() is own and not ended else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
 def test_a_forked_child_finds_the_lock_free():
     lock = load_runner().ProcessLock()
     lock.__enter__()  # and another thread of the parent would leave it

@@ -6,6 +6,7 @@ import pytest
 from paddle import inference
 from paddle.static import InputSpec
 
+from ppgfl import ConfigError
 from ppgfl.inference.detections import split_batch
 from ppgfl.inference.export import formats_for
 from ppgfl.model import decode, operators
@@ -53,13 +54,13 @@ def test_nothing_above_the_threshold_gives_no_rows():
     assert bbox_num.numpy().tolist() == [0, 0]
 
 
-def one_cell(logit, **options):
+def one_cell(logit, im_shape=None, **options):
     """One level of one cell at stride 8 with a sharp box of 1, 2, 3, 4 strides."""
     reg = np.full((1, 4 * 17, 1, 1), -50.0, np.float32)
     reg[0, [1, 17 + 2, 34 + 3, 51 + 4]] = 50.0
     decoder = Decoder(strides=(8,), num_classes=2, nms=MultiClassNMS(score_threshold=0.025), **options)
     maps = Features([], [paddle.to_tensor(np.array(logit, np.float32).reshape(1, -1, 1, 1))], [paddle.to_tensor(reg)])
-    return decoder(maps, Integral(16), paddle.to_tensor([[2.0, 4.0]]))["bbox"].numpy()
+    return decoder(maps, Integral(16), paddle.to_tensor([[2.0, 4.0]]), im_shape)["bbox"].numpy()
 
 
 def test_a_box_by_pencil_in_pixels_of_the_original_image():
@@ -68,11 +69,54 @@ def test_a_box_by_pencil_in_pixels_of_the_original_image():
     np.testing.assert_allclose(rows, [[0, 0.5, -2, -8, 6, 16]], atol=1e-4)
 
 
+def test_boxes_are_cut_at_the_borders_of_the_image_on_request():
+    rows = one_cell([0.0, -9.0], im_shape=paddle.to_tensor([[20.0, 12.0]]), clip_boxes=True)
+    np.testing.assert_allclose(rows, [[0, 0.5, 0, 0, 3, 10]], atol=1e-4)
+
+
+def test_clipping_comes_before_nms_and_each_image_has_its_own_borders():
+    """Two boxes that overlap little, but are the same inside of the first image, of 8 x 8 pixels."""
+    reg = np.full((2, 4 * 17, 1, 2), -50.0, np.float32)
+    for cell, sides in enumerate([(1, 1, 1, 9), (9, 1, 0, 1)]):  # in strides; the second cell is at 8, 0
+        reg[:, [17 * i + side for i, side in enumerate(sides)], 0, cell] = 50.0
+    maps = Features([], [paddle.to_tensor(np.full((2, 1, 1, 2), 2.0, np.float32))], [paddle.to_tensor(reg)])
+    shapes = paddle.to_tensor([[8.0, 8.0], [100.0, 100.0]])
+    for clip_boxes, kept in ((True, [1, 2]), (False, [2, 2])):
+        decoder = Decoder((8,), 1, MultiClassNMS(nms_threshold=0.6), clip_boxes=clip_boxes)
+        found = decoder(maps, Integral(16), paddle.ones([2, 2]), shapes)
+        assert found["bbox_num"].numpy().tolist() == kept
+    decoder = Decoder((8,), 1, MultiClassNMS(), clip_boxes=True)
+    boxes, _ = decoder.decode(maps, Integral(16), paddle.ones([2, 2]), shapes)
+    np.testing.assert_allclose(boxes.numpy(), [[[0, 0, 8, 8]] * 2, [[0, 0, 8, 72], [0, 0, 8, 8]]], atol=1e-4)
+
+
+def test_each_level_may_have_an_offset_of_its_own():
+    offsets = [(s - 1) / 2 / s for s in (8, 16)]  # GFocal v1: the cells' centres are those of their pixels
+    decoder = Decoder(strides=(8, 16), num_classes=1, nms=MultiClassNMS(), cell_offset=offsets)
+    maps = Features([], [paddle.zeros([1, 1, 1, 2]), paddle.zeros([1, 1, 1, 1])],
+                    [paddle.zeros([1, 68, 1, 2]), paddle.zeros([1, 68, 1, 1])])
+    boxes, _ = decoder.decode(maps, Integral(16), paddle.ones([1, 2]))
+    centers = (boxes[0, :, :2] + boxes[0, :, 2:]) / 2
+    np.testing.assert_allclose(centers.numpy(), [[3.5, 3.5], [11.5, 3.5], [7.5, 7.5]], atol=1e-5)
+
+
+@pytest.mark.parametrize("offsets", [[0.5], [0.1] * 3, []])
+def test_a_list_of_offsets_has_one_for_each_level(offsets):
+    with pytest.raises(ConfigError, match=f"of {len(offsets)}, but there are 2 levels"):
+        Decoder(strides=(8, 16), num_classes=1, nms=MultiClassNMS(), cell_offset=offsets)
+
+
 def test_gflv2_scores_are_the_joint_score_and_the_last_channel_is_no_class():
     rows = one_cell([0.001, 0.6, 0.9], joint_scores=True)
     np.testing.assert_allclose(rows[:, :2], [[0, 0.001], [1, 0.6]], atol=1e-6)  # sigmoid(0.001) > 0.025: kept
     rows = one_cell([0.001, 0.6, 0.9], joint_scores=True, upstream_scores=True)
     np.testing.assert_allclose(rows[:, :2], [[0, 0.50025], [1, 0.645656], [2, 0.71095]], atol=1e-5)
+
+
+def test_a_separate_quality_is_a_factor_of_each_class():
+    decoder = Decoder((8,), 2, MultiClassNMS(), separate_quality=True)
+    scores = decoder.scores([paddle.to_tensor(np.log([[[[1.0]], [[3.0]], [[1 / 3]]]]).astype("float32"))]).numpy()
+    np.testing.assert_allclose(scores[0, :, 0], [0.5 * 0.25, 0.75 * 0.25], rtol=1e-6)
 
 
 @pytest.mark.parametrize(("threshold", "kept"), [(0.0, 2), (0.5, 1), (0.6, 1), (0.65, 0), (1.0, 0)])
@@ -178,9 +222,47 @@ class Tail(paddle.nn.Layer):
         super().__init__()
         self.decoder, self.integral = decoder, Integral(16)
 
-    def forward(self, cls, reg, scale_factor):
-        found = self.decoder(Features([], cls, reg), self.integral, scale_factor)
+    def forward(self, cls, reg, scale_factor, im_shape=None):
+        found = self.decoder(Features([], cls, reg), self.integral, scale_factor, im_shape)
         return found["bbox"], found["bbox_num"]
+
+
+def predictor_of(decoder, kind, folder):
+    """A graph of `Tail`, written and opened."""
+    free = [[InputSpec([None, channels, None, None], "float32", f"{name}{i}") for i in range(3)]
+            for name, channels in (("cls", 3), ("reg", 68))]
+    with formats_for(None)[kind](), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        specs = [*free, *(InputSpec([None, 2], "float32", name) for name in decoder.inputs)]
+        tail = Tail(decoder)  # Paddle keeps no reference to it
+        static = paddle.jit.to_static(tail.forward, input_spec=specs, full_graph=True)
+        paddle.jit.save(static, str(folder / "model"))
+    return inference.create_predictor(inference.Config(str(folder / f"model.{kind}"), str(folder / "model.pdiparams")))
+
+
+def run(predictor, maps, **others):
+    arrays = {f"{name}{i}": x for name, each in (("cls", maps.cls), ("reg", maps.reg)) for i, x in enumerate(each)}
+    for name in predictor.get_input_names():
+        predictor.get_input_handle(name).copy_from_cpu({**arrays, **others}[name].numpy())
+    predictor.run()
+    return [paddle.to_tensor(predictor.get_output_handle(n).copy_to_cpu()) for n in predictor.get_output_names()]
+
+
+@pytest.mark.parametrize("kind", list(formats_for(None)))
+def test_an_exported_graph_clips_at_the_borders_of_each_image(kind, tmp_path):
+    decoder = Decoder((8, 16, 32), 3, MultiClassNMS(score_threshold=0.3, nms_threshold=0.6), clip_boxes=True,
+                      cell_offset=[0.4375, 0.46875, 0.484375])
+    predictor = predictor_of(decoder, kind, tmp_path)
+    for height, width in ((32, 64), (96, 160)):
+        maps = random_maps(height, width)
+        shapes = paddle.to_tensor([[height - 7.0, width - 3.0], [height - 30.0, width - 1.0]])
+        bbox, bbox_num = run(predictor, maps, scale_factor=paddle.ones([2, 2]), im_shape=shapes)
+        wanted = decoder(maps, Integral(16), paddle.ones([2, 2]), shapes)
+        np.testing.assert_array_equal(bbox_num.numpy(), wanted["bbox_num"].numpy())
+        np.testing.assert_allclose(bbox.numpy(), wanted["bbox"].numpy(), rtol=1e-5, atol=1e-3)
+        for rows, (lowest, rightmost) in zip(split_batch(wanted), shapes.numpy()):
+            assert (rows[:, 2:] >= 0).all()
+            np.testing.assert_array_equal(rows[:, 4:].max(axis=0), [rightmost, lowest])
 
 
 @pytest.mark.parametrize("kind", list(formats_for(None)))
@@ -194,25 +276,11 @@ def test_an_exported_graph_asks_a_gpu_for_no_more_than_it_gives(kind, settings, 
         return boxes, scores
 
     monkeypatch.setattr(operators, "multiclass_nms", record)
-    free = [[InputSpec([None, channels, None, None], "float32", f"{name}{i}") for i in range(3)]
-            for name, channels in (("cls", 3), ("reg", 68))]
-    with formats_for(None)[kind](), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        specs = [*free, InputSpec([None, 2], "float32", "scale_factor")]
-        tail = Tail(decoder)  # Paddle keeps no reference to it
-        static = paddle.jit.to_static(tail.forward, input_spec=specs, full_graph=True)
-        paddle.jit.save(static, str(tmp_path / "model"))
-    predictor = inference.create_predictor(inference.Config(str(tmp_path / f"model.{kind}"),
-                                                            str(tmp_path / "model.pdiparams")))
+    predictor = predictor_of(decoder, kind, tmp_path)
     monkeypatch.setattr(operators, "multiclass_nms", CPU_NMS)
     for size in ((32, 32), (96, 160), (320, 416)):
         maps = random_maps(*size)
-        arrays = {f"{name}{i}": x for name, each in (("cls", maps.cls), ("reg", maps.reg)) for i, x in enumerate(each)}
-        arrays["scale_factor"] = paddle.ones([2, 2])
-        for name in predictor.get_input_names():
-            predictor.get_input_handle(name).copy_from_cpu(arrays[name].numpy())
-        predictor.run()
-        entered = [paddle.to_tensor(predictor.get_output_handle(n).copy_to_cpu()) for n in predictor.get_output_names()]
+        entered = run(predictor, maps, scale_factor=paddle.ones([2, 2]))
         on_gpu = split_batch(dict(zip(("bbox", "bbox_num"), gpu_nms(*entered, asked))))
         for rows, wanted in zip(on_gpu, split_batch(decoder(maps, Integral(16), paddle.ones([2, 2])))):
             np.testing.assert_array_equal(rows[:, 0], wanted[:, 0])

@@ -10,7 +10,14 @@ from ppgfl.data.batch import collate
 from ppgfl.data.targets import Gt2GFLTarget
 from ppgfl.model.gfl import Features
 from ppgfl.model.head import Integral
-from ppgfl.model.losses import DistributionFocalLoss, GFLCriterion, GIoULoss, QualityFocalLoss
+from ppgfl.model.losses import (
+    DistributionFocalLoss,
+    FocalLoss,
+    GFLCriterion,
+    GIoULoss,
+    QualityFocalLoss,
+    centerness,
+)
 
 LOSSES = ("loss", "loss_qfl", "loss_bbox", "loss_dfl")
 
@@ -100,20 +107,32 @@ def test_giou_loss_by_pencil():
     np.testing.assert_allclose(loss, [2 * (1 + 1 / 3)], atol=1e-6)
 
 
-def criterion(use_sigmoid=True):
-    return GFLCriterion(strides=(8, 16), num_classes=3, reg_max=16, loss_class=QualityFocalLoss(use_sigmoid),
-                        loss_dfl=DistributionFocalLoss(0.25), loss_bbox=GIoULoss(2.0))
+def test_focal_loss_by_pencil():
+    # At a logit of 0 the probability is a half: entropy log 2, modulated by a half squared.
+    loss = FocalLoss(alpha=0.25, gamma=2.0)(tensor([[0.0, 0.0]]), tensor([[1.0, 0.0]])).numpy()
+    np.testing.assert_allclose(loss, [[0.25 * 0.25 * np.log(2), 0.75 * 0.25 * np.log(2)]], rtol=1e-6)
 
 
-def small_case(boxes, classes, channels=3, seed=0, scale=1.0):
+def test_centerness_by_pencil():
+    sides = tensor([[2, 2, 2, 2], [1, 2, 4, 2], [1, 3, 4, 12], [-1, 2, 3, 2], [0, 0, 0, 0]])  # left top right bottom
+    np.testing.assert_allclose(centerness(sides).numpy(), [1, 0.5, 0.25, 0, 0], atol=1e-6)
+
+
+def criterion(use_sigmoid=True, loss_class=None, reg_max=16, **more):
+    return GFLCriterion(strides=(8, 16), num_classes=3, reg_max=reg_max, loss_bbox=GIoULoss(2.0),
+                        loss_class=loss_class or QualityFocalLoss(use_sigmoid),
+                        loss_dfl=DistributionFocalLoss(0.25), **more)
+
+
+def small_case(boxes, classes, channels=3, seed=0, scale=1.0, bins=17):
     rng = np.random.default_rng(seed)
-    targets = Gt2GFLTarget(num_classes=3, downsample_ratios=[8, 16], grid_cell_scale=8)(
+    targets = Gt2GFLTarget(num_classes=3, downsample_ratios=[8, 16], grid_cell_scale=2)(
         [{"image": np.zeros((3, 32, 48), np.float32), "gt_bbox": np.array(b, np.float32).reshape(-1, 4),
           "gt_class": np.array(c, np.int64)} for b, c in zip(boxes, classes)])
     batch = {k: paddle.to_tensor(v) for k, v in collate(targets).items()}
     sizes = [(4, 6), (2, 3)]
     maps = tuple([paddle.to_tensor((scale * rng.normal(size=(len(boxes), k, *s))).astype("float32")) for s in sizes]
-                 for k in (channels, 68))
+                 for k in (channels, 4 * bins))
     return maps, batch
 
 
@@ -163,10 +182,71 @@ CLASSES = [[0, 2], [1]]
 @pytest.mark.parametrize("seed", range(3))
 def test_dense_losses_equal_the_naive_loop(seed):
     maps, batch = small_case(BOXES, CLASSES, seed=seed)
+    assert (batch["labels"].numpy() < 3).sum(axis=1).min() > 0
     losses = criterion()(Features([], *maps), Integral(16), batch)
     expected = naive(maps, batch)
     np.testing.assert_allclose([losses[k].item() for k in LOSSES[1:]], expected, rtol=1e-4)
     assert losses["loss"].item() == pytest.approx(sum(expected), rel=1e-4)
+
+
+def test_the_plain_focal_loss_wants_1_whatever_the_box():
+    maps, batch = small_case(BOXES, CLASSES)
+    got = criterion(loss_class=FocalLoss())(Features([], *maps), Integral(16), batch)
+    logits = np.concatenate([m.numpy().reshape(2, 3, -1) for m in maps[0]], 2).transpose(0, 2, 1).astype("float64")
+    labels = batch["labels"].numpy()
+    target = np.eye(4)[labels][..., :3]
+    p = 1 / (1 + np.exp(-logits))
+    expected = np.where(target == 1, -0.25 * (1 - p) ** 2 * np.log(p), -0.75 * p ** 2 * np.log(1 - p)).sum()
+    assert got["loss_qfl"].item() == pytest.approx(expected / (labels < 3).sum(), rel=1e-5)
+    with_qfl = criterion()(Features([], *maps), Integral(16), batch)
+    assert [got[name].item() for name in LOSSES[2:]] == [with_qfl[name].item() for name in LOSSES[2:]]
+
+
+def test_one_number_for_each_side_is_the_logarithm_of_its_distance():
+    maps, batch = small_case(BOXES, CLASSES, bins=1)
+    got = criterion(reg_max=0)(Features([], *maps), Integral(0), batch)
+    assert got["loss_dfl"].item() == 0
+    cls, reg = (np.concatenate([m.numpy().reshape(2, m.shape[1], -1) for m in level], 2).transpose(0, 2, 1)
+                for level in maps)
+    total = weights = 0.0
+    strides = [8] * 24 + [16] * 6
+    cells = [(i, j) for size in ((4, 6), (2, 3)) for i, j in np.ndindex(size)]
+    for n, cell in zip(*np.nonzero(batch["labels"].numpy() < 3)):
+        i, j = cells[cell]
+        left, top, right, bottom = np.exp(reg[n, cell].astype("float64"))
+        box = batch["bbox_targets"].numpy()[n, cell] / strides[cell]
+        iou, hull = overlap(np.array([j - left, i - top, j + right, i + bottom]), box)
+        weight = 1 / (1 + np.exp(-cls[n, cell].max()))
+        total, weights = total + 2 * weight * (1 - (iou[0] - (hull - iou[1]) / hull)), weights + weight
+    assert got["loss_bbox"].item() == pytest.approx(total / max(weights, 1), rel=1e-4)
+
+
+@pytest.mark.parametrize("branch", ["iou", "centerness"])
+def test_a_quality_branch_learns_at_positive_cells_and_changes_no_other_term(branch):
+    maps, batch = small_case(BOXES, CLASSES, channels=4)
+    classes = [m[:, :3] for m in maps[0]]
+    got = criterion(quality_branch=branch)(Features([], *maps), Integral(16), batch)
+    without = criterion()(Features([], classes, maps[1]), Integral(16), batch)
+    assert [got[name].item() for name in LOSSES[1:]] == [without[name].item() for name in LOSSES[1:]]
+    positive = batch["labels"].numpy() < 3
+    logits = np.concatenate([m.numpy()[:, 3].reshape(2, -1) for m in maps[0]], 1)[positive].astype("float64")
+    strides = np.repeat([8, 16], [24, 6])
+    centers = np.array([(j, i) for size in ((4, 6), (2, 3)) for i, j in np.ndindex(size)])
+    wanted = []
+    for n, cell in zip(*np.nonzero(positive)):
+        (j, i), box = centers[cell], batch["bbox_targets"].numpy()[n, cell] / strides[cell]
+        if branch == "centerness":
+            x, y = sorted([j - box[0], box[2] - j]), sorted([i - box[1], box[3] - i])
+            wanted.append(np.sqrt(max(0, x[0]) / x[1] * max(0, y[0]) / y[1]))
+        else:
+            reg = np.concatenate([m.numpy()[n].reshape(68, -1) for m in maps[1]], 1)[:, cell].reshape(4, 17)
+            prob = np.exp(reg) / np.exp(reg).sum(1, keepdims=True)
+            left, top, right, bottom = prob @ np.arange(17)
+            wanted.append(overlap(np.array([j - left, i - top, j + right, i + bottom]), box)[0][0])
+    p = 1 / (1 + np.exp(-logits))
+    entropy = -(np.array(wanted) * np.log(p) + (1 - np.array(wanted)) * np.log(1 - p))
+    assert got["loss_quality"].item() == pytest.approx(entropy.sum() / positive.sum(), rel=1e-4)
+    assert got["loss"].item() == pytest.approx(without["loss"].item() + got["loss_quality"].item(), rel=1e-6)
 
 
 def test_gflv2s_extra_channel_is_background_everywhere():

@@ -46,3 +46,10 @@ def test_the_processor_is_read_once_and_the_first_counts(monkeypatch, vendor, am
         assert len(reads) == 1
     finally:
         runtime.processor.cache_clear()
+
+
+def test_warnings_are_seen_after_paddle_was_imported():
+    # Paddle gives the root logger a handler, which then writes to what stderr was during the import.
+    done = subprocess.run([sys.executable, "-c", "import ppgfl; from ppgfl.system.log import logger; ppgfl.train; "
+                           "logger.warning('switched off')"], check=False, capture_output=True, text=True)
+    assert done.stderr.count("switched off") == 1

@@ -7,14 +7,19 @@ from helpers import ROOT, image, text, voc_object
 
 from ppgfl import ConfigError, load_config
 from ppgfl.build import build_dataset, build_reader, build_schedule, check
+from ppgfl.cli.commands import main
 from ppgfl.config.load import best_weights, config_name
-from ppgfl.training.recipe import SHORT_NAMES, Wish, in_words, make_config
+from ppgfl.training.recipe import SHORT_NAMES, Wish, find_weights, in_words, make_config, run_folder
+from ppgfl.training.run_folder import RunFolder
+from ppgfl.training.setup import _data_sets
 from ppgfl.weights.zoo import MODELS
 
 
 @pytest.mark.parametrize("model", SHORT_NAMES)
 def test_the_config_is_whole_and_fits_the_data(shapes, tmp_path, model):
-    cfg = make_config(Wish(str(shapes), model, size=100, epochs=20, batch=4, weights="w.pdparams"), tmp_path / "run")
+    wish = Wish(str(shapes), model, size=100, epochs=20, batch=4, weights="w.pdparams")
+    cfg, train_set, eval_set = make_config(wish, tmp_path / "run")
+    assert (len(train_set.records), len(eval_set.records)) == (8, 4)
     check(cfg)
     assert cfg["num_classes"] == 3
     assert cfg["pretrain_weights"] == "w.pdparams"
@@ -32,18 +37,23 @@ def test_the_config_is_whole_and_fits_the_data(shapes, tmp_path, model):
 
 
 def test_where_a_training_starts(shapes, tmp_path):
-    released, backbone = (make_config(Wish(str(shapes), "r50", weights=weights), tmp_path / "run")["pretrain_weights"]
-                          for weights in (None, "backbone"))
+    released, backbone = (make_config(wish, tmp_path / "run")[0]["pretrain_weights"]
+                          for wish in (Wish(str(shapes), "r50"), Wish(str(shapes), "r50", weights="backbone")))
     assert released == MODELS["gfl_r50_fpn_1x_coco"].weights
     assert backbone == load_config("gfl_r50_fpn_1x_coco")["pretrain_weights"]
 
 
-def test_annotations_that_had_to_be_written_are_found_from_any_folder(tmp_path, monkeypatch):
+@pytest.fixture
+def voc_folder(tmp_path, monkeypatch):
+    """Four images with XML files in the folder `mine` of the current one."""
     for i in range(4):
         image(tmp_path / "mine" / f"{i}.jpg")
         text(tmp_path / "mine" / f"{i}.xml", f"<annotation>{voc_object('cat', 1, 1, 30, 20)}</annotation>")
     monkeypatch.chdir(tmp_path)
-    cfg = make_config(Wish("mine"), Path("output", "run"))
+
+
+def test_annotations_that_had_to_be_written_are_found_from_any_folder(voc_folder):
+    cfg = make_config(Wish("mine"), Path("output", "run"))[0]
     assert len(build_dataset(cfg, "TrainDataset").records) == 3
     assert len(build_dataset(cfg, "EvalDataset").records) == 1
 
@@ -54,17 +64,76 @@ def test_the_data_sets_of_a_config_are_taken(shapes, tmp_path):
                        "anno_path": f"annotations/instances_{split}2017.json", "data_fields": ["gt_bbox", "gt_class"]}
                 for name, split in (("TrainDataset", "train"), ("EvalDataset", "val"))}
     config.write_text(yaml.safe_dump(sections))
-    cfg = make_config(Wish(str(config)), tmp_path / "run")
+    cfg = make_config(Wish(str(config)), tmp_path / "run")[0]
     assert {name: cfg[name] for name in sections} == sections
     config.write_text(yaml.safe_dump({"TrainDataset": sections["TrainDataset"]}))
     with pytest.raises(ConfigError, match="has no EvalDataset"):
         make_config(Wish(str(config)), tmp_path / "run")
 
 
+def test_the_folder_of_the_run_is_where_save_dir_says():
+    assert run_folder(Wish("data", name="mine")) == Path("output", "mine")
+    assert run_folder(Wish("data"), ["epoch=3", "save_dir=/a/b", "save_dir=/c"]) == Path("/c/run")
+    with pytest.raises(ConfigError, match="save_dir"):
+        run_folder(Wish("data"), ["save_dir=[1]"])
+
+
+def test_overrides_reach_the_data_sets_and_the_keys_of_the_recipe(shapes, tmp_path):
+    overrides = [f"TrainDataset.anno_path={shapes}/annotations/instances_val2017.json", "LearningRate.base_lr=0.5",
+                 f"TrainDataset.dataset_dir={shapes}/val2017"]
+    cfg, train_set, _ = make_config(Wish(str(shapes), batch=16), tmp_path / "run", overrides)
+    assert len(train_set.records) == 4
+    assert cfg["TrainReader"]["batch_size"] == 4
+    assert cfg["LearningRate"]["base_lr"] == 0.5
+    assert cfg["LearningRate"]["schedulers"][0] == {"name": "CosineDecay", "max_epochs": 50}
+    with pytest.raises(ConfigError, match="epoch"):
+        make_config(Wish(str(shapes)), tmp_path / "run", ["epoch=many"])
+
+
+def test_weights_that_are_missing_stop_before_anything_is_written(voc_folder, capsys, monkeypatch):
+    for words in (["--weights", "nowhere"], ["-o", "pretrain_weights=nowhere"]):
+        assert main("train", ["--data", "mine", *words]) == 2
+        assert "error: nowhere: no such weights file" in capsys.readouterr().err
+    assert not Path("output").exists()
+    find_weights(Wish("mine"), ["pretrain_weights=null"])  # from nothing, on purpose
+    fetched = []
+    monkeypatch.setattr("ppgfl.weights.download.fetch", lambda address, **_: fetched.append(address))
+    find_weights(Wish("mine", "r50"))
+    find_weights(Wish("mine", "r50", weights="backbone"))
+    assert fetched == [MODELS["gfl_r50_fpn_1x_coco"].weights, load_config("gfl_r50_fpn_1x_coco")["pretrain_weights"]]
+
+
+def test_one_command_opens_each_data_set_once(voc_folder, monkeypatch, caplog):
+    trained = {}
+    monkeypatch.setattr("ppgfl.training.train.train", lambda cfg, **options: trained.update(options, cfg=cfg))
+    monkeypatch.setattr("ppgfl.training.recipe._seconds_per_step", lambda cfg, loader: 1.0)
+    monkeypatch.setattr("ppgfl.cli.commands.set_up", lambda level: None)
+    with caplog.at_level("INFO", logger="ppgfl"):
+        assert main("train", ["--data", "mine", "-o", "save_dir=elsewhere", "pretrain_weights=null",
+                              "use_gpu=false"]) == 0
+    assert caplog.text.count("images with boxes") == 2
+    assert caplog.text.count("plan: r18vd from nothing") == 1
+    assert "in a config" not in caplog.text  # which lines a config would need is the command's own matter
+    assert not Path("output").exists()
+    assert sorted(path.name for path in Path("elsewhere/run").rglob("*.json")) == ["instances_train.json",
+                                                                                   "instances_val.json"]
+    opened = trained["data_sets"]
+    assert _data_sets(trained["cfg"], evaluate=True, opened=opened)[:2] == opened
+
+
+def test_the_annotations_of_a_run_that_has_just_begun_stay(voc_folder, capsys):
+    annotations = Path("output/run/annotations/instances_train.json")
+    text(annotations, "of the other run")
+    with RunFolder(Path("output", "run"), resume=None).locked():
+        assert main("train", ["--data", "mine", "-o", "pretrain_weights=null"]) == 2
+    assert "another run is writing there" in capsys.readouterr().err
+    assert annotations.read_text() == "of the other run"
+
+
 @pytest.mark.parametrize(("wish", "message"), [
     ({"model": "r18"}, "--model: r18; allowed: r18vd, r34vd"), ({"size": 31}, "--size: 31; it must be 32 or more"),
     ({"epochs": 0}, "--epochs: 0"), ({"batch": -1}, "--batch: -1"), ({"name": "a/b"}, "--name: 'a/b'; it is the name"),
-    ({"name": ".."}, "--name"), ({"name": ""}, "--name")])
+    ({"name": ".."}, "--name"), ({"name": ""}, "--name"), ({"weights": ""}, "--weights: is empty; give a file")])
 def test_a_wish_that_cannot_be_is_one_line(wish, message):
     with pytest.raises(ConfigError, match=message):
         Wish("data", **wish)

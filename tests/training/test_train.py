@@ -27,7 +27,7 @@ from ppgfl.data.shapes import CLASSES, draw_scene
 from ppgfl.inference.infer import infer
 from ppgfl.optim import schedule_of
 from ppgfl.system.interrupt import stop_requests
-from ppgfl.training import onednn, setup
+from ppgfl.training import setup
 from ppgfl.training.run_folder import RunFolder, for_both
 from ppgfl.training.state import Progress, new_state
 from ppgfl.weights.checkpoint import load_pretrained, read, read_named
@@ -402,51 +402,6 @@ def test_a_static_graph_gives_the_same_losses(shapes, tmp_path):
     plain = losses_of(shapes, tmp_path / "a", "epoch=1")
     static = losses_of(shapes, tmp_path / "b", "epoch=1", to_static=True)
     np.testing.assert_allclose(plain, static, rtol=1e-4)
-
-
-@pytest.mark.skipif(paddle.__version__ < "3.3", reason="Paddle 2.6.2 aborts, so it is refused there")
-@pytest.mark.drill
-def test_convolutions_of_onednn_give_the_same_losses(shapes, tmp_path, monkeypatch):
-    seen = []
-    either = onednn._either
-
-    def counting(layer, fits):
-        forward = either(layer, fits)
-        return lambda x: seen.append(fits[0]) or forward(x)
-
-    monkeypatch.setattr(onednn, "_either", counting)
-    plain = losses_of(shapes, tmp_path / "a")
-    fast = losses_of(shapes, tmp_path / "b", "onednn_training=true", evaluate=True)
-    np.testing.assert_allclose(plain, fast, rtol=1e-3)
-    assert True in seen  # in training
-    assert False in seen  # in evaluation
-    assert paddle.get_flags(["FLAGS_use_mkldnn"]) == {"FLAGS_use_mkldnn": False}
-
-
-@pytest.mark.skipif(paddle.__version__ < "3.3", reason="Paddle 2.6.2 aborts, so it is refused there")
-def test_batches_of_another_size_run_without_onednn(shapes, tmp_path, monkeypatch):
-    model = build_model(config(shapes, tmp_path))
-    model.train()
-    model.criterion = lambda features, integral, batch: [*features.cls, *features.reg]
-    fits, either = [], onednn._either
-    monkeypatch.setattr(onednn, "_either", lambda layer, given: fits.append(given) or either(layer, given))
-    sizes = [(2, 64, 96), (2, 32, 96), (1, 64, 96), (2, 64, 96)]
-    images = [paddle.rand([count, 3, height, width]) for count, height, width in sizes]
-    plain = [model({"image": image}) for image in images]
-    used = []
-    with onednn.switched_on(True):
-        onednn.replace_convolutions(model)
-        for image, expected in zip(images, plain):
-            for ours, level in zip(model({"image": image}), expected):
-                np.testing.assert_allclose(ours.numpy(), level.numpy(), rtol=1e-3, atol=1e-4)
-            used.append(fits[0][0])
-    assert used == [True, False, False, True]
-
-
-@pytest.mark.skipif(paddle.__version__ >= "3.3", reason="it works there")
-def test_convolutions_of_onednn_are_refused_where_paddle_aborts(shapes, tmp_path):
-    with pytest.raises(ConfigError, match="needs Paddle 3.3"):
-        train(config(shapes, tmp_path, "onednn_training=true"))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_everything(shapes, tmp_path):

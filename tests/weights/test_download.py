@@ -1,6 +1,7 @@
 """Downloads from a server on this machine that does all that servers do."""
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -154,7 +155,9 @@ def test_addresses_with_other_queries_are_other_files():
 
 
 def test_released_models_by_name(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(zoo, "ADDRESS", f"{server.url}/models")
+    monkeypatch.setattr(zoo, "ADDRESS", server.url)
+    name = "gfl_r50_fpn_1x_coco"
+    monkeypatch.setitem(zoo.MODELS, name, replace(zoo.MODELS[name], weights=f"{server.url}/models/{name}.pdparams"))
     monkeypatch.chdir(tmp_path)
     assert set(checkpoint.read("gfl_r50_fpn_1x_coco")) == {"w"}
     assert set(checkpoint.read("ResNet50_cos_pretrained.pdparams")) == {"w"}

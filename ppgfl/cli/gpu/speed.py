@@ -22,6 +22,7 @@ from ...data.targets import Gt2GFLTarget
 from ...inference.export import export
 from ...inference.runner import make_runner
 from ...system.atomic_write import write_text
+from ...training.hooks import Hooks
 from ...training.run_folder import RunFolder
 from ...training.setup import Options, set_up
 from . import golden
@@ -107,7 +108,7 @@ def _trainer(place: Place, how: str, count: int) -> Run:
     options = Options(run_name="speed", evaluate=False, resume=None, amp=None if how == "float32" else how,
                       accumulate=1, use_vdl=False, vdl_log_dir=None, to_static=False, seed=0, patience=0,
                       best_metric="AP", scale_lr=True, command="")
-    made = set_up(cfg, options, RunFolder(place.folder / "speed", resume=None))
+    made = set_up(cfg, options, RunFolder(place.folder / "speed", resume=None), Hooks())
     made.state.model.train()
     batch = training_batch(place, count)
 

@@ -12,7 +12,7 @@ from ... import load_config
 from ...build import build_model, build_optimizer
 from ...model.gfl import GFL
 from ...optim import schedule_of
-from ...weights.zoo import MODELS
+from ...weights.zoo import SHORT_NAMES
 from .. import doctor
 from . import golden
 from .finding import Finding, Limits, Place, skipped, unlike, within
@@ -77,7 +77,7 @@ def convolution() -> Finding:
 
 def maps(place: Place) -> Iterator[Finding]:
     """Maps and detections of the five models against the recorded ones, and NMS on the device against the CPU's."""
-    for name in [SMALL] if place.dry else MODELS:
+    for name in [SMALL] if place.dry else SHORT_NAMES.values():
         model = stand_in(name)
         yield from _maps_of(place, name, model)
         if name == SMALL:
