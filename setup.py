@@ -32,7 +32,7 @@ setup(
                       "pillow", "requests", "filelock"],
     entry_points={"console_scripts": ["ppgfl = ppgfl.cli:entry"]},
     extras_require={
-        "cpu": ["paddlepaddle"],
+        "cpu": ["paddlepaddle", *ONNX],  # ONNX Runtime runs the graph of eval and infer, where it is installed
         # The newest on PyPI is 2.6.2, for Python up to 3.12; from there on it imports setuptools without asking for it.
         "gpu": ["paddlepaddle-gpu>=2.6.2", "setuptools; python_version >= '3.12'"],
         "onnx": ONNX,

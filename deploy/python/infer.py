@@ -46,6 +46,8 @@ DEVICES = ("CPU", "GPU")
 NO_INT8 = "there is no model_int8.onnx beside it: export with --int8 FOLDER_OF_PHOTOGRAPHS"
 RUN_MODES = ("paddle", "fp16", "bf16", "int8", "trt_fp32", "trt_fp16")
 ENGINES = ("auto", "onednn", "openvino", "native")
+RECONNECTS = 5  # attempts to open a stream again that broke off, until it has been steady for STEADY_SECONDS
+WAIT_SECONDS, STEADY_SECONDS = 1.0, 60.0  # before the first attempt; twice as long before each next one, ten at most
 NMS = {"score_threshold", "nms_top_k", "keep_top_k", "nms_threshold"}  # in the metadata of a .onnx
 Arrays = dict[str, np.ndarray]
 
@@ -1330,7 +1332,8 @@ def detect_files(runner: BaseRunner, files: list[str], args: argparse.Namespace,
 
 def detect_video(runner: BaseRunner, args: argparse.Namespace, check: Callable[[], None]) -> None:
     """Draw what is found on each frame to NAME.webm (VP8, which OpenCV writes everywhere and browsers play), of the
-    source's size, to the even pixel, and rate; with --save_results also NAME.jsonl, a line per frame."""
+    source's size, to the even pixel, and rate; with --save_results also NAME.jsonl, a line per frame. A camera or a
+    stream that breaks off is opened again."""
     source = args.video_file or args.camera_id
     shown_as = without_password(str(args.video_file or f"camera_{source}"))
     capture = cv2.VideoCapture(source)
@@ -1344,13 +1347,29 @@ def detect_video(runner: BaseRunner, args: argparse.Namespace, check: Callable[[
     os.makedirs(args.output_dir, exist_ok=True)
 
     def frames() -> Iterator[tuple[float, np.ndarray]]:
-        start = time.monotonic()
-        while capture.grab():
+        """Of a camera or a stream without end also those that come after it broke off."""
+        start = opened = time.monotonic()
+        read = failures = 0
+        while True:
             check()
-            seconds = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000 if promised > 0 else time.monotonic() - start
-            ok, image = capture.retrieve()
-            if ok:
-                yield round(seconds, 3), image
+            if capture.grab():
+                read += 1
+                seconds = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000 if promised > 0 else time.monotonic() - start
+                ok, image = capture.retrieve()
+                if ok:
+                    yield round(seconds, 3), image
+                continue
+            if promised > 0:
+                return
+            failures = 1 if time.monotonic() - opened > STEADY_SECONDS else failures + 1
+            if failures > RECONNECTS:
+                raise RunnerError(f"{shown_as}: the stream broke off after {read} frames, and {RECONNECTS} attempts to "
+                                  f"reconnect did not mend it; {stem}.webm holds what came until then")
+            note(f"{shown_as}: the stream broke off after {read} frames; reconnecting, attempt {failures} of "
+                 f"{RECONNECTS}")
+            time.sleep(min(WAIT_SECONDS * 2 ** (failures - 1), 10))
+            capture.open(source)
+            opened = time.monotonic()
 
     threads, writer, count = helpers(args.device, args.cpu_threads or physical_cores()), None, 0
     with contextlib.ExitStack() as stack:

@@ -68,7 +68,7 @@ def export(cfg: dict[str, Any], *, weights: str | os.PathLike[str] | None = None
     Raises: ConfigError, CheckpointError; ExportError when an exported graph predicts something else.
     """
     check(cfg)
-    write_onnx = _onnx_writer() if onnx or with_nms or int8 else None
+    write_onnx = onnx_writer() if onnx or with_nms or int8 else None
     return write_graphs(cfg, weights, Path(output_dir), formats_for(format), write_onnx=write_onnx, with_nms=with_nms,
                         int8=int8, verify=verify)
 
@@ -100,7 +100,8 @@ def write_graphs(cfg: dict[str, Any], weights: str | os.PathLike[str] | None, fo
         unproven = Path(temporary)
         for kind, writing in formats.items():
             _save(graph, image_shape, unproven, kind, writing)
-        settings["params_sha256"] = hashlib.sha256((unproven / "model.pdiparams").read_bytes()).hexdigest()
+        if formats:
+            settings["params_sha256"] = hashlib.sha256((unproven / "model.pdiparams").read_bytes()).hexdigest()
         write_text(unproven / "infer_cfg.yml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
         graphs = {f"model.{kind}": graph for kind in formats}
         if write_onnx:
@@ -145,7 +146,7 @@ def formats_for(wanted: str | None) -> dict[str, Context]:
     return {wanted: can[wanted]}
 
 
-def _onnx_writer() -> Callable[..., None]:
+def onnx_writer() -> Callable[..., None]:
     """The function that writes ONNX. Raises ConfigError without the package."""
     try:
         from . import onnx_graph

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ from ..system import runtime
 from ..system.atomic_write import write_json
 from ..system.log import logger
 from ..weights import checkpoint, download
-from .export import formats_for, write_graphs
+from .export import formats_for, onnx_writer, write_graphs
 from .runner import make_runner
 
 MIN_IMAGES_FOR_GRAPH = 3  # from so many on, making a graph takes less time than it saves
@@ -31,8 +32,9 @@ def load_detection_model(cfg: dict[str, Any], weights: str | os.PathLike[str] | 
                          images: int | None = None, nms: bool = True, sigma: bool = False) -> GFL | StaticModel:
     """The model of a config with its weights, to be called as a `model.gfl.GFL` in evaluation mode is.
 
-    `engine` of the config: "dygraph"; "static", a graph in Paddle Inference with the fastest safe engine (see
-    deploy/python/infer.py), the same detections but for rounding; "auto": static on a CPU.
+    `engine` of the config: "dygraph"; "static", a graph in ONNX Runtime or, without it and on a GPU, in Paddle Inference
+    with the fastest safe engine (see deploy/python/infer.py), the same detections but for rounding; "auto": static on a
+    CPU.
 
     Args:
         cfg: the dict of `load_config`.
@@ -53,18 +55,29 @@ def load_detection_model(cfg: dict[str, Any], weights: str | os.PathLike[str] | 
         return in_dygraph()
     weights = checkpoint.find(weights or setting(cfg, "weights") or "")
     options = {"nms": nms, **({"sigma": True} if sigma else {})}
-    folder = runtime.cache_folder() / "graphs" / _key(cfg, weights, options)
     few = images is not None and images < MIN_IMAGES_FOR_GRAPH
-    if engine == "auto" and few and not folder.is_dir():
-        return in_dygraph()
-    try:
-        return _open(_make(cfg, weights, folder, options))
-    except (ExportError, OSError) as error:
-        shutil.rmtree(folder, ignore_errors=True)  # a damaged one is made anew the next time
-        if engine == "static":
-            raise ExportError(f"engine: static: {error}; engine=dygraph always works") from error
-        logger.info("running in dygraph, since there is no static graph: %s", error)
-        return in_dygraph()
+    failed: Exception | None = None
+    for kind in _kinds():
+        folder = runtime.cache_folder() / "graphs" / _key(cfg, weights, {**options, "kind": kind})
+        if engine == "auto" and few and not folder.is_dir():
+            return in_dygraph()
+        try:
+            return _open(_make(cfg, weights, folder, options, kind), kind)
+        except (ExportError, OSError) as error:
+            shutil.rmtree(folder, ignore_errors=True)  # a damaged one is made anew the next time
+            failed = error
+    if engine == "static":
+        raise ExportError(f"engine: static: {failed}; engine=dygraph always works") from failed
+    logger.info("running in dygraph, since there is no static graph: %s", failed)
+    return in_dygraph()
+
+
+def _kinds() -> list[str]:
+    """The kinds of graph that may be kept, the best first. ONNX Runtime is as quick as OpenVINO inside Paddle, opens a
+    model in a tenth of the time and takes two thirds of the memory (benchmarks/NOTES.md), but is not always there, and
+    old ones know no deformable convolution."""
+    can_onnx = all(importlib.util.find_spec(package) for package in ("onnx", "onnxruntime"))
+    return [*(["onnx"] if can_onnx and not runtime.on_gpu() else []), "pdmodel"]
 
 
 class StaticModel:
@@ -72,11 +85,12 @@ class StaticModel:
 
     Args:
         folder: of the graph.
-        engine: on a CPU: see deploy/python/infer.py.
+        kind: "onnx" or "pdmodel".
+        engine: of a .pdmodel on a CPU: see deploy/python/infer.py.
     """
 
-    def __init__(self, folder: Path, engine: str = "auto") -> None:
-        self.runner = make_runner(folder, device=runtime.device().upper(), engine=engine)
+    def __init__(self, folder: Path, kind: str, engine: str = "auto") -> None:
+        self.runner = make_runner(folder / f"model.{kind}", device=runtime.device().upper(), engine=engine)
         self.class_names: list[str] | None = json.loads((folder / CLASS_NAMES).read_text(encoding="utf-8"))
         logger.info("running %s", self.runner.description)
 
@@ -84,48 +98,55 @@ class StaticModel:
         """It always is in evaluation mode."""
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        bbox, bbox_num = self.run(batch)
-        return {"bbox": bbox, "bbox_num": bbox_num}
+        found = self.runner.detect(self._inputs(batch))
+        return {"bbox": np.concatenate(found), "bbox_num": np.array([len(rows) for rows in found])}
 
     def run(self, batch: Mapping[str, Any]) -> list[np.ndarray]:
         """What the graph gives, see `export.export`."""
-        return self.runner.run({name: batch[name].numpy() for name in self.runner.inputs})
+        return self.runner.run(self._inputs(batch))
+
+    def _inputs(self, batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        return {name: batch[name].numpy() for name in self.runner.inputs}
 
 
 _on_openvino: dict[Path, StaticModel] = {}  # folder -> its StaticModel, at most one
 
 
-def _open(folder: Path) -> StaticModel:
+def _open(folder: Path, kind: str) -> StaticModel:
     """OpenVINO inside Paddle keeps a model's memory until the process ends (measured: 600 MiB for R18vd), so the first
     model of a process gets it, and stays; others run on oneDNN, a fifth slower, which gives its memory back."""
+    if kind == "onnx":
+        return StaticModel(folder, kind)
     if folder not in _on_openvino:
-        model = StaticModel(folder, engine="onednn" if _on_openvino else "auto")
+        model = StaticModel(folder, kind, engine="onednn" if _on_openvino else "auto")
         if _on_openvino or model.runner.engine != "openvino":
             return model
         _on_openvino[folder] = model
     return _on_openvino[folder]
 
 
-def _make(cfg: dict[str, Any], weights: Path, folder: Path, options: dict[str, bool]) -> Path:
+def _make(cfg: dict[str, Any], weights: Path, folder: Path, options: dict[str, bool], kind: str) -> Path:
     """The folder of the graph, written unless it is there; several processes write it once."""
     from filelock import FileLock
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():
-            logger.info("making a static graph, about ten seconds, kept in %s", folder)
+            logger.info("making a static graph, a few seconds, kept in %s", folder)
             # The reader is that of the check at the end: small drawn images.
             reader = {"sample_transforms": [{"Decode": {}}, {"Resize": {"target_size": [96, 128], "keep_ratio": True}},
                                             {"NormalizeImage": {}}, {"Permute": {}}],
                       "batch_transforms": [{"PadBatch": {"pad_to_stride": 32}}]}
-            write_graphs({**cfg, "TestReader": reader, "export": options}, weights, folder, formats_for("pdmodel"))
+            onnx = kind == "onnx"
+            write_graphs({**cfg, "TestReader": reader, "export": options}, weights, folder,
+                         {} if onnx else formats_for(kind), write_onnx=onnx_writer() if onnx else None)
             write_json(folder / CLASS_NAMES, checkpoint.read_named(weights)[1])
         (folder / "infer_cfg.yml").touch()  # the newest are kept
     _remove_oldest(folder.parent)
     return folder
 
 
-def _key(cfg: dict[str, Any], weights: Path, options: dict[str, bool]) -> str:
+def _key(cfg: dict[str, Any], weights: Path, options: dict[str, Any]) -> str:
     """Names a graph: it changes with the weights, with what the config says of the model, with what is asked of the
     export, with Paddle and our code."""
     import paddle

@@ -6,8 +6,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from datetime import date
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -796,3 +798,38 @@ def test_a_video(module, model, tmp_path, capsys):
                             (["--camera_id", "7"], "camera_7: cannot")):
         assert module.main([*options, *arguments, "--output_dir", str(tmp_path)]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_a_stream_that_breaks_off_is_opened_again(module, model, tmp_path, capsys, monkeypatch):
+    """MJPEG of three frames, again and again."""
+    jpeg = cv2.imencode(".jpg", np.full((48, 64, 3), 77, np.uint8))[1].tobytes()
+    part = b"--next\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n%s\r\n" % (len(jpeg), jpeg)
+
+    class Camera(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=next")
+            self.end_headers()
+            self.wfile.write(3 * part)
+
+        def log_message(self, *_):
+            pass
+
+    monkeypatch.setattr(module, "WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(module, "RECONNECTS", 2)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Camera)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://user:secret@127.0.0.1:{server.server_port}/camera"
+    try:
+        code = module.main(["--model_dir", str(model), "--video_file", address, "--output_dir", str(tmp_path),
+                            "--save_results"])
+    finally:
+        server.shutdown()
+        server.server_close()
+    said = capsys.readouterr().err
+    assert code == 2
+    assert "broke off after 3 frames; reconnecting, attempt 1 of 2" in said
+    assert "camera: the stream broke off after 9 frames, and 2 attempts to reconnect did not mend it" in said
+    assert "secret" not in said
+    assert len((tmp_path / "camera.jsonl").read_text().splitlines()) == 9
+    assert cv2.VideoCapture(str(tmp_path / "camera.webm")).get(cv2.CAP_PROP_FRAME_COUNT) == 9

@@ -28,13 +28,13 @@ def home(made, tmp_path, monkeypatch):
     """An empty cache. A graph takes five seconds to make, so an equal one is copied."""
     kept, known = made
 
-    def write_graphs(cfg, weights, folder, formats):
+    def write_graphs(cfg, weights, folder, formats, **more):
         changing_nothing = ("engine", "worker_num", "EvalReader", "TrainReader")
         changing = {name: value for name, value in cfg.items() if name not in changing_nothing}
         key = repr([changing, weights, list(formats)])
         if key not in known:
             known[key] = kept / str(len(known))
-            really_write(cfg, weights, known[key], formats)
+            really_write(cfg, weights, known[key], formats, **more)
         shutil.copytree(known[key], folder)
 
     really_write = static_model.write_graphs
@@ -47,23 +47,33 @@ def graphs(home):
     return sorted(path.name for path in home.iterdir() if path.is_dir()) if home.is_dir() else []
 
 
+@pytest.fixture
+def no_onnx(monkeypatch):
+    """As where ONNX Runtime is not installed."""
+    monkeypatch.setattr(static_model, "_kinds", lambda: ["pdmodel"])
+
+
 def auto():
     return tiny_config("gfl_r18vd_1x_coco", "engine=auto")
 
 
-def test_both_find_the_same_in_images_of_several_shapes(r18vd_weights, small_coco):
+def test_all_find_the_same_in_images_of_several_shapes(r18vd_weights, small_coco, monkeypatch):
     files = sorted((small_coco / "val2017").iterdir())
     images = [read_image(str(path)) for path in files[:4]]
     found = {}
-    for name in ("dygraph", "static"):
-        cfg = tiny_config("gfl_r18vd_1x_coco", f"engine={name}", "TestReader.batch_size=4")
+    for name in ("dygraph", "onnx", "pdmodel"):
+        monkeypatch.setattr(static_model, "_kinds", lambda name=name: [name])
+        engine = "dygraph" if name == "dygraph" else "static"
+        cfg = tiny_config("gfl_r18vd_1x_coco", f"engine={engine}", "TestReader.batch_size=4")
         model = load_detection_model(cfg, r18vd_weights)
         assert isinstance(model, GFL if name == "dygraph" else StaticModel)
+        assert name == "dygraph" or model.runner.description.startswith(f"model.{name} ")
         detect = open_detector(cfg, model=model)
         found[name] = [*detect(images), *detect(images[:1])]
-    for wanted, rows in zip(found["dygraph"], found["static"]):
-        assert len(wanted) > 5
-        match(rows, wanted)
+    for name in ("onnx", "pdmodel"):
+        for wanted, rows in zip(found["dygraph"], found[name]):
+            assert len(wanted) > 5
+            match(rows, wanted)
 
 
 def test_an_evaluation_gives_the_same_numbers(r18vd_weights, small_coco, tmp_path):
@@ -132,7 +142,20 @@ def test_when_no_graph_can_be_made(r18vd_weights, home, monkeypatch, caplog):
     assert graphs(home) == []
 
 
-def test_openvino_which_keeps_its_memory_gets_one_model(r18vd_weights, home, monkeypatch):
+def test_what_onnx_runtime_cannot_run_is_kept_for_paddle(r18vd_weights, home, monkeypatch, caplog):
+    """As a model with deformable convolutions in an ONNX Runtime before 1.25."""
+    really_make = static_model.make_runner
+
+    def make_runner(path, **settings):
+        if path.suffix == ".onnx":
+            raise ExportError("ONNX Runtime cannot load it")
+        return really_make(path, **settings)
+
+    monkeypatch.setattr(static_model, "make_runner", make_runner)
+    assert "model.pdmodel" in load_detection_model(auto(), r18vd_weights).runner.description
+
+
+def test_openvino_which_keeps_its_memory_gets_one_model(r18vd_weights, home, no_onnx, monkeypatch):
     monkeypatch.setattr(static_model, "_on_openvino", {})
 
     def load(threshold):
@@ -145,10 +168,12 @@ def test_openvino_which_keeps_its_memory_gets_one_model(r18vd_weights, home, mon
     assert "oneDNN" in second.runner.description
 
 
-def test_a_damaged_graph_is_no_reason_to_stop(r18vd_weights, home, monkeypatch):
+@pytest.mark.parametrize("kind,file", [("onnx", "model.onnx"), ("pdmodel", "model.pdiparams")])
+def test_a_damaged_graph_is_no_reason_to_stop(r18vd_weights, home, monkeypatch, kind, file):
+    monkeypatch.setattr(static_model, "_kinds", lambda: [kind])
     monkeypatch.setattr(static_model, "_on_openvino", {"another": None})
     load_detection_model(auto(), r18vd_weights)
-    (home / graphs(home)[0] / "model.pdiparams").write_bytes(b"")
+    (home / graphs(home)[0] / file).write_bytes(b"")
     assert isinstance(load_detection_model(auto(), r18vd_weights), GFL)
     assert isinstance(load_detection_model(auto(), r18vd_weights), StaticModel)  # made anew
 
