@@ -23,12 +23,12 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
 
-import compare
-import cv2
+import compare  # noqa: E402
+import cv2  # noqa: E402
 
-import ppgfl
-from ppgfl.evaluation import evaluate as evaluation
-from ppgfl.inference import detections, infer, runner, static_model
+import ppgfl  # noqa: E402
+from ppgfl.evaluation import evaluate as evaluation  # noqa: E402
+from ppgfl.inference import detections, infer, runner, static_model  # noqa: E402
 
 spent: dict[str, float] = defaultdict(float)
 lock = threading.Lock()

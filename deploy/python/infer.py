@@ -1346,37 +1346,13 @@ def detect_video(runner: BaseRunner, args: argparse.Namespace, check: Callable[[
         raise RunnerError(f"{stem}.webm: the drawn video would replace its source; give another --output_dir")
     os.makedirs(args.output_dir, exist_ok=True)
 
-    def frames() -> Iterator[tuple[float, np.ndarray]]:
-        """Of a camera or a stream without end also those that come after it broke off."""
-        start = opened = time.monotonic()
-        read = failures = 0
-        while True:
-            check()
-            if capture.grab():
-                read += 1
-                seconds = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000 if promised > 0 else time.monotonic() - start
-                ok, image = capture.retrieve()
-                if ok:
-                    yield round(seconds, 3), image
-                continue
-            if promised > 0:
-                return
-            failures = 1 if time.monotonic() - opened > STEADY_SECONDS else failures + 1
-            if failures > RECONNECTS:
-                raise RunnerError(f"{shown_as}: the stream broke off after {read} frames, and {RECONNECTS} attempts to "
-                                  f"reconnect did not mend it; {stem}.webm holds what came until then")
-            note(f"{shown_as}: the stream broke off after {read} frames; reconnecting, attempt {failures} of "
-                 f"{RECONNECTS}")
-            time.sleep(min(WAIT_SECONDS * 2 ** (failures - 1), 10))
-            capture.open(source)
-            opened = time.monotonic()
-
     threads, writer, count = helpers(args.device, args.cpu_threads or physical_cores()), None, 0
     with contextlib.ExitStack() as stack:
         stack.callback(capture.release)
         lines = stack.enter_context(open(f"{stem}.jsonl", "w", encoding="utf-8")) if args.save_results else None
         prepare = (lambda images: {}) if args.slice_infer else runner.prepare
-        loaded = ahead(lambda one: (*one, prepare(one[1:])), frames(), threads, 2 * threads)
+        frames = read_frames(capture, source, shown_as, check)
+        loaded = ahead(lambda one: (*one, prepare(one[1:])), frames, threads, 2 * threads)
         for seconds, image, arrays in stack.enter_context(contextlib.closing(loaded)):
             rows = detect_slices(runner, image, args, check) if args.slice_infer else runner.detect(arrays)[0]
             rows = rows[rows[:, 1] >= args.threshold]
@@ -1396,6 +1372,34 @@ def detect_video(runner: BaseRunner, args: argparse.Namespace, check: Callable[[
     if count < promised:
         note(f"{shown_as}: {count} frames were read of the {promised} that it promises; it is damaged, or was cut off")
     print(f"{count} frames in {shown(os.path.abspath(stem))}.webm")
+
+
+def read_frames(capture: Any, source: str | int, shown_as: str,
+                check: Callable[[], None]) -> Iterator[tuple[float, np.ndarray]]:
+    """Seconds from the start and image of each frame; of a camera or a stream without end also of those that come after
+    it broke off. Raises RunnerError: it stays broken."""
+    start = opened = time.monotonic()
+    has_end = capture.get(cv2.CAP_PROP_FRAME_COUNT) > 0
+    count = failures = 0
+    while True:
+        check()
+        if capture.grab():
+            count += 1
+            seconds = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000 if has_end else time.monotonic() - start
+            ok, image = capture.retrieve()
+            if ok:
+                yield round(seconds, 3), image
+            continue
+        if has_end:
+            return
+        failures = 1 if time.monotonic() - opened > STEADY_SECONDS else failures + 1
+        broke = f"{shown_as}: the stream broke off after {count} frames"
+        if failures > RECONNECTS:
+            raise RunnerError(f"{broke}, and {RECONNECTS} attempts to reconnect did not mend it")
+        note(f"{broke}; reconnecting, attempt {failures} of {RECONNECTS}")
+        time.sleep(min(WAIT_SECONDS * 2 ** (failures - 1), 10))
+        capture.open(source)
+        opened = time.monotonic()
 
 
 def detections_of(rows: np.ndarray, class_names: Sequence[str]) -> list[dict[str, Any]]:

@@ -32,9 +32,9 @@ def load_detection_model(cfg: dict[str, Any], weights: str | os.PathLike[str] | 
                          images: int | None = None, nms: bool = True, sigma: bool = False) -> GFL | StaticModel:
     """The model of a config with its weights, to be called as a `model.gfl.GFL` in evaluation mode is.
 
-    `engine` of the config: "dygraph"; "static", a graph in ONNX Runtime or, without it and on a GPU, in Paddle Inference
-    with the fastest safe engine (see deploy/python/infer.py), the same detections but for rounding; "auto": static on a
-    CPU.
+    `engine` of the config: "dygraph"; "static", a graph in ONNX Runtime or, without it and on a GPU, in Paddle
+    Inference with the fastest safe engine (see deploy/python/infer.py), the same detections but for rounding; "auto":
+    static on a CPU.
 
     Args:
         cfg: the dict of `load_config`.
