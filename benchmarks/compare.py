@@ -100,15 +100,15 @@ def evaluation(bench):
 
 
 def folder(bench):
-    """From a folder of photographs to JSON, R18vd exported, 800 pixels, and what the bare network takes of it: the same
-    images, prepared before; seconds an image"""
+    """From a folder of twelve photographs to JSON, R18vd exported (model.onnx, model_int8.onnx), 800 pixels, the opening
+    of the model included, and what the bare network takes of it: the same images, prepared before; seconds an image"""
     bench.export(MODEL, onnx=True, int8=str(bench.photographs))
-    ways = {"float32": {}, "int8": {"run_mode": "int8"}}
+    ways = {"float32": {"file": "model.onnx"}, "int8": {"run_mode": "int8"}}
     subjects = {}
     for name, way in ways.items():
         subjects[f"bare network, {name}"] = bench.ours(bare=True, **way)
         subjects[f"infer, {name}"] = bench.ours(**way)
-    subjects["infer with pictures, float32"] = bench.ours(pictures=True)
+    subjects["infer with pictures, float32"] = bench.ours(pictures=True, **ways["float32"])
     return bench.ask("folder", subjects, rounds=4)
 
 
@@ -260,7 +260,7 @@ class Bench:
         """The rows of a question: every subject in a process of its own, taking turns."""
         common = {"data": str(self.data), "images": IMAGES, "boxes": 0, "scratch": str(self.scratch), "overrides": [],
                   "run_mode": "paddle", "batch": 1, "model": MODEL, "onnx": False, "int8": None, "slim_config": None,
-                  "teacher_only": False, "bare": False, "pictures": False, "shrink": False, **SIZES}
+                  "teacher_only": False, "file": "", "bare": False, "pictures": False, "shrink": False, **SIZES}
         workers = {}
         for name, (python, subject, settings, variables) in subjects.items():
             if not python:

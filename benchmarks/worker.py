@@ -65,7 +65,7 @@ class Ppgfl:
         from ppgfl.inference.infer import infer
         from ppgfl.inference.runner import make_runner
 
-        model, mode = exported(self.settings), {"run_mode": self.settings["run_mode"]}
+        model, mode = exported(self.settings) / self.settings["file"], {"run_mode": self.settings["run_mode"]}
         files = sorted(map(str, Path(self.settings["data"], "val2017").iterdir()))[:self.settings["images"]]
         if not self.settings["bare"]:
             def run():
