@@ -100,8 +100,9 @@ def evaluation(bench):
 
 
 def folder(bench):
-    """From a folder of twelve photographs to JSON, R18vd exported (model.onnx, model_int8.onnx), 800 pixels, the opening
-    of the model included, and what the bare network takes of it: the same images, prepared before; seconds an image"""
+    """From a folder of twelve photographs to JSON, R18vd exported (model.onnx, model_int8.onnx), 800 pixels, the
+    opening of the model included, and what the bare network takes of it: the same images, prepared before; seconds an
+    image"""
     bench.export(MODEL, onnx=True, int8=str(bench.photographs))
     ways = {"float32": {"file": "model.onnx"}, "int8": {"run_mode": "int8"}}
     subjects = {}

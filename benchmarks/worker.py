@@ -109,7 +109,7 @@ class Ppgfl:
 
         model = load_detection_model(self.cfg, self.settings["weights"], images=1000)
         records = build.build_dataset(self.cfg, "EvalDataset").records
-        batches = list(build.build_loader(self.cfg, "EvalReader", records).epoch())
+        batches = list(build.build_loader(self.cfg, "EvalReader", records).epoch(arrays=True))
 
         def run():
             for batch in batches:

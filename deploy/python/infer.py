@@ -275,6 +275,7 @@ class OnnxRunner(BaseRunner):
             raise RunnerError(f"{asked}: this onnxruntime has no {name}; {mend}")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads
+        options.enable_mem_pattern = False  # it plans the memory of one size, and keeps a plan for each
         self.sessions = PerProcess(functools.partial(onnxruntime.InferenceSession, str(path), options,
                                                      providers=providers_of(name, available, self.card, path)))
         try:

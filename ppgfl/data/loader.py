@@ -18,7 +18,6 @@ from typing import Any, Union
 
 import cv2
 import numpy as np
-from paddle import Tensor
 
 from ..errors import DataError
 from ..system import interrupt, runtime
@@ -149,14 +148,15 @@ class Loader:
     def __len__(self) -> int:
         return len(self.batches)
 
-    def epoch(self, epoch: int = 0, *, first: int = 0,
-              stop: interrupt.StopRequest | None = None) -> Generator[dict[str, Tensor], None, None]:
+    def epoch(self, epoch: int = 0, *, first: int = 0, stop: interrupt.StopRequest | None = None,
+              arrays: bool = False) -> Generator[dict[str, Any], None, None]:
         """Yield the batches of one round through the data.
 
         Args:
             epoch: its number, on which order and augmentation depend.
             first: batches to leave out at the front.
             stop: ends the round when it is set, also while a batch is waited for.
+            arrays: as they are made, for who does not compute in Paddle; else tensors on the device.
 
         Raises: DataError; whatever else fails while a batch is made, with the traceback of the worker (as a
             RuntimeError where that exception could not be raised here).
@@ -173,7 +173,7 @@ class Loader:
             waiting.extend(self._submit(pool, epoch, some) for some in islice(places, self.ahead))
             while waiting:
                 workers |= set(multiprocessing.active_children()) - others
-                received = self._receive(*waiting[0], stop)
+                received = self._receive(*waiting[0], stop, arrays)
                 if received is None:
                     return
                 waiting.popleft()
@@ -224,8 +224,8 @@ class Loader:
         except BaseException as error:
             return Failure.of(error, to_another_process=False)
 
-    def _receive(self, places: list[int], future: Future[Made],
-                 stop: interrupt.StopRequest | None) -> tuple[dict[str, Tensor], list[str]] | None:
+    def _receive(self, places: list[int], future: Future[Made], stop: interrupt.StopRequest | None,
+                 arrays: bool) -> tuple[dict[str, Any], list[str]] | None:
         """A batch and messages about images that were left out, or None once `stop` is set."""
         try:
             made = _result(future, stop)
@@ -234,8 +234,8 @@ class Loader:
             if isinstance(made, Failure):
                 made.raise_again()
             batch, messages = made
-            arrays = batch.take() if isinstance(batch, SharedBatch) else batch
-            return to_device(arrays, self.maker.reader), messages
+            given = batch.take() if isinstance(batch, SharedBatch) else batch
+            return given if arrays else to_device(given, self.maker.reader), messages
         except (MemoryError, OSError) as error:  # on its way here
             if not is_out_of_memory(error):
                 raise

@@ -62,13 +62,16 @@ def _of_model(cfg: dict[str, Any], model: Any, reader_name: str, source: str, pr
             found = split_batch(called(batch))
         return [load_runner().calibrate(rows, **numbers) for rows in found] if numbers else found
 
-    stages = Stages(views, run) if views else Stages(reader, lambda batch: run(to_device(batch, reader)))
+    # A graph takes arrays; a reader that leaves something out leaves it to Paddle.
+    arrays = isinstance(model, StaticModel) and reader.left_out is None
+    stages = Stages(views, run) if views else Stages(
+        reader, run if arrays else lambda batch: run(to_device(batch, reader)))
 
     def detect(images: Images) -> list[Rows]:
         return stages.detect(stages.prepare(images))
 
     def detect_records(records: Sequence[Sample]) -> Iterator[tuple[Any, Rows]]:
-        for batch in build_loader(cfg, reader_name, records).epoch():
+        for batch in build_loader(cfg, reader_name, records).epoch(arrays=arrays):
             yield from zip((records[place]["im_id"] for place in batch["place"].tolist()), run(batch))
 
     batch_size = section(cfg, reader_name)["batch_size"]

@@ -81,7 +81,8 @@ def _kinds() -> list[str]:
 
 
 class StaticModel:
-    """A graph of the cache that is called like a model: batch -> {"bbox": [M, 6], "bbox_num": [N]}.
+    """A graph of the cache that is called like a model: batch -> {"bbox": [M, 6], "bbox_num": [N]}, of tensors or, with
+    nothing copied, of arrays.
 
     Args:
         folder: of the graph.
@@ -106,7 +107,7 @@ class StaticModel:
         return self.runner.run(self._inputs(batch))
 
     def _inputs(self, batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        return {name: batch[name].numpy() for name in self.runner.inputs}
+        return {name: np.asarray(batch[name]) for name in self.runner.inputs}
 
 
 _on_openvino: dict[Path, StaticModel] = {}  # folder -> its StaticModel, at most one
