@@ -40,7 +40,8 @@ REQUESTS_PER_CONNECTION = 200  # of several workers: clients of one that died co
 
 def main() -> int:
     args = arguments.parse(__doc__)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(levelname)s %(message)s")
+    logging.basicConfig(format="%(asctime)s %(process)d %(levelname)s %(message)s")
+    logging.getLogger("serving").setLevel(logging.INFO)  # not that of all: Paddle 2.6 makes it WARNING when imported
     if args.inherited:
         listener_fd, channel_fd = args.inherited
         return serve(args, socket.socket(fileno=listener_fd), socket.socket(fileno=channel_fd))
