@@ -110,7 +110,7 @@ def folder(bench):
         subjects[f"bare network, {name}"] = bench.ours(bare=True, **way)
         subjects[f"infer, {name}"] = bench.ours(**way)
     subjects["infer with pictures, float32"] = bench.ours(pictures=True, **ways["float32"])
-    return bench.ask("folder", subjects, rounds=4)
+    return bench.ask("folder", subjects, rounds=2)  # of twelve images each
 
 
 def step(bench):

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..build import CLASSES, load_model
 from ..config.keys import setting
-from ..errors import ExportError
+from ..errors import ConfigError, ExportError
 from ..model.gfl import GFL
 from ..system import runtime
 from ..system.atomic_write import write_json
@@ -138,9 +138,12 @@ def _make(cfg: dict[str, Any], weights: Path, folder: Path, options: dict[str, b
             reader = {"sample_transforms": [{"Decode": {}}, {"Resize": {"target_size": [96, 128], "keep_ratio": True}},
                                             {"NormalizeImage": {}}, {"Permute": {}}],
                       "batch_transforms": [{"PadBatch": {"pad_to_stride": 32}}]}
-            onnx = kind == "onnx"
-            write_graphs({**cfg, "TestReader": reader, "export": options}, weights, folder,
-                         {} if onnx else formats_for(kind), write_onnx=onnx_writer() if onnx else None)
+            try:
+                formats, write_onnx = ({}, onnx_writer()) if kind == "onnx" else (formats_for(kind), None)
+            except ConfigError as error:  # the package is there, and cannot be imported
+                raise ExportError(str(error)) from error
+            write_graphs({**cfg, "TestReader": reader, "export": options}, weights, folder, formats,
+                         write_onnx=write_onnx)
             write_json(folder / CLASS_NAMES, checkpoint.read_named(weights)[1])
         (folder / "infer_cfg.yml").touch()  # the newest are kept
     _remove_oldest(folder.parent)

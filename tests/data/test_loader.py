@@ -231,6 +231,16 @@ def test_a_round_starts_where_it_is_told_to():
     assert rounds[2] == []
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_arrays_are_what_tensors_are_made_of(workers):
+    made = loader(lambda sample, rng=None: None, workers)
+    for batch, tensors in zip(made.epoch(arrays=True), made.epoch()):
+        assert batch.keys() == tensors.keys()
+        for key, value in batch.items():
+            assert isinstance(value, np.ndarray)
+            np.testing.assert_array_equal(value, tensors[key].numpy())
+
+
 def test_a_stop_before_the_first_batch():
     stop = StopRequest()
     stop.signal = signal.SIGINT

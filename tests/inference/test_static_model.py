@@ -2,6 +2,7 @@
 import json
 import logging
 import shutil
+import sys
 
 import pytest
 from helpers import match, tiny_config
@@ -152,6 +153,14 @@ def test_what_onnx_runtime_cannot_run_is_kept_for_paddle(r18vd_weights, home, mo
         return really_make(path, **settings)
 
     monkeypatch.setattr(static_model, "make_runner", make_runner)
+    assert "model.pdmodel" in load_detection_model(auto(), r18vd_weights).runner.description
+
+
+def test_an_onnx_that_cannot_be_imported_is_no_reason_to_stop(r18vd_weights, home, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    monkeypatch.delitem(sys.modules, "ppgfl.inference.onnx_graph", raising=False)
+    monkeypatch.delattr("ppgfl.inference.onnx_graph", raising=False)
+    monkeypatch.setattr(static_model, "_kinds", lambda: ["onnx", "pdmodel"])
     assert "model.pdmodel" in load_detection_model(auto(), r18vd_weights).runner.description
 
 
