@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import importlib.util
-import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -27,7 +26,6 @@ BOX_TOLERANCE = 1e-2  # pixels; float32 alone makes 1e-3 in images of a thousand
 SCORE_TOLERANCE = 1e-4
 ROUNDING = 1e-5  # scores that are nearer than this may change places
 DEFORMABLE_SINCE = (1, 25)  # ONNX Runtime
-_proofs = itertools.count()  # of .pdmodel files in this process
 
 
 def compare(cfg: dict[str, Any], folder: Path, graphs: Mapping[str, Graph], images: Paths | None,
@@ -56,7 +54,8 @@ def compare(cfg: dict[str, Any], folder: Path, graphs: Mapping[str, Graph], imag
         if name.endswith(".onnx") and (package := _missing_package(graph)):
             logger.info("%s was not run: pip install %s to have it checked", name, package)
             continue
-        runner = make_runner(folder / name, engine=_engine_for(name))
+        # Paddle 3's oneDNN fails at random with a .json; the proof must not.
+        runner = make_runner(folder / name, engine="native" if name.endswith(".json") else "auto")
         inputs = [_prepared(runner, *pair) for pair in zip(pictures, samples)]
         if graph not in wanted:
             wanted[graph] = [_outputs(graph, each) for each in inputs]
@@ -68,15 +67,6 @@ def compare(cfg: dict[str, Any], folder: Path, graphs: Mapping[str, Graph], imag
                               f"{scores:.2g} in scores (allowed {SCORE_TOLERANCE}); nothing was written")
         differences[name] = {"largest_box_difference": boxes, "largest_score_difference": scores}
     return differences
-
-
-def _engine_for(name: str) -> str:
-    """What a file is proven on. Paddle 3's oneDNN fails at random with a .json; the proof must not. A .pdmodel is run
-    as it will be, on OpenVINO where there is one; but that keeps the memory of a model until the process ends (1.5 GiB
-    of an X101), so only the first in a process, and others on oneDNN."""
-    if name.endswith(".json"):
-        return "native"
-    return "onednn" if name.endswith(".pdmodel") and next(_proofs) else "auto"
 
 
 def _missing_package(graph: Graph) -> str | None:
