@@ -66,6 +66,7 @@ def load_detection_model(cfg: dict[str, Any], weights: str | os.PathLike[str] | 
         except (ExportError, OSError) as error:
             shutil.rmtree(folder, ignore_errors=True)  # a damaged one is made anew the next time
             failed = error
+            logger.info("the graph cannot run as model.%s: %s", kind, error)
     if engine == "static":
         raise ExportError(f"engine: static: {failed}; engine=dygraph always works") from failed
     logger.info("running in dygraph, since there is no static graph: %s", failed)
@@ -74,8 +75,8 @@ def load_detection_model(cfg: dict[str, Any], weights: str | os.PathLike[str] | 
 
 def _kinds() -> list[str]:
     """The kinds of graph that may be kept, the best first. ONNX Runtime is as quick as OpenVINO inside Paddle, opens a
-    model in a tenth of the time and takes two thirds of the memory (benchmarks/NOTES.md), but is not always there, and
-    old ones know no deformable convolution."""
+    model in a tenth of the time and takes little more than half of the memory (benchmarks/NOTES.md), but is not always
+    there, and old ones know no deformable convolution."""
     can_onnx = all(importlib.util.find_spec(package) for package in ("onnx", "onnxruntime"))
     return [*(["onnx"] if can_onnx and not runtime.on_gpu() else []), "pdmodel"]
 

@@ -153,7 +153,9 @@ def test_what_onnx_runtime_cannot_run_is_kept_for_paddle(r18vd_weights, home, mo
         return really_make(path, **settings)
 
     monkeypatch.setattr(static_model, "make_runner", make_runner)
+    caplog.set_level(logging.INFO, "ppgfl")
     assert "model.pdmodel" in load_detection_model(auto(), r18vd_weights).runner.description
+    assert "the graph cannot run as model.onnx: ONNX Runtime cannot load it" in caplog.text
 
 
 def test_an_onnx_that_cannot_be_imported_is_no_reason_to_stop(r18vd_weights, home, monkeypatch):
@@ -185,6 +187,15 @@ def test_a_damaged_graph_is_no_reason_to_stop(r18vd_weights, home, monkeypatch, 
     (home / graphs(home)[0] / file).write_bytes(b"")
     assert isinstance(load_detection_model(auto(), r18vd_weights), GFL)
     assert isinstance(load_detection_model(auto(), r18vd_weights), StaticModel)  # made anew
+
+
+def test_onnx_runtime_comes_first_where_it_can_run(monkeypatch):
+    assert static_model._kinds() == ["onnx", "pdmodel"]
+    with monkeypatch.context() as absent:
+        absent.setattr(static_model.importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else name)
+        assert static_model._kinds() == ["pdmodel"]
+    monkeypatch.setattr(runtime, "on_gpu", lambda: True)
+    assert static_model._kinds() == ["pdmodel"]
 
 
 def test_a_gpu_runs_dygraph(r18vd_weights, monkeypatch):
