@@ -38,6 +38,36 @@ IMAGES = 12
 SIZES = {"size": (800, 1088), "step": 640, "matrix": 2048, "canvas": (800, 1344)}  # pixels; of the matrices rows
 SMALLEST = {"size": (64, 96), "step": 64, "matrix": 64, "canvas": (128, 128), "images": 2, "shrink": True}
 CHECKED = ("inference", "step", "loader", "targets", "folder")  # what --check asks
+NORMALIZE = {"NormalizeImage": {"is_scale": True, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}}
+TARGETS = {"Gt2GFLTarget": {"downsample_ratios": [8, 16, 32, 64, 128], "grid_cell_scale": 8}}
+
+
+def augmented(name, epoch_key=None, **arguments):
+    """What a TrainReader has instead, with an augmentation behind Decode; `epoch_key`: what says how long it mixes."""
+    reader = {"sample_transforms": [
+        {"Decode": {}}, {name: arguments}, {"RandomFlip": {"prob": 0.5}},
+        {"Resize": {"target_size": [800, 1333], "keep_ratio": True, "interp": 1}}, NORMALIZE, {"Permute": {}}]}
+    return {**reader, **({epoch_key: 1000} if epoch_key else {})}
+
+
+AUGMENTED = {
+    "RandomDistort": augmented("RandomDistort"),
+    "RandomExpand": augmented("RandomExpand", fill_value=[123.675, 116.28, 103.53]),
+    "RandomCrop": augmented("RandomCrop"),
+    "AutoAugment": augmented("AutoAugment", autoaug_type="v1"),
+    "GridMask": augmented("GridMask"),
+    "Lighting": augmented("Lighting", eigval=[0.2175, 0.0188, 0.0045],
+                          eigvec=[[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]]),
+    "Mixup": augmented("Mixup", "mixup_epoch", alpha=1.5, beta=1.5),
+    "Cutmix": augmented("Cutmix", "cutmix_epoch", alpha=1.5, beta=1.5),
+    "Mosaic": augmented("Mosaic", "mosaic_epoch", input_dim=[640, 640]),
+    "PP-YOLO's": {
+        "sample_transforms": [
+            {"Decode": {}}, {"RandomDistort": {}}, {"RandomExpand": {"fill_value": [123.675, 116.28, 103.53]}},
+            {"RandomCrop": {}}, {"RandomFlip": {}}],
+        "batch_transforms": [
+            {"BatchRandomResize": {"target_size": [480, 560, 640, 720, 800], "random_size": True, "random_interp": True,
+                                   "keep_ratio": False}}, NORMALIZE, {"Permute": {}}, TARGETS]}}
 # What ppgfl sets before it imports Paddle, for a peer that does not.
 TUNED = {"OMP_NUM_THREADS": str(physical_cores()), "MKL_DEBUG_CPU_TYPE": "5"}
 
@@ -145,6 +175,15 @@ def loader(bench):
     return bench.ask("loader", {"ppgfl": bench.ours(), **bench.theirs("its defaults")}, rounds=20)
 
 
+def augmentations(bench):
+    """The same loader with one augmentation more, or several as PP-YOLO has them; seconds an image"""
+    rows = []
+    for name, change in AUGMENTED.items():
+        subjects = {"ppgfl": bench.ours(reader=change), **bench.theirs("its defaults", reader=change)}
+        rows += bench.ask("loader", subjects, rounds=5, case=name)
+    return rows
+
+
 def growth(bench):
     """How exported inference (R18vd) grows with the area and the batch, and the targets with the boxes: seconds, and
     the exponent that fits them"""
@@ -201,7 +240,8 @@ is. "Tuned": with {tuned}, which ppgfl sets itself.
 
 """
 QUESTIONS = {function.__name__: function for function in (inference, batch, postprocess, folder, evaluation, step,
-                                                             distillation, loader, targets, growth, startup)}
+                                                             distillation, loader, augmentations, targets, growth,
+                                                             startup)}
 
 
 class Bench:
@@ -261,7 +301,8 @@ class Bench:
         """The rows of a question: every subject in a process of its own, taking turns."""
         common = {"data": str(self.data), "images": IMAGES, "boxes": 0, "scratch": str(self.scratch), "overrides": [],
                   "run_mode": "paddle", "batch": 1, "model": MODEL, "onnx": False, "int8": None, "slim_config": None,
-                  "teacher_only": False, "file": "", "bare": False, "pictures": False, "shrink": False, **SIZES}
+                  "teacher_only": False, "file": "", "bare": False, "pictures": False, "shrink": False,
+                  "reader": {}, **SIZES}
         workers = {}
         for name, (python, subject, settings, variables) in subjects.items():
             if not python:

@@ -1,6 +1,6 @@
 """Which recipe suits a few images: trainings on 50, 200 and 1,000 drawn images, each change by itself.
 
-    python benchmarks/small_data.py FOLDER [--images 50,200] [--only 0,3] [--seeds 0,1,2] [--from_nothing]
+    python benchmarks/small_data.py FOLDER [--images 50,200] [--epochs 50] [--only 0,3] [--seeds 0,1,2] [--from_nothing]
 
 As `train --data` starts from a detector of other objects, these start from one that has learnt other pictures: the
 colours inverted, upside down, and all shapes one class. The seed draws the images and the order. FOLDER gets
@@ -92,10 +92,10 @@ def source_detector(folder: Path) -> str:
     return str(weights)
 
 
-def config_of(recipe: str, images: int, data: Path, folder: Path, weights: str | None) -> Config:
-    """The demo's detector on `images` drawn images, by a recipe."""
+def config_of(recipe: str, images: int, rounds: int, data: Path, folder: Path, weights: str | None) -> Config:
+    """The demo's detector on `images` drawn images, `rounds` times through them, by a recipe."""
     before, options = RECIPES[recipe]
-    epochs = options.get("epochs", EPOCHS[images] * options.get("longer", 1))
+    epochs = options.get("epochs", rounds * options.get("longer", 1))
     cfg = small_config("shapes_gfl", images, data, folder, weights, epochs, options.get("rate", 0.02))
     if options.get("decay") == "steps":
         cfg["LearningRate"]["schedulers"][0] = {"name": "PiecewiseDecay", "gamma": 0.1,
@@ -127,13 +127,15 @@ def small_config(name: str, images: int, data: Path, folder: Path, weights: str 
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: the mean and the range of AP over the seeds, per number of images."""
-    text = "| recipe | " + " | ".join(f"{images} images" for images in EPOCHS) + " |\n"
-    text += "| --- " * (1 + len(EPOCHS)) + "|\n"
+    """Markdown: the mean and the range of AP over the seeds, per number of images and of rounds through them."""
+    columns = sorted({(row["images"], row["epochs"]) for row in rows})
+    text = "| recipe | " + " | ".join(f"{images} images, {epochs} epochs" for images, epochs in columns) + " |\n"
+    text += "| --- " * (1 + len(columns)) + "|\n"
     for recipe in RECIPES:
         cells = []
-        for images in EPOCHS:
-            found = [100 * row["AP"] for row in rows if (row["recipe"], row["images"]) == (recipe, images)]
+        for column in columns:
+            found = [100 * row["AP"] for row in rows
+                     if (row["recipe"], row["images"], row["epochs"]) == (recipe, *column)]
             cells.append(f"{statistics.mean(found):.1f} ({min(found):.1f} to {max(found):.1f})" if found else "")
         text += f"| {recipe} | {' | '.join(cells)} |\n"
     return text
@@ -143,6 +145,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--images", default="50,200,1000")
+    parser.add_argument("--epochs", type=int, help="rounds through the images, instead of 50, 12 and 4")
     parser.add_argument("--only", help="recipes, by their place in the table, as 0,3")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--from_nothing", action="store_true", help="start from random weights")
@@ -154,19 +157,20 @@ def main() -> None:
     logging.getLogger("ppgfl").setLevel(logging.WARNING)
     weights = None if args.from_nothing else source_detector(args.folder)
     for images in map(int, args.images.split(",")):
+        epochs = args.epochs or EPOCHS[images]
         for seed in map(int, args.seeds.split(",")):
             data = make_shapes(args.folder / f"{images}_{seed}", train=images, val=VALIDATION, size=(HEIGHT, WIDTH),
                                seed=seed)
             for recipe in chosen:
                 rows = read(file)
-                if any((row["recipe"], row["images"], row["seed"]) == (recipe, images, seed) for row in rows):
+                key = {"recipe": recipe, "images": images, "epochs": epochs, "seed": seed}
+                if any(key.items() <= row.items() for row in rows):
                     continue
                 begun = time.time()
-                name = f"{images}_{seed}_{names.index(recipe)}"
-                cfg = config_of(recipe, images, data, args.folder / "runs", weights)
+                name = f"{images}_{epochs}_{seed}_{names.index(recipe)}"
+                cfg = config_of(recipe, images, epochs, data, args.folder / "runs", weights)
                 result = ppgfl.train(cfg, run_name=name, evaluate=True, seed=seed, scale_lr=False)
-                row = {"recipe": recipe, "images": images, "seed": seed, "AP": result["AP"],
-                       "seconds": round(time.time() - begun, 1)}
+                row = {**key, "AP": result["AP"], "seconds": round(time.time() - begun, 1)}
                 with file.open("a") as lines:
                     lines.write(json.dumps(row) + "\n")
                 print(f"{images} images, seed {seed}, {recipe}: {100 * result['AP']:.1f}", flush=True)

@@ -41,6 +41,7 @@ class Ppgfl:
             *(f"{reader}.sample_transforms.1.Resize.target_size=[64, 96]" for reader in ("EvalReader", "TestReader")
               if settings["shrink"]), *settings["overrides"]],
             slim_config=settings["slim_config"])
+        self.cfg["TrainReader"].update(settings["reader"])
 
     def export(self):
         """Nothing to measure: it writes what the subjects of `inference` run."""
@@ -172,7 +173,7 @@ class PaddleDetection:
         self.cfg = load_config(str(config_file(settings)))
         data = {"dataset_dir": settings["data"], "sample_num": settings["images"]}
         merge_config({"use_gpu": False, "worker_num": 0, "weights": settings["weights"],
-                      "TrainDataset": data, "EvalDataset": data})
+                      "TrainDataset": data, "EvalDataset": data, "TrainReader": settings["reader"]})
         import paddle
 
         paddle.set_device("cpu")

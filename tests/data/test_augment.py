@@ -169,6 +169,9 @@ def test_padding():
     assert sample["gt_bbox"].tolist() == [[4, 2, 5, 3]]
     assert sample["image"][0, 0].tolist() == [1, 2, 3]
     sample = sample_of([])
+    Pad(size=(12, 24), fill_value=7.5)(sample, rng())
+    assert sample["image"][11, 23].tolist() == [7.5, 7.5, 7.5]
+    sample = sample_of([])
     Pad()(sample, rng())
     assert sample["image"].shape == (32, 32, 3)
     with pytest.raises(ConfigError, match=r"Pad.size: 8 x 8.*an image has 10 x 20 pixels"):
@@ -201,6 +204,9 @@ def test_normalisation_of_bytes_and_of_floats_is_the_same():
     assert np.array_equal(made[0]["image"], made[1]["image"])
     expected = ((floats + 0.5) / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
     np.testing.assert_allclose(made[2]["image"], expected, rtol=1e-5, atol=1e-6)
+    mirrored = {"image": np.asfortranarray(floats + np.float32(0.5))[:, ::-1]}
+    normalize(mirrored)
+    assert np.array_equal(mirrored["image"], made[2]["image"][:, ::-1])
     outside = {"image": np.full((1, 1, 3), -7, np.float32)}
     normalize(outside)
     np.testing.assert_allclose(outside["image"][0, 0], (-7 / 255 - normalize.mean) / normalize.std, rtol=1e-5)

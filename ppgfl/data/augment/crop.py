@@ -12,7 +12,7 @@ from ...kinds import Colour, Count, Interpolation, Length, Pixels, Positive, Pos
 from ..batch import Sample
 from ..transforms import interpolate
 from .base import Augmentation, between, boxes_of, check_span, set_boxes, set_image
-from .geometry import Size
+from .geometry import Size, on_canvas
 
 
 class RandomCrop(Augmentation):
@@ -181,11 +181,8 @@ class RandomScaledCrop(Augmentation):
         # PaddleDetection fails where a side comes out as 0.
         height, width = (max(1, int(round(side * scale))) for side in sample["image"].shape[:2])
         image = interpolate(sample, width, height, self.interp)
-        canvas = np.empty((self.height, self.width, 3), np.float32)
-        canvas[:] = np.array(self.fill_value, np.float32)
-        h, w = min(height, self.height), min(width, self.width)
-        canvas[:h, :w] = image[y:y + h, x:x + w]
-        set_image(sample, canvas)
+        part = image[y:y + self.height, x:x + self.width]
+        set_image(sample, on_canvas(part, self.height, self.width, 0, 0, self.fill_value))
         sample["scale_factor"] = (sample["scale_factor"] * scale).astype(np.float32)
         boxes = boxes_of(sample) * np.float32(scale) - np.array([x, y] * 2, np.float32)
         boxes = boxes.clip(0, np.array([self.width, self.height] * 2, np.float32))

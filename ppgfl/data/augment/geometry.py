@@ -19,12 +19,15 @@ Offsets = Annotated[Sequence[Whole], Length(2, 2), "x, y"]
 
 def pad(sample: Sample, height: int, width: int, x: int, y: int, colour: Colour) -> None:
     """Put an image on a larger canvas, its left upper corner at (x, y)."""
-    image = sample["image"]
-    canvas = np.empty((height, width, 3), np.float32)
-    canvas[:] = np.array(colour, np.float32)
-    canvas[y:y + image.shape[0], x:x + image.shape[1]] = image
-    set_image(sample, canvas)
+    set_image(sample, on_canvas(sample["image"], height, width, x, y, colour))
     set_boxes(sample, boxes_of(sample) + np.array([x, y] * 2, np.float32))
+
+
+def on_canvas(image: np.ndarray, height: int, width: int, x: int, y: int, colour: Colour) -> np.ndarray:
+    """The image on a canvas [height, width, 3] float32: several times as fast as broadcasting three numbers to it."""
+    below, right = height - y - image.shape[0], width - x - image.shape[1]
+    return cv2.copyMakeBorder(image.astype(np.float32, copy=False), y, below, x, right, cv2.BORDER_CONSTANT,
+                              value=np.broadcast_to(np.float64(colour), 3).tolist())
 
 
 class _OnCanvas(Augmentation):
