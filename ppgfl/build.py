@@ -11,9 +11,8 @@ from typing import Any
 
 from paddle.optimizer import Optimizer
 
-from .classes import with_weights
 from .config.check import check_config
-from .config.keys import optimizer_section, section, setting, skips_corrupt_images
+from .config.keys import optimizer_section, section, setting, skips_corrupt_images, with_weights
 from .config.values import kinds_of
 from .data.annotations import fits_int64
 from .data.batch import Sample

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +54,3 @@ def _classes_of_weights(path: Path, _: int) -> int | None:
     count = len(bias) - any(name.startswith("head.dgqp") for name in state)  # GFLv2 has one channel more
     logger.info("num_classes: %d, from %s", count, path)
     return count
-
-
-def with_weights(cfg: Config, weights: str | os.PathLike[str] | None) -> Config:
-    """The config with these weights; None: as it is."""
-    return cfg if weights is None else {**cfg, "weights": weights}

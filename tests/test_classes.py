@@ -7,7 +7,8 @@ import yaml
 from helpers import config
 
 from ppgfl import ConfigError, Detector, build, evaluate, export
-from ppgfl.classes import number_of_classes, with_weights
+from ppgfl.classes import number_of_classes
+from ppgfl.config.keys import with_weights
 
 
 @pytest.fixture(scope="module")

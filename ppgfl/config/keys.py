@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from typing import Annotated, Any, Literal, Optional, Union
 
 from ..errors import ConfigError, nearest
@@ -275,6 +276,11 @@ def setting(cfg: Mapping[str, Any], name: str) -> Any:
 def skips_corrupt_images(cfg: Mapping[str, Any]) -> bool:
     """Whether images that cannot be read are left out. Raises ConfigError."""
     return bool(setting(cfg, "corrupt_images") == "skip")
+
+
+def with_weights(cfg: dict[str, Any], weights: str | PathLike[str] | None) -> dict[str, Any]:
+    """The config with these weights; None: as it is."""
+    return cfg if weights is None else {**cfg, "weights": weights}
 
 
 def section(cfg: Mapping[str, Any], name: str) -> dict[str, Any]:

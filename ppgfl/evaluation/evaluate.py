@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from ..build import build_dataset, check, upstream_scores
-from ..classes import number_of_classes, with_weights
+from ..classes import number_of_classes
 from ..config.check import check_classes
-from ..config.keys import setting
+from ..config.keys import setting, with_weights
 from ..data import class_names
 from ..data.annotations import SAME_NAME
 from ..data.dataset import DetectionDataSet

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
 
-from ..classes import with_weights
 from ..config import load_config
-from ..config.keys import setting, skips_corrupt_images
+from ..config.keys import setting, skips_corrupt_images, with_weights
 from ..config.load import is_run
 from ..data.image import Record, read_images
 from ..errors import ConfigError

@@ -16,8 +16,7 @@ import yaml
 from paddle.static import InputSpec
 
 from ..build import build_dataset, build_reader, check, load_model, upstream_scores
-from ..classes import with_weights
-from ..config.keys import section, setting
+from ..config.keys import section, setting, with_weights
 from ..data.batch import PadBatch
 from ..data.transforms import NormalizeImage, Resize
 from ..errors import ConfigError, ExportError

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..build import build_dataset, check, load_model
-from ..classes import with_weights
-from ..config.keys import setting
+from ..config.keys import setting, with_weights
 from ..data.batch import Sample
 from ..data.image import SUFFIXES, find_images, read_image, write_image
 from ..errors import CheckpointError, ConfigError, DataError

@@ -14,7 +14,6 @@ import cv2
 import numpy as np
 
 from ..build import check
-from ..classes import with_weights
 from ..config.keys import setting
 from ..errors import ConfigError, DataError
 from ..system import dist
@@ -51,7 +50,6 @@ def infer_videos(cfg: dict[str, Any], sources: Sequence[Source], *, output_dir: 
         raise ConfigError(f"--every: {every}; it must be at least 1")
     check(cfg)
     dist.start()
-    cfg = cfg if exported else with_weights(cfg, None)
     folder = Path(output_dir)
     targets = target_names(sources, folder, drawn_ending())
     detector = open_detector(cfg, slicing=slicing, tta=tta, sigma=sigma or draw_sigma, calibrated=calibrated,

@@ -10,8 +10,7 @@ from typing import Any
 import paddle
 
 from ..build import build_loader, build_reader, load_model, make_model, upstream_scores
-from ..classes import with_weights
-from ..config.keys import section, setting, skips_corrupt_images
+from ..config.keys import section, setting, skips_corrupt_images, with_weights
 from ..data.batch import Sample
 from ..data.device import for_device, to_device
 from ..errors import ConfigError

@@ -3,7 +3,6 @@ was fetched the first time."""
 from __future__ import annotations
 
 import hashlib
-import http.client
 import os
 import sys
 import time
@@ -151,12 +150,14 @@ def stream(url: str, part: Path, most_bytes: int) -> tuple[str, str]:
 
 def _read(answer: Any) -> bytes:
     """What has arrived, at least one byte, b"" at the end. Raises RequestException."""
+    from http.client import HTTPException
+
     import requests
     import urllib3
 
     try:
         return bytes(getattr(answer.raw, "read1", answer.raw.read)(1 << 16))  # urllib3 1 waits for all of them
-    except (urllib3.exceptions.HTTPError, http.client.HTTPException) as error:
+    except (urllib3.exceptions.HTTPError, HTTPException) as error:
         raise requests.ConnectionError(error) from error
 
 
