@@ -86,7 +86,7 @@ endef
 passed-%: %
 	@mkdir -p $(LOGS); touch $(LOGS)/$*.passed
 
-demo: $(VENV)/ready  ## draw a data set, train, evaluate, detect: about four minutes on two cores
+demo: $(VENV)/ready  ## draw a data set, train, evaluate, detect: under five minutes on two cores
 	$(VENV)/bin/python tools/demo.py
 
 bench: $(VENV)/ready  ## speed against PaddleDetection and others, in environments of their own: about twenty minutes

@@ -1,6 +1,6 @@
 """The ablations of configs/ablations on small drawn images: the table of docs/ablations.md.
 
-    python benchmarks/ablations.py FOLDER [--only shapes_gfl,shapes_qfl_alone] [--seeds 0,1,2]
+    python benchmarks/ablations.py FOLDER [--only shapes_gfl_1x,shapes_qfl_alone] [--seeds 0,1,2]
 
 As in the papers the backbone has learnt before, here on other drawn pictures, and all else starts from random weights.
 The seed draws the images, the weights and the order. FOLDER gets results.jsonl, which a second run goes on with. One
@@ -23,7 +23,7 @@ from ppgfl.config.load import find_config
 from ppgfl.data.shapes import make_shapes
 
 IMAGES, EPOCHS = 200, 12
-REFERENCES = ("shapes_gfl", "shapes_gflv2")  # what the others change
+REFERENCES = ("shapes_gfl_1x", "shapes_gflv2")  # what the others change
 NAMES = (REFERENCES[0], "shapes_qfl_alone", "shapes_dfl_alone", "shapes_neither", "shapes_centerness",
          "shapes_iou_branch", "shapes_without_dfl", "shapes_beta_1", "shapes_beta_2_5", "shapes_reg_max_8",
          "shapes_reg_max_24", REFERENCES[1], "shapes_top_1", "shapes_top_8", "shapes_channels_16",

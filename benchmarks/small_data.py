@@ -85,7 +85,7 @@ def source_detector(folder: Path) -> str:
     """The weights that the trainings start from; made by the first one."""
     weights = folder / "runs" / "source" / "model_final.pdparams"
     if not weights.exists():
-        cfg = small_config("shapes_gfl", SOURCE, other_pictures(folder / "other"), folder / "runs", None, epochs=8)
+        cfg = small_config("shapes_gfl_1x", SOURCE, other_pictures(folder / "other"), folder / "runs", None, epochs=8)
         cfg["num_classes"] = 1
         result = ppgfl.train(cfg, run_name="source", evaluate=True, scale_lr=False)
         print(f"the detector to start from: {100 * result['AP']:.1f} on pictures of its kind", flush=True)
@@ -93,10 +93,10 @@ def source_detector(folder: Path) -> str:
 
 
 def config_of(recipe: str, images: int, rounds: int, data: Path, folder: Path, weights: str | None) -> Config:
-    """The demo's detector on `images` drawn images, `rounds` times through them, by a recipe."""
+    """A small detector on `images` drawn images, `rounds` times through them, by a recipe."""
     before, options = RECIPES[recipe]
     epochs = options.get("epochs", rounds * options.get("longer", 1))
-    cfg = small_config("shapes_gfl", images, data, folder, weights, epochs, options.get("rate", 0.02))
+    cfg = small_config("shapes_gfl_1x", images, data, folder, weights, epochs, options.get("rate", 0.02))
     if options.get("decay") == "steps":
         cfg["LearningRate"]["schedulers"][0] = {"name": "PiecewiseDecay", "gamma": 0.1,
                                                 "milestones": [epochs * 2 // 3, epochs * 11 // 12]}
@@ -109,7 +109,7 @@ def config_of(recipe: str, images: int, rounds: int, data: Path, folder: Path, w
 
 def small_config(name: str, images: int, data: Path, folder: Path, weights: str | None, epochs: int,
                  rate: float = 0.02) -> Config:
-    """A config of the demo for images of this size, with a cosine and EMA: its backbone lacks the last stage, which is
+    """A config of configs/demo for images of this size, with a cosine and EMA: its backbone lacks the last stage, which is
     a third less time, and enough for such images."""
     steps = images // 8 * epochs
     cfg = ppgfl.load_config(name)

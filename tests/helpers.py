@@ -95,7 +95,7 @@ TEACHER = ["ResNet.depth=18", "FPN.out_channel=32", "GFLHead.conv_feat.feat_in=3
            "GFLHead.feat_in_chan=32", "GFLHead.conv_feat.num_convs=1"]
 
 
-def config(shapes, folder, *more, name="shapes_gfl"):
+def config(shapes, folder, *more, name="shapes_gfl_1x"):
     return ppgfl.load_config(name, options(shapes, folder, *more))
 
 

@@ -310,7 +310,7 @@ def convert(args: Namespace) -> None:
 
 
 def demo(args: Namespace) -> int:
-    """Train from start to end without any input: draw a data set, train on it, evaluate, detect. About four minutes.
+    """Train from start to end without any input: draw a data set, train on it, evaluate, detect. Under five minutes.
 
     ppgfl demo
     ppgfl demo --distill

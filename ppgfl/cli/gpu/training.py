@@ -77,7 +77,7 @@ def accumulated(place: Place) -> Iterator[Finding]:
                             "LearningRate.schedulers=[{name: CosineDecay, max_epochs: 100}]")
         if count == 2:
             overrides.append(f"TrainDataset.anno_path={_twice(place.folder / f'shapes{pictures}')}")
-        rows.append(losses_of(Path(train(load_config("shapes_gfl", overrides), accumulate=count,
+        rows.append(losses_of(Path(train(load_config("shapes_gfl_1x", overrides), accumulate=count,
                                          scale_lr=False)["folder"])))
     yield within(f"accumulate: losses of {steps} steps", apart(rows[1], rows[0]), ACCUMULATE_LIMIT, " of a loss")
 
@@ -100,7 +100,7 @@ def _twice(data: Path) -> Path:
 def precision(place: Place) -> Iterator[Finding]:
     """Twenty steps in float32, O1 and O2: their losses, and whether a resume in their middle changes anything."""
     steps = 4 if place.dry else 20
-    for config in ("shapes_gfl",) if place.dry else ("shapes_gfl", "shapes_gflv2"):
+    for config in ("shapes_gfl_1x",) if place.dry else ("shapes_gfl_1x", "shapes_gflv2"):
         plain: Rows = []
         for level in LEVELS:
             what = f"{config}, {level or 'float32'}"
@@ -193,10 +193,10 @@ def two_against_one(place: Place, name: str, what: str, overrides: Sequence[str]
     pictures = 8 if place.dry else 16
     rows = {}
     for cards_used, words in ((1, []), (2, launcher)):
-        command(place, words, "train", "-c", "shapes_gfl", "--eval", "-o", *options(
+        command(place, words, "train", "-c", "shapes_gfl_1x", "--eval", "-o", *options(
             place, f"{name}{cards_used}", pictures, *COMPARED, *overrides,
             f"TrainReader.batch_size={pictures // 2 // cards_used}"))
-        rows[cards_used] = losses_of(place.folder / f"{name}{cards_used}" / "shapes_gfl")
+        rows[cards_used] = losses_of(place.folder / f"{name}{cards_used}" / "shapes_gfl_1x")
     yield within(f"two cards, {what}: losses of ten steps", apart(rows[2], rows[1]), CARDS_LIMIT, " of a loss")
     yield within(f"two cards, {what}: AP", abs(rows[2][-1]["AP"] - rows[1][-1]["AP"]), 1e-3, " off")
 
