@@ -162,7 +162,7 @@ def main(demo):
         *(f"{name}.dataset_dir={data}" for name in ("TrainDataset", "EvalDataset", "TestDataset")),
         f"weights={demo / 'shapes_gfl' / 'best_model'}", "use_gpu=false"])
     write_augmented(cfg)
-    write_distributions(cfg, files[1], 0.67)  # the third box is on half a circle, and its left side in doubt
+    write_distributions(cfg, files[1], 0.5)  # the third box is a covered square, and its left side in doubt
     overrides = [f"TestDataset.dataset_dir={data}", "use_gpu=false"]
     write_demo(ppgfl.Detector("shapes_gfl", cfg["weights"], overrides), files)
     with tempfile.TemporaryDirectory() as folder:
