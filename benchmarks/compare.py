@@ -178,7 +178,7 @@ def loader(bench):
 def augmentations(bench):
     """The same loader with one augmentation more, or several as PP-YOLO has them; seconds an image"""
     rows = []
-    for name, change in AUGMENTED.items():
+    for name, change in list(AUGMENTED.items())[-2 if bench.smallest else 0:]:
         subjects = {"ppgfl": bench.ours(reader=change), **bench.theirs("its defaults", reader=change)}
         rows += bench.ask("loader", subjects, rounds=5, case=name)
     return rows

@@ -109,8 +109,8 @@ def config_of(recipe: str, images: int, rounds: int, data: Path, folder: Path, w
 
 def small_config(name: str, images: int, data: Path, folder: Path, weights: str | None, epochs: int,
                  rate: float = 0.02) -> Config:
-    """A config of configs/demo for images of this size, with a cosine and EMA: its backbone lacks the last stage, which is
-    a third less time, and enough for such images."""
+    """A config of configs/demo for images of this size, with a cosine and EMA: its backbone lacks the last stage, which
+    is a third less time, and enough for such images."""
     steps = images // 8 * epochs
     cfg = ppgfl.load_config(name)
     cfg.update({
