@@ -36,6 +36,14 @@ def test_the_config_is_whole_and_fits_the_data(shapes, tmp_path, model):
     assert rates[-1] < 0.01 * max(rates)
 
 
+@pytest.mark.parametrize(("epochs", "sizes"), [(23, [128, 128]), (24, [[96, 96], [160, 160]])])
+def test_who_sees_an_image_often_sees_it_at_several_sizes(shapes, tmp_path, epochs, sizes):
+    cfg, *_ = make_config(Wish(str(shapes), size=128, epochs=epochs), tmp_path / "run")
+    resize, = (value for step in cfg["TrainReader"]["sample_transforms"] for key, value in step.items()
+               if key in ("Resize", "RandomResize"))
+    assert resize["target_size"] == sizes
+
+
 def test_where_a_training_starts(shapes, tmp_path):
     released, backbone = (make_config(wish, tmp_path / "run")[0]["pretrain_weights"]
                           for wish in (Wish(str(shapes), "r50"), Wish(str(shapes), "r50", weights="backbone")))
