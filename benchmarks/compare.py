@@ -56,8 +56,6 @@ AUGMENTED = {
     "RandomCrop": augmented("RandomCrop"),
     "AutoAugment": augmented("AutoAugment", autoaug_type="v1"),
     "GridMask": augmented("GridMask"),
-    "Lighting": augmented("Lighting", eigval=[0.2175, 0.0188, 0.0045],
-                          eigvec=[[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]]),
     "Mixup": augmented("Mixup", "mixup_epoch", alpha=1.5, beta=1.5),
     "Cutmix": augmented("Cutmix", "cutmix_epoch", alpha=1.5, beta=1.5),
     "Mosaic": augmented("Mosaic", "mosaic_epoch", input_dim=[640, 640]),
