@@ -73,3 +73,9 @@ def test_each_question_runs_once_at_its_smallest(compare, tmp_path):
                           stderr=subprocess.STDOUT)
     assert done.returncode == 0, done.stdout[-3000:]
     assert [line[3:] for line in done.stdout.splitlines() if line.startswith("## ")] == list(compare.QUESTIONS)
+
+
+def test_the_chart_knows_what_each_question_of_the_results_means(compare, tmp_path):
+    results = (BENCHMARKS / "RESULTS.md").read_text(encoding="utf-8")
+    compare.chart(results, tmp_path / "results.png")
+    assert (tmp_path / "results.png").stat().st_size > 10_000
