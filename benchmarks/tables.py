@@ -68,7 +68,8 @@ def check(before, after):
 
 WAYS = {"its defaults": "as it is installed", "tuned": "with the environment variables that ppgfl sets itself"}
 MEANINGS = {"inference": "exported, one image", "evaluation": "evaluation", "step": "training step",
-            "loader": "loading of batches", "augmentations": "loading with", "targets": "targets of an image"}
+            "loader": "loading of batches", "augmentations": "loading with augmentation",
+            "targets": "targets of an image"}
 CASES = {"gfl_r18vd_1x_coco": "R18vd", "gfl_r50_fpn_1x_coco": "R50", "gflv2_r50_fpn_1x_coco": "GFLv2 R50",
          "1 boxes": "1 box"}
 
