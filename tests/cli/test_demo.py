@@ -20,4 +20,4 @@ def test_it_trains_evaluates_detects_and_says_that_one_epoch_is_not_enough(tmp_p
     assert (tmp_path / "output" / "demo" / "shapes_gfl" / "report" / "report.html").is_file()
     out, errors = capsys.readouterr()
     assert "AP 0.0" in out
-    assert "AP is below the 0.5 that this demo reaches" in errors
+    assert "AP is below the 0.6 that this demo reaches" in errors
