@@ -28,9 +28,9 @@ def shapes(tmp_path_factory):
 @pytest.fixture(scope="module")
 def weights(shapes, tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights")
-    done = run_tool("train", "-c", "shapes_gfl", "-o", *settings(shapes), "epoch=1", cwd=folder)
+    done = run_tool("train", "-c", "shapes_gfl_1x", "-o", *settings(shapes), "epoch=1", cwd=folder)
     assert done.returncode == 0, done.stderr
-    return folder / "output" / "shapes_gfl" / "model_final.pdparams"
+    return folder / "output" / "shapes_gfl_1x" / "model_final.pdparams"
 
 
 def settings(data):
@@ -48,7 +48,7 @@ def command_of(kind, data, weights, folder):
     if kind == "train":
         more = ["EvalDataset.sample_num=4", "epoch=100", f"save_dir={folder}"]
     flags = ["--eval"] if kind == "train" else []
-    return [str(part) for part in (ROOT / "tools" / f"{kind}.py", "-c", "shapes_gfl", *flags, *output, "-o",
+    return [str(part) for part in (ROOT / "tools" / f"{kind}.py", "-c", "shapes_gfl_1x", *flags, *output, "-o",
                                    *settings(data), *more)]
 
 
@@ -180,7 +180,7 @@ def test_a_killed_worker_is_one_line(shapes, weights, tmp_path):
     assert "error: a worker process of the data loader was ended from outside" in errors
     assert "Traceback" not in errors
     assert nobody_is_left(process.pid)
-    assert find_training(None, tmp_path / "shapes_gfl")
+    assert find_training(None, tmp_path / "shapes_gfl_1x")
     assert no_segment_is_left(before)
 
 
@@ -210,7 +210,7 @@ def test_images_that_vanish_are_named_and_the_checkpoints_stay(shapes, weights, 
     assert process.returncode == 2, errors
     assert errors.startswith(f"error: {data / 'train2017'}")
     assert errors.count("\n") == 1
-    assert find_training(None, tmp_path / "runs" / "shapes_gfl")
+    assert find_training(None, tmp_path / "runs" / "shapes_gfl_1x")
 
 
 def test_a_run_whose_folder_vanishes_makes_it_anew(shapes, weights, tmp_path):
@@ -220,7 +220,7 @@ def test_a_run_whose_folder_vanishes_makes_it_anew(shapes, weights, tmp_path):
     shutil.rmtree(tmp_path / "runs")
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
-    assert load(tmp_path / "runs" / "shapes_gfl" / "model_final.pdparams")
+    assert load(tmp_path / "runs" / "shapes_gfl_1x" / "model_final.pdparams")
 
 
 # --- signals at random moments
@@ -269,7 +269,7 @@ def test_kills_at_random_moments(shapes, weights, tmp_path, rounds=12):
         codes[kind, sent.name, process.returncode] = codes.get((kind, sent.name, process.returncode), 0) + 1
     print(f"{rounds} rounds: {codes}")
     assert no_segment_is_left(before)
-    if (tmp_path / "train" / "shapes_gfl").is_dir() and find_training(None, tmp_path / "train" / "shapes_gfl"):
+    if (tmp_path / "train" / "shapes_gfl_1x").is_dir() and find_training(None, tmp_path / "train" / "shapes_gfl_1x"):
         command = command_of("train", shapes, weights, tmp_path / "train")
         command[3:3] = ["--resume"]
         process = start(command, tmp_path, until="[1/4]")
