@@ -49,7 +49,7 @@ def cases(commands):
 def test_every_exception_at_every_place(shapes, tmp_path):
     weights = tmp_path / "w.pdparams"
     paddle.save(ppgfl.build_model(config(shapes, tmp_path)).state_dict(), str(weights))
-    given = ["-c", "shapes_gfl", "-o", *options(shapes, tmp_path / "runs"), f"weights={weights}", "engine=dygraph",
+    given = ["-c", "shapes_gfl_1x", "-o", *options(shapes, tmp_path / "runs"), f"weights={weights}", "engine=dygraph",
              "EvalReader.batch_size=1"]
     commands = {"train": ["train", *given], "eval": ["eval", "--output_eval", str(tmp_path / "e"), *given],
                 "infer": ["infer", "--infer_dir", str(shapes / "val2017"), "--output_dir", str(tmp_path / "i"), *given]}

@@ -647,7 +647,7 @@ def test_two_photographs_are_learnt_by_heart(tmp_path):
     (tmp_path / "two.json").write_text(json.dumps(content))
     sizes = "Resize: {target_size: [192, 256], keep_ratio: true}"
     transforms = f"[{{Decode: {{}}}}, {{{sizes}}}, {{NormalizeImage: {{}}}}, {{Permute: {{}}}}]"
-    cfg = load_config("shapes_gfl", [
+    cfg = load_config("shapes_gfl_1x", [
         *(f"{s}.dataset_dir={COCO_MINI}" for s in ("TrainDataset", "EvalDataset")), "num_classes=80",
         *(f"{s}.anno_path={tmp_path / 'two.json'}" for s in ("TrainDataset", "EvalDataset")),
         "EvalDataset.image_dir=train2017", f"TrainReader.sample_transforms={transforms}",
