@@ -89,7 +89,7 @@ passed-%: %
 demo: $(VENV)/ready  ## draw a data set, train, evaluate, detect: under five minutes on two cores
 	$(VENV)/bin/python tools/demo.py
 
-bench: $(VENV)/ready  ## speed against PaddleDetection and others, in environments of their own: about twenty minutes
+bench: $(VENV)/ready  ## speed against PaddleDetection and others, in environments of their own: twenty minutes to over an hour
 	$(VENV)/bin/python benchmarks/compare.py
 
 bench-check: $(VENV)/ready  ## whether the ratios that matter are still those of benchmarks/RESULTS.json: ten minutes

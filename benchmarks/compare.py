@@ -24,6 +24,7 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "golden")]
+from loader_cases import AUGMENTED  # noqa: E402
 from peers import Worker, is_made, python_of  # noqa: E402
 from tables import chart, check, in_words, table  # noqa: E402
 
@@ -38,34 +39,6 @@ IMAGES = 12
 SIZES = {"size": (800, 1088), "step": 640, "matrix": 2048, "canvas": (800, 1344)}  # pixels; of the matrices rows
 SMALLEST = {"size": (64, 96), "step": 64, "matrix": 64, "canvas": (128, 128), "images": 2, "shrink": True}
 CHECKED = ("inference", "step", "loader", "targets", "folder")  # what --check asks
-NORMALIZE = {"NormalizeImage": {"is_scale": True, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}}
-TARGETS = {"Gt2GFLTarget": {"downsample_ratios": [8, 16, 32, 64, 128], "grid_cell_scale": 8}}
-
-
-def augmented(name, epoch_key=None, **arguments):
-    """What a TrainReader has instead, with an augmentation behind Decode; `epoch_key`: what says how long it mixes."""
-    reader = {"sample_transforms": [
-        {"Decode": {}}, {name: arguments}, {"RandomFlip": {"prob": 0.5}},
-        {"Resize": {"target_size": [800, 1333], "keep_ratio": True, "interp": 1}}, NORMALIZE, {"Permute": {}}]}
-    return {**reader, **({epoch_key: 1000} if epoch_key else {})}
-
-
-AUGMENTED = {
-    "RandomDistort": augmented("RandomDistort"),
-    "RandomExpand": augmented("RandomExpand", fill_value=[123.675, 116.28, 103.53]),
-    "RandomCrop": augmented("RandomCrop"),
-    "AutoAugment": augmented("AutoAugment", autoaug_type="v1"),
-    "GridMask": augmented("GridMask"),
-    "Mixup": augmented("Mixup", "mixup_epoch", alpha=1.5, beta=1.5),
-    "Cutmix": augmented("Cutmix", "cutmix_epoch", alpha=1.5, beta=1.5),
-    "Mosaic": augmented("Mosaic", "mosaic_epoch", input_dim=[640, 640]),
-    "PP-YOLO's": {
-        "sample_transforms": [
-            {"Decode": {}}, {"RandomDistort": {}}, {"RandomExpand": {"fill_value": [123.675, 116.28, 103.53]}},
-            {"RandomCrop": {}}, {"RandomFlip": {}}],
-        "batch_transforms": [
-            {"BatchRandomResize": {"target_size": [480, 560, 640, 720, 800], "random_size": True, "random_interp": True,
-                                   "keep_ratio": False}}, NORMALIZE, {"Permute": {}}, TARGETS]}}
 # What ppgfl sets before it imports Paddle, for a peer that does not.
 TUNED = {"OMP_NUM_THREADS": str(physical_cores()), "MKL_DEBUG_CPU_TYPE": "5"}
 

@@ -3,10 +3,12 @@ import json
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from unittest import mock
 
 HERE = Path(__file__).resolve().parent
+LONGEST = 1800  # seconds for an answer: a loader of PaddleDetection waits for ever where a transform of it fails
 PACKAGES = {
     # On the newest Paddle that its training runs on.
     "paddledet": ("paddlepaddle==2.6.2", "paddledet==2.6.0", "scikit-learn", "setuptools<81"),
@@ -67,8 +69,14 @@ class Worker:
         self.process.wait()
 
     def _answer(self):
-        for line in self.process.stdout:
-            if line.startswith("@@"):
-                return json.loads(line[2:])
+        """Raises RuntimeError when the subject ends, or has not answered for LONGEST seconds: then it is ended."""
+        end = threading.Timer(LONGEST, self.process.kill)
+        end.start()
+        try:
+            for line in self.process.stdout:
+                if line.startswith("@@"):
+                    return json.loads(line[2:])
+        finally:
+            end.cancel()
         self.log.seek(0)
         raise RuntimeError(f"the subject ended: ...{self.log.read()[-2000:]}")

@@ -270,3 +270,17 @@ class Handler(BaseHTTPRequestHandler):
 
 def whole(path, count):
     return 200, len(CONTENT), CONTENT, 0
+
+
+def segments():
+    return set(os.listdir("/dev/shm"))
+
+
+def no_segment_is_left(before):
+    """Of processes that have ended. What others on this machine use meanwhile goes within a minute."""
+    new = segments() - before
+    for _ in range(600):
+        if not new & segments():
+            return True
+        time.sleep(0.1)
+    return False

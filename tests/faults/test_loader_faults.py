@@ -7,7 +7,7 @@ from pathlib import Path
 
 import paddle
 import pytest
-from helpers import ROOT, config, options
+from helpers import ROOT, config, no_segment_is_left, options, segments
 
 import ppgfl
 
@@ -55,7 +55,7 @@ def test_every_exception_at_every_place(shapes, tmp_path):
                 "infer": ["infer", "--infer_dir", str(shapes / "val2017"), "--output_dir", str(tmp_path / "i"), *given]}
     todo = tmp_path / "cases.json"
     todo.write_text(json.dumps(cases(commands)))
-    before = left_behind()
+    before = segments()
     done = subprocess.run([sys.executable, str(Path(__file__).with_name("inject.py")), str(tmp_path)], cwd=ROOT,
                           text=True, stdout=subprocess.PIPE, timeout=7200, check=True)
     ended = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
@@ -64,13 +64,7 @@ def test_every_exception_at_every_place(shapes, tmp_path):
              for one in ended if (message := fault_of(one))}
     print(f"{len(ended)} injections, the slowest ended after {max(one['seconds'] or 0 for one in ended):.1f} s")
     assert not wrong, json.dumps(wrong, indent=1)
-    assert left_behind() <= before
-
-
-def left_behind():
-    """Shared memory of processes that are gone: those of other tests may be running."""
-    return {name for name in os.listdir("/dev/shm") if name.startswith("ppgfl_")
-            and not os.path.exists(f"/proc/{name.split('_')[1]}")}
+    assert no_segment_is_left(before)
 
 
 def fault_of(one):  # noqa: PLR0911

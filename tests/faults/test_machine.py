@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 import yaml
-from helpers import ROOT, read, run_tool
+from helpers import ROOT, no_segment_is_left, read, run_tool, segments
 
 from ppgfl.data.shapes import make_shapes
 from ppgfl.training.checkpoints import find_training
@@ -139,20 +139,6 @@ def start(command, cwd, until=None):
         if until in line:
             break
     return process
-
-
-def segments():
-    return set(os.listdir("/dev/shm"))
-
-
-def no_segment_is_left(before):
-    """Of processes that have ended. What others on this machine use meanwhile goes within a minute."""
-    new = segments() - before
-    for _ in range(600):
-        if not new & segments():
-            return True
-        time.sleep(0.1)
-    return False
 
 
 def nobody_is_left(group):
