@@ -28,6 +28,7 @@ faults: $(VENV)/ready  ## hostile files and kills, with more rounds than test-al
 		--ignore tests/faults/test_kills.py --ignore tests/faults/test_several_processes.py
 	PPGFL_KILLS=20 $(VENV)/bin/python -m pytest tests/faults/test_kills.py tests/training/test_train.py \
 		tests/inference/test_json_lines.py tests/weights/test_download.py -k "kill or asked_to_stop or cut or second_run"
+	PPGFL_CALLS=60 $(VENV)/bin/python -m pytest tests/inference/test_threads.py -k many_calls
 
 # --- how the tests run
 #
@@ -47,10 +48,9 @@ DRILLED := faults $(foreach folder,$(FOLDERS),$(if $(shell grep -l mark.drill $(
 DRILLS := $(DRILLED:%=drills-%)
 DRILLS26 := $(DRILLED:%=drills26-%)
 # What test-all leaves to test-paddle26, since it does the same on every Paddle: configs, command lines, texts, pages,
-# disks, hostile files.
+# disks, hostile files, kills, and of the drills also data sets, the service and clusters, tables.
 SAME := config system cli project
-BOTH26 := $(filter-out $(SAME:%=test26-%),$(FAST26)) $(filter-out drills26-faults $(SAME:%=drills26-%),$(DRILLS26)) \
-	drills26-processes
+BOTH26 := $(filter-out $(SAME:%=test26-%),$(FAST26)) drills26-inference drills26-training drills26-processes
 
 .PHONY: $(FAST) $(FAST26) $(DRILLS) $(DRILLS26) drills26-processes
 $(FAST): test-%: $(VENV)/ready
@@ -63,7 +63,7 @@ $(DRILLS26): drills26-%: $(VENV26)/ready
 	$(call pytest,$(VENV26),-m drill)
 
 drills26-processes: $(VENV26)/ready
-	$(call pytest,$(VENV26),-m drill,$(addprefix tests/faults/test_,kills.py loader_faults.py numbers.py several_processes.py))
+	$(call pytest,$(VENV26),-m drill,$(addprefix tests/faults/test_,numbers.py several_processes.py))
 
 # pytest of the environment $(1) with the arguments $(2) on the files $(3), or else on the folder $*; "project" is what
 # tests/ itself holds. It ends with 5 where a folder has no such tests. One thread each, as there are processes enough:

@@ -151,7 +151,7 @@ def augmentations(bench):
     rows = []
     for name, change in list(AUGMENTED.items())[-2 if bench.smallest else 0:]:
         subjects = {"ppgfl": bench.ours(reader=change), **bench.theirs("its defaults", reader=change)}
-        rows += bench.ask("loader", subjects, rounds=5, case=name)
+        rows += bench.ask("loader", subjects, rounds=20, case=name)
     return rows
 
 

@@ -121,7 +121,7 @@ def test_two_processes_share_the_images(many, r18vd_weights, tmp_path):
     assert 70 < len((tmp_path / "out" / "results-1-00000.jsonl").read_text(encoding="utf-8").splitlines()) < 80
 
 
-@pytest.mark.parametrize(("fault", "found"), [
+@pytest.mark.parametrize(("fault", "found"), [  # of a hang the run is told soon: hang_timeout is 12 s instead of 25
     ("raise RuntimeError('it breaks')", ["process 1 failed", "RuntimeError: it breaks"]),
     ("out = {name: value * float('nan') for name, value in out.items()}", ["process 1 failed", "a loss is not finite"]),
     ("os.kill(os.getpid(), signal.SIGKILL)", []),
@@ -139,7 +139,8 @@ def test_a_process_in_trouble_ends_the_others_and_shows_why(shapes, tmp_path, fa
                       "losses.GFLCriterion.__call__ = broken\n"
                       "from ppgfl.cli import main\nsys.exit(main('train'))\n")
     start = time.monotonic()
-    done = launch(script, "-c", "shapes_gfl", "-o", *options(shapes, tmp_path, "log_iter=1"), cwd=tmp_path)
+    done = launch(script, "-c", "shapes_gfl", "-o", *options(shapes, tmp_path, "log_iter=1", "hang_timeout=12"),
+                  cwd=tmp_path)
     assert done.returncode != 0
     assert time.monotonic() - start < 120
     for words in found:

@@ -15,7 +15,7 @@ from ppgfl.inference.slicing import Slicing
 
 SIZES = [(64, 96), (96, 64), (40, 120), (64, 64), (50, 30)]
 KINDS = ["openvino", "onednn", "native", "json", "onnx", "dygraph", "static", "sliced"]
-CALLS = int(os.environ.get("PPGFL_CALLS", "8"))  # of each thread; the drill makes more
+CALLS = int(os.environ.get("PPGFL_CALLS", "8"))  # of each thread; the drill makes at least 24, `make faults` 60
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_threads_that_share_a_detector_get_their_own_answers(exported, r18vd_wei
 @pytest.mark.drill
 @pytest.mark.parametrize("kind", KINDS)
 def test_many_calls_from_six_threads(exported, r18vd_weights, images, kind):
-    assert wrong_answers(opened(kind, exported, r18vd_weights), images, max(CALLS, 60), 6) == 0
+    assert wrong_answers(opened(kind, exported, r18vd_weights), images, max(CALLS, 24), 6) == 0
 
 
 @pytest.mark.parametrize("kind", ["openvino", "onnx", "dygraph", "static"])
