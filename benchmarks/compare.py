@@ -225,8 +225,10 @@ class Bench:
 
     def __init__(self, scratch, models=(MODEL, *MORE_MODELS), smallest=False):
         self.scratch, self.models, self.smallest = scratch, models, smallest
-        # None of what this process has set for itself.
-        self.environment = {key: value for key, value in os.environ.items() if key not in TUNED}
+        # None of what this process has set for itself, and modules compiled once, as Python does by default: those of a
+        # peer lie compiled in its environment.
+        left_out = (*TUNED, "PYTHONDONTWRITEBYTECODE")
+        self.environment = {key: value for key, value in os.environ.items() if key not in left_out}
         self.environment["PPGFL_HOME"] = str(scratch / "home")
         self.data = draw_coco(scratch / "data")
         self.photographs = self.data / "val2017"
