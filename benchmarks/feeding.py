@@ -270,7 +270,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=1, help="of which the best counts (1)")
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     args = parser.parse_args()
-    logging.disable(logging.INFO)
+    logging.getLogger("ppgfl").setLevel(logging.WARNING)
     cv2.setNumThreads(1)
     files = deploy.find_images(args.image_dir or str(ROOT / "docs/images"))
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
