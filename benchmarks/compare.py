@@ -10,7 +10,6 @@ Each subject runs in a process of its own, on the same drawn pictures, with the 
 import argparse
 import json
 import os
-import pickle
 import statistics
 import subprocess
 import sys
@@ -23,7 +22,8 @@ import numpy as np
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "golden")]
+sys.path.insert(0, str(ROOT))
+from drawn import draw_coco, write_weights  # noqa: E402
 from loader_cases import AUGMENTED  # noqa: E402
 from peers import Worker, is_made, python_of  # noqa: E402
 from tables import chart, check, in_words, table  # noqa: E402
@@ -230,7 +230,7 @@ class Bench:
         left_out = (*TUNED, "PYTHONDONTWRITEBYTECODE")
         self.environment = {key: value for key, value in os.environ.items() if key not in left_out}
         self.environment["PPGFL_HOME"] = str(scratch / "home")
-        self.data = draw_coco(scratch / "data")
+        self.data = draw_coco(scratch / "data", IMAGES)
         self.photographs = self.data / "val2017"
         self.weights_of_demo, self.onnx_of_demo = scratch / "demo.pdparams", scratch / "demo" / "model.onnx"
         subprocess.run([sys.executable, "-c", SAVE_DEMO % (str(ROOT), str(scratch))], check=True,
@@ -303,50 +303,6 @@ cfg = ppgfl.load_config("shapes_gfl", ["use_gpu=false", f"weights={scratch}/demo
 paddle.save(ppgfl.build_model(cfg).state_dict(), cfg["weights"])
 ppgfl.export(cfg, output_dir=f"{scratch}/demo", onnx=True, format="pdmodel", verify=())
 """
-
-
-def draw_coco(folder):
-    """Pictures of the usual size with boxes of the 80 classes, in COCO's layout."""
-    import json
-
-    import cv2
-    import numpy as np
-
-    rng = np.random.default_rng(0)
-    images, annotations = [], []
-    for split in ("train2017", "val2017"):
-        (folder / split).mkdir(parents=True)
-    for i in range(IMAGES):
-        height, width = (480, 640) if i % 2 else (427, 640)
-        noise = rng.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
-        picture = cv2.resize(noise, (width, height))
-        for _ in range(8):
-            w, h = int(rng.integers(20, 300)), int(rng.integers(20, 300))
-            x, y = int(rng.integers(0, width - w)), int(rng.integers(0, height - h))
-            picture[y:y + h, x:x + w] = rng.integers(0, 256, 3)
-            annotations.append({"id": len(annotations) + 1, "image_id": i + 1, "bbox": [x, y, w, h], "area": w * h,
-                                "iscrowd": 0, "category_id": int(rng.integers(1, 81))})
-        for split in ("train2017", "val2017"):
-            cv2.imwrite(str(folder / split / f"{i}.jpg"), picture)
-        images.append({"id": i + 1, "file_name": f"{i}.jpg", "height": height, "width": width})
-    content = json.dumps({"images": images, "annotations": annotations,
-                          "categories": [{"id": i + 1, "name": f"class {i}"} for i in range(80)]})
-    (folder / "annotations").mkdir()
-    for split in ("train", "val"):
-        (folder / "annotations" / f"instances_{split}2017.json").write_text(content)
-    return folder
-
-
-def write_weights(model, folder):
-    """Weights drawn from a seed, in a pickle that PaddleDetection's older numpy reads; written once."""
-    import make_weights
-
-    path = folder / f"{model}.pdparams"
-    if path.exists():
-        return path
-    data = pickle.dumps(make_weights.make(model), protocol=2)
-    path.write_bytes(data.replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
-    return path
 
 
 def rows_of(answers):

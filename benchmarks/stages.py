@@ -23,8 +23,9 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
 
-import compare  # noqa: E402
 import cv2  # noqa: E402
+from compare import MODEL  # noqa: E402
+from drawn import draw_coco, write_weights  # noqa: E402
 
 import ppgfl  # noqa: E402
 from ppgfl.evaluation import evaluate as evaluation  # noqa: E402
@@ -79,15 +80,14 @@ def show(title: str, run: Callable[[], Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=24)
-    parser.add_argument("--model", default=compare.MODEL)
+    parser.add_argument("--model", default=MODEL)
     parser.add_argument("--exported", action="store_true", help="infer with an exported folder, too")
     args = parser.parse_args()
     logging.getLogger("ppgfl").setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory() as scratch:
         os.chdir(scratch)
-        compare.IMAGES = args.images
-        data = compare.draw_coco(Path(scratch, "coco"))
-        weights = compare.write_weights(args.model, Path(scratch))
+        data = draw_coco(Path(scratch, "coco"), args.images)
+        weights = write_weights(args.model, Path(scratch))
         cfg = ppgfl.load_config(args.model, ["use_gpu=false", "worker_num=0", f"EvalDataset.dataset_dir={data}",
                                              f"EvalDataset.sample_num={args.images}"])
         files = sorted(map(str, (data / "val2017").iterdir()))[:args.images]
