@@ -1,24 +1,18 @@
 """From a config to objects: visible tables, and one function per thing, top-down.
 
-To add a backbone or a neck, write the class and add one line to its table; the tables of transforms are in `readers`.
+To add a backbone or a neck, write the class and add one line to its table; the tables of data are in `readers`.
 How an object gets its arguments is said in `make`.
 """
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from typing import Any
 
 from paddle.optimizer import Optimizer
 
 from .config.check import check_config
-from .config.keys import optimizer_section, section, setting, skips_corrupt_images, with_weights
+from .config.keys import optimizer_section, section, setting, with_weights
 from .config.values import kinds_of
-from .data.annotations import fits_int64
-from .data.batch import Sample
-from .data.dataset import COCODataSet, ImageFolder, VOCDataSet, YOLODataSet
-from .data.device import for_device
-from .data.loader import Batches, BatchMaker, Loader
 from .data.targets import Gt2GFLTarget
 from .errors import CheckpointError, ConfigError
 from .fit import check_parts
@@ -48,7 +42,15 @@ from .optim import (
     make_optimizer,
     make_schedule,
 )
-from .readers import BATCH_TRANSFORMS, SAMPLE_TRANSFORMS, build_reader, own_classes
+from .readers import (
+    BATCH_TRANSFORMS,
+    DATASETS,
+    SAMPLE_TRANSFORMS,
+    build_dataset,  # noqa: F401  this is its public path
+    build_loader,  # noqa: F401  the same
+    build_reader,
+    own_classes,
+)
 from .system.log import logger
 from .weights.checkpoint import load_weights
 
@@ -64,7 +66,6 @@ DISTILLATION_LOSSES = {"KnowledgeDistillationKLDivLoss": KnowledgeDistillationKL
 FEATURE_LOSSES = {"CWDFeatureLoss": CWDFeatureLoss}
 LOSSES: dict[str, Any] = {**CLASS_LOSSES, **DISTRIBUTION_LOSSES, **BOX_LOSSES, **DISTILLATION_LOSSES, **FEATURE_LOSSES}
 NMS = {"MultiClassNMS": MultiClassNMS}
-DATASETS: dict[str, Any] = {cls.__name__: cls for cls in (COCODataSet, VOCDataSet, YOLODataSet, ImageFolder)}
 DECAYS: dict[str, Any] = {"PiecewiseDecay": PiecewiseDecay, "CosineDecay": CosineDecay}
 WARMUPS: dict[str, Any] = {"LinearWarmup": LinearWarmup, "ExpWarmup": ExpWarmup}
 CLASSES: dict[str, Any] = {**BACKBONES, **NECKS, **HEADS, **TOWERS, **QUALITY_PREDICTORS, **LOSSES, **NMS,
@@ -209,37 +210,6 @@ def build_teacher(cfg: Config, student: GFL) -> Teacher | None:
         raise ConfigError(f"teacher.pretrain_weights: was trained with the classes {taught}, the student learns "
                           f"{student.class_names}; both need the same in the same order")
     return Teacher(teacher)
-
-
-# --- data
-
-
-def build_dataset(cfg: Config, name: str) -> Any:
-    """The data set of a section: "TrainDataset", "EvalDataset" or "TestDataset"."""
-    if not isinstance(cfg.get(name), dict):
-        raise ConfigError(f"{name}: the config has no such section; add configs/datasets/coco_detection.yml to "
-                          "its _BASE_")
-    shared = ["num_classes"] if cfg[name].get("name") == "ImageFolder" else []
-    return make(cfg, DATASETS, cfg[name], name, shared=shared, section=name)
-
-
-def build_loader(cfg: Config, name: str, records: Sequence[Sample], *, seed: int = 0, rank: int = 0,
-                 world_size: int = 1) -> Loader:
-    """The `Loader` of the records of a data set; batch size and order from the reader's section `name`.
-
-    `place` of its batches is that among the records. It stands for an `im_id` that no tensor can hold, too.
-    """
-    reader, keys = for_device(build_reader(cfg, name)), section(cfg, name)
-    batch_size, workers = keys["batch_size"], setting(cfg, "worker_num")
-    batches = Batches(len(records), batch_size, shuffle=keys["shuffle"], drop_last=keys["drop_last"],
-                      seed=seed, rank=rank, world_size=world_size)
-    if records and not len(batches):
-        raise ConfigError(f"{name}.batch_size: {batch_size} on {world_size} processes, but the data set has only "
-                          f"{len(records)} images; set it lower")
-    numbered = [{**record, "place": place, "im_id": record["im_id"] if fits_int64(record["im_id"]) else place}
-                for place, record in enumerate(records)]
-    maker = BatchMaker(numbered, reader, seed, skip=skips_corrupt_images(cfg), replace=name == "TrainReader")
-    return Loader(maker, batches, workers)
 
 
 # --- what trains the model

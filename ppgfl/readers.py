@@ -1,15 +1,17 @@
-"""From a reader's section of a config to its transforms.
+"""From the sections of a config about data to data sets, readers and loaders. None of it needs Paddle.
 
-To add a transform, write the class and add it to its table.
+To add a transform or a data set, write the class and add it to its table.
 """
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from .config.check import check_mixing, check_order, transforms_in
-from .config.keys import section
+from .config.keys import section, setting, skips_corrupt_images
 from .config.load import is_own
 from .config.values import as_written, read
+from .data.annotations import fits_int64
 from .data.augment.autoaugment import AutoAugment
 from .data.augment.base import Mixer
 from .data.augment.choose import BatchRandomResize, RandomSelect, RandomSelects
@@ -19,7 +21,10 @@ from .data.augment.erase import GridMask, RandomErasing, RandomErasingCrop
 from .data.augment.geometry import Pad, PadResize, RandomExpand, RandomShift, RandomShortSideResize
 from .data.augment.mix import Cutmix, Mixup
 from .data.augment.mosaic import Mosaic
-from .data.batch import EachOf, PadBatch, Reader
+from .data.batch import EachOf, PadBatch, Reader, Sample
+from .data.dataset import COCODataSet, ImageFolder, VOCDataSet, YOLODataSet
+from .data.device import for_device
+from .data.loader import Batches, BatchMaker, Loader
 from .data.own import OwnTransform, class_of
 from .data.targets import Gt2GFLTarget
 from .data.transforms import Decode, NormalizeImage, Permute, RandomFlip, RandomResize, Resize
@@ -33,8 +38,18 @@ SAMPLE_TRANSFORMS: dict[str, Any] = {cls.__name__: cls for cls in (
     RandomShortSideResize, Pad, PadResize, RandomSelect, RandomSelects)} | MIXERS
 BATCH_TRANSFORMS: dict[str, Any] = {"PadBatch": PadBatch, "BatchRandomResize": BatchRandomResize,
                                     "Gt2GFLTarget": Gt2GFLTarget}
+DATASETS: dict[str, Any] = {cls.__name__: cls for cls in (COCODataSet, VOCDataSet, YOLODataSet, ImageFolder)}
 ALONE = ("Decode", *MIXERS)  # of sample_transforms, what makes no sense in batch_transforms
 LISTS = {"RandomSelect": ("transforms1", "transforms2"), "RandomSelects": ("transforms_list",)}
+
+
+def build_dataset(cfg: Config, name: str) -> Any:
+    """The data set of a section: "TrainDataset", "EvalDataset" or "TestDataset"."""
+    if not isinstance(cfg.get(name), dict):
+        raise ConfigError(f"{name}: the config has no such section; add configs/datasets/coco_detection.yml to "
+                          "its _BASE_")
+    shared = ["num_classes"] if cfg[name].get("name") == "ImageFolder" else []
+    return make(cfg, DATASETS, cfg[name], name, shared=shared, section=name)
 
 
 def build_reader(cfg: Config, name: str) -> Reader:
@@ -53,6 +68,25 @@ def build_reader(cfg: Config, name: str) -> Reader:
               if isinstance(each, Mixer) and type(each).__name__ == kind]
     batch = [each if isinstance(each, tuple(BATCH_TRANSFORMS.values())) else EachOf(each) for each in batch]
     return Reader(samples, batch, mixing)
+
+
+def build_loader(cfg: Config, name: str, records: Sequence[Sample], *, seed: int = 0, rank: int = 0,
+                 world_size: int = 1) -> Loader:
+    """The `Loader` of the records of a data set; batch size and order from the reader's section `name`.
+
+    `place` of its batches is that among the records. It stands for an `im_id` that no tensor can hold, too.
+    """
+    reader, keys = for_device(build_reader(cfg, name)), section(cfg, name)
+    batch_size, workers = keys["batch_size"], setting(cfg, "worker_num")
+    batches = Batches(len(records), batch_size, shuffle=keys["shuffle"], drop_last=keys["drop_last"],
+                      seed=seed, rank=rank, world_size=world_size)
+    if records and not len(batches):
+        raise ConfigError(f"{name}.batch_size: {batch_size} on {world_size} processes, but the data set has only "
+                          f"{len(records)} images; set it lower")
+    numbered = [{**record, "place": place, "im_id": record["im_id"] if fits_int64(record["im_id"]) else place}
+                for place, record in enumerate(records)]
+    maker = BatchMaker(numbered, reader, seed, skip=skips_corrupt_images(cfg), replace=name == "TrainReader")
+    return Loader(maker, batches, workers)
 
 
 def own_classes(cfg: Config) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from helpers import ROOT
 
 # A wing imports only wings that stand before it; those of one list do not know each other.
 ORDER = [["errors"], ["kinds"], ["system", "optim"], ["config", "weights", "model", "data"],
-         ["classes", "fit", "precision"], ["make"], ["readers"], ["build", "targets"], ["convert"], ["inference"],
-         ["evaluation"], ["training"], ["cli"]]
+         ["classes", "fit", "precision"], ["make"], ["readers"], ["build", "targets"], ["checked", "convert"],
+         ["inference"], ["evaluation"], ["training"], ["cli"]]
 PLACE = {wing: i for i, wings in enumerate(ORDER) for wing in wings}
 PACKAGE = ROOT / "ppgfl"
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if "configs" not in path.parts and "deploy" not in path.parts)

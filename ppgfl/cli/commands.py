@@ -35,8 +35,8 @@ def main(command: str, words: Sequence[str] | None = None, prog: str | None = No
     add_arguments(parser)
     args = parser.parse_args(words)
     set_up(logging.INFO if dist.is_main() else logging.WARNING)
-    # `doctor` says itself what is wrong with Paddle; its GPU check needs one. Lists need none.
-    with_paddle = command not in ("doctor", "models", "configs") or getattr(args, "gpu", False)
+    # `doctor` says itself what is wrong with Paddle; its GPU check needs one. Lists, and `infer` often, need none.
+    with_paddle = command not in ("doctor", "models", "configs", "infer") or getattr(args, "gpu", False)
     return exit_code(run, args, with_paddle=with_paddle)
 
 

@@ -39,6 +39,7 @@ def check_config(cfg: Mapping[str, Any], classes: Mapping[str, type]) -> None:
         cfg: the dict of `load_config`.
         classes: {name in a config: its class}, whose arguments are the keys of that section (`build.CLASSES`).
     """
+    warn_of_ignored(cfg)
     findings = list(_of_config(cfg, classes, ""))
     if findings:
         raise ConfigError("; ".join(findings))
@@ -57,13 +58,19 @@ def _of_config(cfg: Mapping[str, Any], classes: Mapping[str, type], prefix: str)
             yield from _of_config(value, classes, f"{where}.")
         elif key in TOP_LEVEL:
             yield from _of_value(where, value, TOP_LEVEL[key].kind, classes)
-        elif key in IGNORED:
-            if value not in (None, False, 0, "", [], -1):
-                _warn_once(f"{where}: has no effect; in PaddleDetection it {IGNORED[key]}")
-        elif not str(key).startswith(OWN):
+        elif key not in IGNORED and not str(key).startswith(OWN):
             known = [*TOP_LEVEL, *SECTIONS, *DATASET_SECTIONS, *classes]
             yield (f"{where}: unknown key; {suggestion(key, known)}docs/configs.md lists all of them, and a key of "
                    f"your own begins with {' or '.join(OWN)}")
+
+
+def warn_of_ignored(cfg: Mapping[str, Any], prefix: str = "") -> None:
+    """A line about each key of PaddleDetection that is on and has no effect here."""
+    for key, value in cfg.items():
+        if key in IGNORED and value not in (None, False, 0, "", [], -1):
+            _warn_once(f"{prefix}{key}: has no effect; in PaddleDetection it {IGNORED[key]}")
+        elif key == "teacher" and isinstance(value, dict):
+            warn_of_ignored(value, f"{prefix}{key}.")
 
 
 def _of_dataset(where: str, name: str, section: Any, classes: Mapping[str, type]) -> Iterator[str]:

@@ -2,15 +2,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-import paddle
-from paddle import Tensor
 
 from ..system import runtime
 from .batch import Batch, PadBatch, Reader
 from .targets import Gt2GFLTarget
 from .transforms import Decode, NormalizeImage, Permute, RandomFlip, RandomResize, Resize
+
+if TYPE_CHECKING:
+    from paddle import Tensor
 
 IN_BYTES = {Decode, Resize, RandomResize, RandomFlip, NormalizeImage, Permute}  # what leaves pixels in bytes before it
 
@@ -33,6 +35,8 @@ def for_device(reader: Reader, on_gpu: bool | None = None) -> Reader:
 def to_device(batch: Batch, reader: Reader) -> dict[str, Tensor]:
     """The tensors of a batch that the reader has made, with what it left out done; `place`, which only the host looks
     at, stays there."""
+    import paddle
+
     tensors = {key: paddle.to_tensor(value, place="cpu") if key == "place" else paddle.to_tensor(value)
                for key, value in batch.items()}
     if isinstance(reader.left_out, NormalizeImage) and batch:
@@ -50,6 +54,8 @@ def normalized(image: Tensor, unpadded: Tensor | None, table: np.ndarray) -> Ten
 
     Returns: [N, 3, H, W] float32, 0 in the padding.
     """
+    import paddle
+
     values = paddle.to_tensor(np.append(table[0].T.ravel(), np.float32(0)))  # [769]: channel after channel, the padding
     places = image.astype("int32") + paddle.to_tensor(np.arange(3, dtype=np.int32).reshape(3, 1, 1) * 256)
     if unpadded is not None:

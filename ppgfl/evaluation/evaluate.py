@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..build import build_dataset, check, upstream_scores
+from ..build import check, upstream_scores
 from ..classes import number_of_classes
 from ..config.check import check_classes
 from ..config.keys import setting, with_weights
@@ -16,6 +16,7 @@ from ..errors import ConfigError, DataError
 from ..inference.detections import coco_records
 from ..inference.detector import RowDetector, open_detector
 from ..precision import precision_of
+from ..readers import build_dataset
 from ..system import dist
 from ..system.atomic_write import write_json
 from ..system.log import logger

@@ -14,7 +14,7 @@ import paddle
 from paddle import Tensor, nn
 
 from .. import convert
-from ..build import build_dataset, load_model, make_model
+from ..build import load_model, make_model
 from ..config import load_config
 from ..config.keys import setting
 from ..data.image import read_image
@@ -23,6 +23,7 @@ from ..inference.detector import open_detector
 from ..inference.export import export
 from ..inference.graph import Graph
 from ..model.gfl import GFL
+from ..readers import build_dataset
 from ..system import runtime
 from ..system.atomic_write import write_csv, write_json, write_text
 from ..system.log import logger

@@ -16,7 +16,7 @@ from ..config.keys import setting, skips_corrupt_images, with_weights
 from ..config.load import is_run
 from ..data.image import Record, read_images
 from ..errors import ConfigError
-from ..system import runtime
+from ..system import installed, runtime
 from ..system.log import logger
 from .arrays import Image, as_array
 from .detections import Detections
@@ -107,7 +107,8 @@ def open_detector(cfg: dict[str, Any], *, weights: str | os.PathLike[str] | None
         detector = RowDetector(run, read_ahead(prepare_ahead(stages), skip), class_names=run.class_names,
                                source=run.description)
     else:
-        runtime.import_paddle()
+        if installed.paddle_can_use_gpus():  # its device decides what runs
+            runtime.import_paddle()
         from .model_detector import of_weights
 
         detector, stages = of_weights(cfg, weights, model, reader, images, precision, tta, sigma, calibrated)
@@ -211,8 +212,8 @@ class Detector:
                                         sigma=sigma, calibrated=calibrated)
             self.class_names = self.detect.class_names or []
             return
-        runtime.import_paddle()
-        from ..build import build_dataset, check
+        from ..checked import check
+        from ..readers import build_dataset
 
         cfg = with_weights(load_config(config, overrides), weights)
         check(cfg)

@@ -9,11 +9,11 @@ import numpy as np
 import paddle
 from paddle import Tensor
 
-from ..build import build_loader
 from ..data.batch import Sample
 from ..errors import CheckpointError, ConfigError
 from ..model.boxes import cell_centers
 from ..model.gfl import GFL
+from ..readers import build_loader
 from .detections import split_batch
 
 SHOWN = 6  # boxes of an image whose distributions are looked at, the best

@@ -15,11 +15,12 @@ import paddle
 import yaml
 from paddle.static import InputSpec
 
-from ..build import build_dataset, build_reader, check, load_model, upstream_scores
+from ..build import check, load_model, upstream_scores
 from ..config.keys import section, setting, with_weights
 from ..data.batch import PadBatch
 from ..data.transforms import NormalizeImage, Resize
 from ..errors import ConfigError, ExportError
+from ..readers import build_dataset, build_reader
 from ..system import runtime
 from ..system.atomic_write import write_text
 from ..system.log import logger

@@ -2,32 +2,34 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..build import build_dataset, check, load_model
+from ..checked import check
 from ..config.keys import setting, with_weights
 from ..data.batch import Sample
 from ..data.image import SUFFIXES, find_images, read_image, write_image
 from ..errors import CheckpointError, ConfigError, DataError
-from ..model.gfl import GFL
-from ..system import dist
+from ..readers import build_dataset
+from ..system import dist, runtime
 from ..system.atomic_write import with_ending, write_json
 from ..system.log import logger
 from ..system.progress import progress
 from ..weights import checkpoint, download
 from .detections import Detections, coco_records, write_csv
-from .detector import Rows, open_detector
-from .distribution_figure import draw_distributions
-from .distributions import Distributions, detect_records
+from .detector import RowDetector, Rows, open_detector
 from .json_lines import JsonLines
 from .label_folder import LAYOUTS, LabelFolder, check_place
 from .parquet import ParquetFile
 from .runner import ahead
 from .slicing import Slicing
+
+if TYPE_CHECKING:
+    from ..model.gfl import GFL
+    from .distributions import Distributions
 
 RESULT_FILES = {"json": "results.json", "csv": "results.csv", "coco": "bbox.json"}
 IMAGE_IDS = "images.json"  # beside bbox.json: which image each image_id is
@@ -110,6 +112,8 @@ def infer(cfg: dict[str, Any], images: str | os.PathLike[str] | Sequence[str], *
             paths[index].parent.mkdir(parents=True, exist_ok=True)
             write_image(str(paths[index]), one.draw(draw_threshold, with_sigma=draw_sigma))
         if figures and distributions:
+            from .distribution_figure import draw_distributions
+
             figure = draw_distributions(read_image(files[index]), one.above(draw_threshold), distributions)
             write_image(str(figures[index]), figure)
         if labels:
@@ -117,9 +121,7 @@ def infer(cfg: dict[str, Any], images: str | os.PathLike[str] | Sequence[str], *
         one.path = shown_as[index]
         return index, rows, one
 
-    seen = detect_records(cfg, model, records) if model is not None else (
-        (index, rows, None) for index, rows in detector.detect_records(records))
-    detected = progress(seen, total=len(records), what="infer")
+    detected = progress(_seen(cfg, model, detector, records), total=len(records), what="infer")
     with closing(ahead(draw, detected)) if paths or labels else nullcontext(map(draw, detected)) as done:
         for index, rows, one in done:
             results.add(index, rows, one)
@@ -133,9 +135,22 @@ def infer(cfg: dict[str, Any], images: str | os.PathLike[str] | Sequence[str], *
 
 
 def _dygraph_model(cfg: dict[str, Any], weights: str | os.PathLike[str] | None, sigma: bool) -> GFL:
+    runtime.import_paddle()
+    from ..build import load_model
+
     model = load_model(cfg, weights)
     model.decoder.sigma = sigma
     return model
+
+
+def _seen(cfg: dict[str, Any], model: GFL | None, detector: RowDetector,
+          records: Sequence[Sample]) -> Iterator[tuple[int, Rows, Distributions | None]]:
+    """The detections of each record by its place, with their distributions where there is a model to ask."""
+    if model is None:
+        return ((index, rows, None) for index, rows in detector.detect_records(records))
+    from .distributions import detect_records
+
+    return detect_records(cfg, model, records)
 
 
 def _check_results(kind: str | None, resume: bool, sigma: bool) -> None:

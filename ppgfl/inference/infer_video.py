@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 import cv2
 import numpy as np
 
-from ..build import check
+from ..checked import check
 from ..config.keys import setting
 from ..errors import ConfigError, DataError
 from ..system import dist

@@ -8,23 +8,25 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..build import CLASSES, load_model
-from ..config.keys import setting
+from ..config.check import DATASET_SECTIONS
+from ..config.keys import SECTIONS, TOP_LEVEL, setting
 from ..errors import ConfigError, ExportError
-from ..model.gfl import GFL
-from ..system import runtime
+from ..system import installed, runtime
 from ..system.atomic_write import write_json
 from ..system.log import logger
 from ..weights import checkpoint, download
-from .export import formats_for, onnx_writer, write_graphs
 from .runner import make_runner
+
+if TYPE_CHECKING:
+    from ..model.gfl import GFL
 
 MIN_IMAGES_FOR_GRAPH = 3  # from so many on, making a graph takes less time than it saves
 MAX_CACHED_GRAPHS = 4
+OF_MODEL = ("architecture", "GFL", "norm_type", "num_classes", "upstream_scores")  # beside the sections of classes
 CLASS_NAMES = "class_names.json"  # those of the weights, null where they have none
 
 
@@ -46,6 +48,9 @@ def load_detection_model(cfg: dict[str, Any], weights: str | os.PathLike[str] | 
     Raises: ConfigError, CheckpointError; ExportError when "static" is asked for and cannot be had.
     """
     def in_dygraph() -> GFL:
+        runtime.import_paddle()
+        from ..build import load_model
+
         model = load_model(cfg, weights)
         model.decoder.sigma = sigma
         return model
@@ -119,6 +124,7 @@ def _open(folder: Path, kind: str) -> StaticModel:
     model of a process gets it, and stays; others run on oneDNN, a fifth slower, which gives its memory back."""
     if kind == "onnx":
         return StaticModel(folder, kind)
+    runtime.import_paddle()
     if folder not in _on_openvino:
         model = StaticModel(folder, kind, engine="onednn" if _on_openvino else "auto")
         if _on_openvino or model.runner.engine != "openvino":
@@ -135,6 +141,9 @@ def _make(cfg: dict[str, Any], weights: Path, folder: Path, options: dict[str, b
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():
             logger.info("making a static graph, a few seconds, kept in %s", folder)
+            runtime.import_paddle()
+            from .export import formats_for, onnx_writer, write_graphs
+
             # The reader is that of the check at the end: small drawn images.
             reader = {"sample_transforms": [{"Decode": {}}, {"Resize": {"target_size": [96, 128], "keep_ratio": True}},
                                             {"NormalizeImage": {}}, {"Permute": {}}],
@@ -154,12 +163,9 @@ def _make(cfg: dict[str, Any], weights: Path, folder: Path, options: dict[str, b
 def _key(cfg: dict[str, Any], weights: Path, options: dict[str, Any]) -> str:
     """Names a graph: it changes with the weights, with what the config says of the model, with what is asked of the
     export, with Paddle and our code."""
-    import paddle
-
-    model = {key: value for key, value in cfg.items()
-             if key in CLASSES or key in ("architecture", "GFL", "norm_type", "num_classes", "upstream_scores")}
-    code = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.parent.rglob("*.py"))))
-    parts = [download.sha256(weights), model, code.hexdigest(), paddle.__version__, options]
+    others = {*TOP_LEVEL, *SECTIONS, *DATASET_SECTIONS} - {*OF_MODEL}
+    model = {key: value for key, value in cfg.items() if key not in others}
+    parts = [download.sha256(weights), model, installed.code_digest(), installed.paddle_version(), options]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 

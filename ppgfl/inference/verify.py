@@ -10,10 +10,10 @@ from typing import Any, Union
 import numpy as np
 import paddle
 
-from ..build import build_reader
 from ..data.batch import Batch
 from ..data.image import read_image
 from ..errors import DataError, ExportError
+from ..readers import build_reader
 from ..system.log import logger
 from .graph import Graph, is_deformable
 from .runner import ExportedModel, make_runner

@@ -10,7 +10,9 @@ import io
 import logging
 import os
 import platform
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +20,7 @@ from pathlib import Path
 from ..errors import ConfigError
 from . import gpu
 from .log import logger
+from .signals import SIGNALS, block_signals
 
 
 def prepare_for_paddle() -> None:
@@ -151,17 +154,18 @@ def select_device(use_gpu: bool) -> str:
 
     Returns: "gpu:<index>" or "cpu".
     """
-    import paddle
+    from . import installed
 
     reason = "use_gpu is false"
-    if use_gpu:
-        if not paddle.is_compiled_with_cuda():
-            reason = "this paddlepaddle is a CPU build"
-        elif paddle.device.cuda.device_count() == 0:
-            reason = "no GPU is visible"
-        else:
+    if not installed.paddle_can_use_gpus():  # nor has it another device to choose
+        reason = "this paddlepaddle is a CPU build" if use_gpu else reason
+    else:
+        import paddle
+
+        if use_gpu and paddle.device.cuda.device_count():
             return str(paddle.set_device("gpu")).replace("Place(", "").rstrip(")")
-    paddle.set_device("cpu")
+        reason = "no GPU is visible" if use_gpu else reason
+        paddle.set_device("cpu")
     count = cpu_threads()
     logger.info("running on the CPU with %d thread%s (%s)", count, "s" * (count > 1), reason)
     return "cpu"
@@ -169,6 +173,10 @@ def select_device(use_gpu: bool) -> str:
 
 def device() -> str:
     """The device that `select_device` chose: "gpu:<index>" or "cpu"."""
+    from . import installed
+
+    if not installed.paddle_can_use_gpus():
+        return "cpu"
     import paddle
 
     return str(paddle.device.get_device())
@@ -194,7 +202,8 @@ def on_cpu() -> Iterator[None]:
 
 def import_paddle(quiet: bool = False) -> None:
     """Import paddle without the advice that 2.6 prints about OMP_NUM_THREADS, which the MKL builds do not need, and
-    without a GPU build's that there is no GPU, which `select_device` says.
+    without a GPU build's that there is no GPU, which `select_device` says. Handlers of signals stay as they are: Paddle
+    puts one of its own in the place of SIGTERM's.
 
     Args:
         quiet: also without the warnings of its C++, as about each library of CUDA that is not there.
@@ -204,10 +213,16 @@ def import_paddle(quiet: bool = False) -> None:
     if quiet:
         os.environ.update(GLOG_minloglevel="2")
     captured = io.StringIO()
+    handlers = {number: handler for number in SIGNALS if callable(handler := signal.getsignal(number))}
+    if "paddle" in sys.modules or threading.current_thread() is not threading.main_thread():
+        handlers = {}
     try:
-        with contextlib.redirect_stderr(captured), warnings.catch_warnings():
+        with block_signals(), contextlib.redirect_stderr(captured), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="You are using GPU version Paddle")
             import paddle  # noqa: F401
+
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
     except Exception as error:  # what a broken installation raises is of any kind
         raise ConfigError(f"Paddle cannot be imported ({gpu.reason(error)}): {gpu.mend(error)}") from error
     finally:  # also what it says before it fails

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..build import build_dataset, build_loader, check, make_model
+from ..build import check, make_model
 from ..config import load_config
 from ..config.keys import setting
 from ..config.load import apply_overrides
 from ..data.dataset import DetectionDataSet
 from ..data.recognize import sections_of
 from ..errors import ConfigError
+from ..readers import build_dataset, build_loader
 from ..system.log import logger
 from ..weights.checkpoint import find
 from ..weights.zoo import MODELS, SHORT_NAMES

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import paddle
 
-from ..build import build_dataset, build_loader, build_schedule, build_teacher
+from ..build import build_schedule, build_teacher
 from ..config.check import check_classes
 from ..config.keys import section, setting
 from ..data.dataset import DetectionDataSet
@@ -18,6 +18,7 @@ from ..evaluation.metric import ALL_NAMES
 from ..fit import check_targets
 from ..optim import CosineDecay, schedule_of
 from ..precision import precision_of
+from ..readers import build_dataset, build_loader
 from ..system import dist
 from ..system.log import logger
 from ..weights.checkpoint import load_pretrained

@@ -161,7 +161,7 @@ def test_deformable_convolutions(tmp_path, name, overrides, count):
         batch = arrays(*size)
         boxes, scores = run(session, batch)
         wanted_boxes, wanted_scores = outputs(model, batch, nms=False)
-        np.testing.assert_allclose(boxes, wanted_boxes, atol=2e-3)
+        np.testing.assert_allclose(boxes, wanted_boxes, rtol=1e-5, atol=2e-3)
         np.testing.assert_allclose(scores, wanted_scores, atol=1e-4)
 
 

@@ -24,7 +24,7 @@ SMALL = ["FPN.out_channel=32", "GFLHead.conv_feat.feat_in=32", "GFLHead.conv_fea
          "GFLHead.feat_in_chan=32", "GFLHead.conv_feat.num_convs=1", "GFLHead.nms.keep_top_k=50", "ResNet.depth=18",
          "TestReader.sample_transforms.1.Resize.keep_ratio=false", *SHORT,
          "GFLHead.fpn_stride=[8, 16, 32]"]  # x and y have their own scales
-PIXELS = 1e-4
+PIXELS = 3e-4  # rounding of the network in another order: 1.3e-4 of 18 pixels in OpenVINO on a processor with AMX
 NAMES = {"gfl": ("gfl_r18vd_1x_coco", "GFLHead.nms.score_threshold=0.005"),
          "gflv2": ("gflv2_r50_fpn_1x_coco", "GFLHead.nms.score_threshold=0.5005")}
 

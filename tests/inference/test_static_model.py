@@ -9,7 +9,7 @@ from helpers import match, tiny_config
 
 from ppgfl import ConfigError, Detector, ExportError, evaluate
 from ppgfl.data.image import read_image
-from ppgfl.inference import static_model
+from ppgfl.inference import export, static_model
 from ppgfl.inference.detector import open_detector
 from ppgfl.inference.static_model import StaticModel, load_detection_model
 from ppgfl.model.gfl import GFL
@@ -38,8 +38,8 @@ def home(made, tmp_path, monkeypatch):
             really_write(cfg, weights, known[key], formats, **more)
         shutil.copytree(known[key], folder)
 
-    really_write = static_model.write_graphs
-    monkeypatch.setattr(static_model, "write_graphs", write_graphs)
+    really_write = export.write_graphs
+    monkeypatch.setattr(export, "write_graphs", write_graphs)
     monkeypatch.setenv("PPGFL_HOME", str(tmp_path / "home"))
     return tmp_path / "home" / "graphs"
 
@@ -135,7 +135,7 @@ def test_when_no_graph_can_be_made(r18vd_weights, home, monkeypatch, caplog):
         raise ExportError("it differs")
 
     caplog.set_level(logging.INFO, "ppgfl")
-    monkeypatch.setattr(static_model, "write_graphs", fail)
+    monkeypatch.setattr(export, "write_graphs", fail)
     assert isinstance(load_detection_model(auto(), r18vd_weights), GFL)
     assert "running in dygraph, since there is no static graph: it differs" in caplog.text
     with pytest.raises(ExportError, match="engine=dygraph always works"):
