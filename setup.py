@@ -28,8 +28,8 @@ setup(
     package_dir={"ppgfl": "ppgfl", **INSIDE},
     package_data={"ppgfl": ["py.typed", "evaluation/*.html"],
                   **{name: ["*.yml", "*.html", "*.json", "*.npz"] for name in INSIDE}},
-    install_requires=["numpy", "pyyaml", "opencv-python", "pycocotools", "visualdl", "tqdm", "matplotlib",
-                      "pillow", "requests", "filelock"],
+    install_requires=["numpy", "pyyaml", "opencv-python", "pycocotools", "faster-coco-eval>=1.7", "visualdl", "tqdm",
+                      "matplotlib", "pillow", "requests", "filelock"],
     entry_points={"console_scripts": ["ppgfl = ppgfl.cli:entry"]},
     extras_require={
         "cpu": ["paddlepaddle", *ONNX],  # ONNX Runtime runs the graph of eval and infer, where it is installed

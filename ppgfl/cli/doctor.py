@@ -14,7 +14,7 @@ from . import doctor_gpu
 from .doctor_gpu import BAD, OK, WARN, Finding
 
 GIB = 2**30
-PACKAGES = ("numpy", "opencv-python", "pycocotools", "pyyaml", "visualdl", "pillow")
+PACKAGES = ("numpy", "opencv-python", "pycocotools", "faster-coco-eval", "pyyaml", "visualdl", "pillow")
 EXTRAS = ("onnx", "onnxruntime", "openvino", "starlette")
 
 

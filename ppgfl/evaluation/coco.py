@@ -1,4 +1,4 @@
-"""COCO's numbers: pycocotools over the results of a data set."""
+"""COCO's numbers: faster-coco-eval, which is pycocotools in C++, over the results of a data set."""
 from __future__ import annotations
 
 import contextlib
@@ -63,10 +63,12 @@ def _match_ids(path: Path, results: Results, key: str, ids: Sequence[Id], datase
 
 
 def coco_evaluator(dataset: DetectionDataSet, results: Results) -> COCOeval:
-    """pycocotools' `COCOeval` of results over the images of a data set, accumulated; see `accumulated`."""
-    from pycocotools.cocoeval import COCOeval
+    """The `COCOeval` of results over the images of a data set, accumulated; see `accumulated`. Its numbers are those of
+    pycocotools, which takes 17 times as long and keeps what it found in each image (benchmarks/NOTES.md)."""
+    from faster_coco_eval import COCOeval_faster
 
-    return accumulated(dataset, results, lambda truth, found: COCOeval(truth, found, "bbox"))
+    return accumulated(dataset, results, lambda truth, found: COCOeval_faster(
+        truth, found, "bbox", print_function=lambda *_: None))
 
 
 def accumulated(dataset: DetectionDataSet, results: Results, make: Callable[[COCO, COCO], COCOeval]) -> COCOeval:

@@ -4,6 +4,8 @@ Everything here is read from a `COCOeval` that has been accumulated; "hit" means
 """
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -236,10 +238,24 @@ def _precision(one: _Matches, counts: np.ndarray, recalls: np.ndarray) -> np.nda
 
 def entries_of_classes(evaluator: COCOeval) -> list[list[dict[str, Any]]]:
     """Per class the entries of `evalImgs` over all areas, one for each image that has something of that class."""
+    if not evaluator.evalImgs:
+        evaluator.evalImgs = _entries(evaluator)
     images = len(evaluator.params.imgIds)
-    areas = len(evaluator.params.areaRng)
-    return [[e for e in evaluator.evalImgs[k * areas * images:k * areas * images + images] if e is not None]
+    return [[e for e in evaluator.evalImgs[k * images:(k + 1) * images] if e is not None]
             for k in range(len(evaluator.params.catIds))]
+
+
+def _entries(evaluator: COCOeval) -> list[dict[str, Any] | None]:
+    """What pycocotools matches over all areas; faster-coco-eval keeps no entries."""
+    from pycocotools.cocoeval import COCOeval
+
+    again = COCOeval(evaluator.cocoGt, evaluator.cocoDt, "bbox")
+    again.params.imgIds = evaluator.params.imgIds
+    again.params.areaRng, again.params.areaRngLbl = again.params.areaRng[:1], ["all"]
+    with contextlib.redirect_stdout(io.StringIO()):
+        again.evaluate()
+    entries: list[dict[str, Any] | None] = again.evalImgs
+    return entries
 
 
 def place_of_iou(evaluator: COCOeval, iou: float) -> int:

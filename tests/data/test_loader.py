@@ -8,7 +8,6 @@ import threading
 import time
 import traceback
 from concurrent.futures.process import BrokenProcessPool
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -134,7 +133,7 @@ def test_a_batch_that_memory_is_refused_for_is_described(workers, place, monkeyp
     if place == "stack":
         monkeypatch.setattr("ppgfl.data.batch.np.stack", refuse)
     elif place == "hand-over":
-        monkeypatch.setattr("ppgfl.data.device.paddle", SimpleNamespace(to_tensor=refuse))
+        monkeypatch.setattr("paddle.to_tensor", refuse)
     reader = Reader([], [refuse] if place == "batch transform" else [])
     for size, mend in ((3, "set the reader's batch_size lower, or let Resize"), (1, ".no 9 GiB.; let Resize")):
         with pytest.raises(DataError, match=rf"memory for a batch of {size}, .* {size - 1}.png .*{mend}"):

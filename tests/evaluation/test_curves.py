@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from pycocotools.cocoeval import COCOeval
 
 from ppgfl.data.dataset import COCODataSet
 from ppgfl.evaluation import curves
@@ -110,6 +111,17 @@ def test_interpolated_precision_agrees_with_the_ranking(data):
         assert p == pytest.approx(reached.max() if len(reached) else 0.0)
 
 
+def by_pycocotools(evaluator):
+    """pycocotools' own `COCOeval` of the same objects and results, accumulated and summarized."""
+    twin = COCOeval(evaluator.cocoGt, evaluator.cocoDt, "bbox")
+    twin.params.imgIds = evaluator.params.imgIds
+    with contextlib.redirect_stdout(io.StringIO()):
+        twin.evaluate()
+        twin.accumulate()
+        twin.summarize()
+    return twin
+
+
 def repeated(evaluator, counts):
     """A `COCOeval` in which image i occurs `counts[i]` times, accumulated by pycocotools itself."""
     images, areas = len(evaluator.params.imgIds), len(evaluator.params.areaRng)
@@ -146,9 +158,20 @@ def many_images(tmp_path, decimals):
 def test_every_image_once_gives_pycocotools_ap_exactly(tmp_path, data):
     for evaluator in (many_images(tmp_path, 9), many_images(tmp_path, 1), data[1]):  # 1: many equal scores
         images = len(evaluator.params.imgIds)
-        with contextlib.redirect_stdout(io.StringIO()):
-            evaluator.summarize()
-        assert curves.resampled_ap(evaluator, np.ones((1, images), int)).tolist() == [evaluator.stats[0]]
+        wanted = by_pycocotools(evaluator).stats[0]
+        assert curves.resampled_ap(evaluator, np.ones((1, images), int)).tolist() == [wanted]
+
+
+@pytest.mark.parametrize("decimals", [9, 1])  # 1: many equal scores
+def test_all_numbers_are_those_of_pycocotools(tmp_path, decimals):
+    found = many_images(tmp_path, decimals)
+    wanted = by_pycocotools(found)
+    with contextlib.redirect_stdout(io.StringIO()):
+        found.summarize()
+    assert len(set(wanted.stats)) > 6
+    np.testing.assert_allclose(found.stats, wanted.stats, rtol=1e-12)
+    for name in ("precision", "recall", "scores"):
+        np.testing.assert_allclose(found.eval[name], wanted.eval[name], rtol=1e-12)
 
 
 def test_images_that_count_several_times_are_pycocotools_repeated(tmp_path):
@@ -157,7 +180,7 @@ def test_images_that_count_several_times_are_pycocotools_repeated(tmp_path):
     counts = np.random.default_rng(1).multinomial(30, np.full(30, 1 / 30), size=45)
     assert (counts[:, 7] == 0).any()
     with contextlib.redirect_stdout(io.StringIO()):
-        wanted = [repeated(evaluator, row) for row in counts]
+        wanted = [repeated(by_pycocotools(evaluator), row) for row in counts]
     np.testing.assert_allclose(curves.resampled_ap(evaluator, counts), wanted, rtol=1e-12)
     assert curves.resampled_ap(evaluator, np.zeros((1, 30), int)).tolist() == [-1]
 

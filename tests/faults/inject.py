@@ -13,7 +13,6 @@ import time
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from threading import Lock
-from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -21,7 +20,7 @@ import cv2
 import numpy as np
 
 from ppgfl import DataError, cli
-from ppgfl.data import batch, device, loader, shared_memory, targets, transforms
+from ppgfl.data import batch, loader, shared_memory, targets, transforms
 from ppgfl.evaluation import evaluate  # noqa: F401
 from ppgfl.inference import infer  # noqa: F401
 from ppgfl.training import train  # noqa: F401
@@ -68,7 +67,7 @@ PLACES = {
     "PadBatch": (batch.PadBatch, "__call__"), "Gt2GFLTarget": (targets.Gt2GFLTarget, "__call__"),
     "collate": (batch, "collate"), "order": (loader.Batches, "indices"),
     "put": (shared_memory.SharedBatch, "put"), "take": (shared_memory.SharedBatch, "take"),
-    "to_tensor": (device, "paddle"),
+    "to_device": (loader, "to_device"),
 }
 
 
@@ -80,7 +79,7 @@ def inject(place, kind, raised):
         raise KINDS[kind]()
 
     owner, name = PLACES[place]
-    setattr(owner, name, SimpleNamespace(to_tensor=broken) if place == "to_tensor" else broken)
+    setattr(owner, name, broken)
 
 
 def run(case, folder):

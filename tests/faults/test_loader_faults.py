@@ -24,10 +24,10 @@ SHOWN = {"ENOSPC": "OSError", "ENOSPC with a path": "/dev/shm/injected: the disk
 MENDED = ("DataError", "MemoryError", "ENOMEM", "ENOSPC with a path")  # by the user: a line, and exit code 2
 UNREADABLE = {"reading": ("ENOSPC", "BrokenPipeError", "TimeoutError"), "decoding": ("cv2.error",)}  # these too
 COMMON = ["reading", "the reader", "decoding", "Decode", "NormalizeImage", "Permute", "PadBatch", "collate", "order",
-          "to_tensor"]
+          "to_device"]
 PLACES = {"train": [*COMMON, "RandomFlip", "Gt2GFLTarget"], "eval": COMMON, "infer": COMMON}
 MEANT = ("SystemExit", "KeyboardInterrupt", "BrokenProcessPool")  # in the main thread they are what they are
-IN_MAIN = ("order", "to_tensor", "take")
+IN_MAIN = ("order", "to_device", "take")
 SECONDS = 15.0  # that a command may take to end; one that hangs never does
 
 
