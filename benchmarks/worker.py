@@ -268,7 +268,9 @@ class PaddleDetection:
         from ppdet.core.workspace import create
 
         loader = create("TrainReader")(create("TrainDataset")(), 0)
-        return lambda: sum(len(batch["image"]) for batch in loader)
+        # Of `loader` itself the next epoch begins when one ends: a thread would prepare it in the other subject's turn,
+        # at his cost, and before the clock runs.
+        return lambda: sum(len(batch["image"]) for batch in loader.dataloader)
 
 
 class MMDetection:

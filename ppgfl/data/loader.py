@@ -144,6 +144,8 @@ class Loader:
         self.workers = min(workers, len(batches))
         self.threads = threads or (min(MAX_THREADS, runtime.physical_cores()) if runtime.on_gpu() else 1)
         self.ahead = AHEAD * (self.workers or self.threads)
+        if not self.workers:
+            runtime.keep_freed_memory()
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -270,6 +272,7 @@ def _start_worker(maker: BatchMaker, prefix: str, main_process: int) -> None:
     global _maker, _prefix  # noqa: PLW0603  they reach the worker once, not with each batch
     _maker, _prefix = maker, prefix
     cv2.setNumThreads(0)  # the workers share the cores already
+    runtime.keep_freed_memory()
     interrupt.reset_in_worker()
     threading.Thread(target=_exit_with, args=(main_process,), daemon=True).start()
 

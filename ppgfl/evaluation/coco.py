@@ -64,7 +64,7 @@ def _match_ids(path: Path, results: Results, key: str, ids: Sequence[Id], datase
 
 def coco_evaluator(dataset: DetectionDataSet, results: Results) -> COCOeval:
     """The `COCOeval` of results over the images of a data set, accumulated; see `accumulated`. Its numbers are those of
-    pycocotools, which takes 17 times as long and keeps what it found in each image (benchmarks/NOTES.md)."""
+    pycocotools, which takes ten times as long and twice the memory (benchmarks/NOTES.md)."""
     from faster_coco_eval import COCOeval_faster
 
     return accumulated(dataset, results, lambda truth, found: COCOeval_faster(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..config.check import DATASET_SECTIONS
-from ..config.keys import SECTIONS, TOP_LEVEL, setting
+from ..config.keys import IGNORED, OWN, SECTIONS, TOP_LEVEL, setting
 from ..errors import ConfigError, ExportError
 from ..system import installed, runtime
 from ..system.atomic_write import write_json
@@ -163,8 +163,8 @@ def _make(cfg: dict[str, Any], weights: Path, folder: Path, options: dict[str, b
 def _key(cfg: dict[str, Any], weights: Path, options: dict[str, Any]) -> str:
     """Names a graph: it changes with the weights, with what the config says of the model, with what is asked of the
     export, with Paddle and our code."""
-    others = {*TOP_LEVEL, *SECTIONS, *DATASET_SECTIONS} - {*OF_MODEL}
-    model = {key: value for key, value in cfg.items() if key not in others}
+    others = {*TOP_LEVEL, *SECTIONS, *DATASET_SECTIONS, *IGNORED} - {*OF_MODEL}
+    model = {key: value for key, value in cfg.items() if key not in others and not key.startswith(OWN)}
     parts = [download.sha256(weights), model, installed.code_digest(), installed.paddle_version(), options]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 

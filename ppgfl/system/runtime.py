@@ -22,6 +22,8 @@ from . import gpu
 from .log import logger
 from .signals import SIGNALS, block_signals
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+
 
 def prepare_for_paddle() -> None:
     """What must happen before paddle is imported: OpenCV will be loaded first, and the CPU path is made fast.
@@ -41,6 +43,22 @@ def prepare_for_paddle() -> None:
     # Paddle looks for a compiler cache that running a detector never needs, and explains BatchNorm at every training.
     warnings.filterwarnings("ignore", message="No ccache found")
     warnings.filterwarnings("ignore", message="When training, we now always track global mean")
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what arrays of images leave, up to 128 MiB, and give it to the next ones of up to 32 MiB.
+
+    By default they go back to the system, and each page of each image is asked for and cleared anew: up to two thirds of
+    a loader's time in a virtual machine (benchmarks/NOTES.md). Limits that the user has set are respected.
+    """
+    import ctypes
+
+    set_by_user = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
+    if sys.platform == "linux" and not any(name in os.environ for name in set_by_user):
+        with contextlib.suppress(OSError, AttributeError):  # another C library
+            mallopt = ctypes.CDLL(None).mallopt
+            mallopt(M_TRIM_THRESHOLD, 128 << 20)
+            mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the most that all versions take
 
 
 class _OpenCVBeforePaddle:

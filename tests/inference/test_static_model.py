@@ -99,6 +99,7 @@ def test_a_graph_is_made_once_and_again_when_something_changes(r18vd_weights, ho
     assert load()
     assert not load()
     assert not load("EvalReader.batch_size=7", "worker_num=1")  # the graph does not depend on it
+    assert not load("_note={2026-11-30: of the user, 1: his}", "eval_size={2026-11-30: 1, a: 2}")  # whatever it is
     assert load("GFLHead.nms.nms_threshold=0.5")
     assert len(graphs(home)) == 2
 

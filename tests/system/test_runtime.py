@@ -2,6 +2,7 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from helpers import ROOT
@@ -53,3 +54,24 @@ def test_warnings_are_seen_after_paddle_was_imported():
     done = subprocess.run([sys.executable, "-c", "import ppgfl; from ppgfl.system.log import logger; ppgfl.train; "
                            "logger.warning('switched off')"], check=False, capture_output=True, text=True)
     assert done.stderr.count("switched off") == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc")
+@pytest.mark.parametrize(("variables", "limits"), [
+    ({}, [(-1, 128 << 20), (-3, 32 << 20)]), ({"MALLOC_TRIM_THRESHOLD_": "65536"}, []),
+    ({"GLIBC_TUNABLES": "glibc.malloc.arena_max=2"}, [])])
+def test_freed_memory_is_kept_unless_the_user_has_set_a_limit(variables, limits, monkeypatch):
+    for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    asked = []
+    library = SimpleNamespace(mallopt=lambda *limit: asked.append(limit))
+    monkeypatch.setattr("ctypes.CDLL", lambda name: library)
+    runtime.keep_freed_memory()
+    assert asked == limits
+
+
+def test_a_c_library_without_mallopt_is_left_alone(monkeypatch):
+    monkeypatch.setattr("ctypes.CDLL", lambda name: SimpleNamespace())
+    runtime.keep_freed_memory()
