@@ -48,8 +48,8 @@ def prepare_for_paddle() -> None:
 def keep_freed_memory() -> None:
     """Let glibc keep what arrays of images leave, up to 128 MiB, and give it to the next ones of up to 32 MiB.
 
-    By default they go back to the system, and each page of each image is asked for and cleared anew: up to two thirds of
-    a loader's time in a virtual machine (benchmarks/NOTES.md). Limits that the user has set are respected.
+    By default they go back to the system, and each page of each image is asked for and cleared anew: up to two thirds
+    of a loader's time in a virtual machine (benchmarks/NOTES.md). Limits that the user has set are respected.
     """
     import ctypes
 
