@@ -113,7 +113,7 @@ def folder(bench):
         subjects[f"bare network, {name}"] = bench.ours(bare=True, **way, **common)
         subjects[f"infer, {name}"] = bench.ours(**way, **common)
     subjects["infer with pictures, float32"] = bench.ours(pictures=True, **ways["float32"], **common)
-    return bench.ask("folder", subjects, rounds=2)  # of 24 images each
+    return bench.ask("folder", subjects, rounds=2)
 
 
 def step(bench):

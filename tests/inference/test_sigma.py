@@ -24,7 +24,7 @@ SMALL = ["FPN.out_channel=32", "GFLHead.conv_feat.feat_in=32", "GFLHead.conv_fea
          "GFLHead.feat_in_chan=32", "GFLHead.conv_feat.num_convs=1", "GFLHead.nms.keep_top_k=50", "ResNet.depth=18",
          "TestReader.sample_transforms.1.Resize.keep_ratio=false", *SHORT,
          "GFLHead.fpn_stride=[8, 16, 32]"]  # x and y have their own scales
-PIXELS = 3e-4  # rounding of the network in another order: 1.3e-4 of 18 pixels in OpenVINO on a processor with AMX
+PIXELS, IN_OPENVINO = 1e-4, 3e-4  # which rounds in another order: 1.3e-4 of 18 pixels on a processor with AMX
 NAMES = {"gfl": ("gfl_r18vd_1x_coco", "GFLHead.nms.score_threshold=0.005"),
          "gflv2": ("gflv2_r50_fpn_1x_coco", "GFLHead.nms.score_threshold=0.5005")}
 
@@ -101,7 +101,7 @@ def test_all_ways_give_numpys_numbers(made):
             spread = np.where((distance < 1e-2)[..., None], spread, np.inf)
             off[way] = max(off.get(way, 0), spread.max(axis=2).min(axis=1).max())
     assert len(off) >= 5
-    assert max(off.values()) <= PIXELS, off
+    assert all(most <= (IN_OPENVINO if way == "model.pdmodel" else PIXELS) for way, most in off.items()), off
 
 
 def test_without_it_nothing_changes(made, tmp_path):

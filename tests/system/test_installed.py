@@ -11,13 +11,13 @@ from ppgfl.system import installed, runtime
 
 
 @pytest.fixture(autouse=True)
-def nothing_known(monkeypatch):
-    """As in a new process."""
-    for function in (installed.paddle_version, installed._version_of):
-        function.cache_clear()
+def nothing_known():
+    """As in a new process, before each test and after it."""
+    installed.paddle_version.cache_clear()
+    installed._version_of.cache_clear()
     yield
-    for function in (installed.paddle_version, installed._version_of):
-        function.cache_clear()
+    installed.paddle_version.cache_clear()
+    installed._version_of.cache_clear()
 
 
 def has(monkeypatch, **versions):
