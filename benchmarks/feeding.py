@@ -32,7 +32,7 @@ from ppgfl.data import device as to_device  # noqa: E402
 from ppgfl.data import image, loader, transforms  # noqa: E402
 from ppgfl.inference import detector, runner  # noqa: E402
 from ppgfl.inference import infer as infer_module  # noqa: E402
-from ppgfl.system import runtime  # noqa: E402
+from ppgfl.system import framework, runtime  # noqa: E402
 
 SIZE = [800, 1333]  # of the prepared images
 NORMALIZE = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "is_scale": True}
@@ -107,7 +107,7 @@ class Model:
 def threads_are(count):
     """Inside, whatever prepares or writes does it in so many threads, for a device that looks up by itself."""
     changes = [(deploy, "helpers", lambda device, cores: count), (loader, "MAX_THREADS", count),
-               (runtime, "physical_cores", lambda: count), (runtime, "on_gpu", lambda: True),
+               (runtime, "physical_cores", lambda: count), (framework, "on_gpu", lambda: True),
                (to_device, "normalized", lambda image, *_: image)]
     with contextlib.ExitStack() as stack:
         for change in changes:

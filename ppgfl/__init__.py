@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .system import runtime
+from .system import framework, runtime
 
 if TYPE_CHECKING:  # the names below, for editors and type checkers
     from . import build, config, data, errors, model, optim, targets
@@ -60,7 +60,7 @@ if not TYPE_CHECKING:  # to a type checker it would make every misspelt name a k
             raise AttributeError(f"module 'ppgfl' has no attribute '{name}'")
         home = _NAMES.get(name, name)
         if home not in ("config", "errors", "inference.detections", "inference.detector"):  # they need no Paddle
-            runtime.import_paddle()
+            framework.import_paddle()
         module = importlib.import_module(f".{home}", __name__)
         return getattr(module, name) if name in _NAMES else module
 

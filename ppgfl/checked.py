@@ -12,7 +12,7 @@ from pathlib import Path
 from .config.check import transforms_in, warn_of_ignored
 from .config.load import is_own
 from .make import Config
-from .system import installed, runtime
+from .system import framework, runtime
 
 REMEMBERED = 100  # configs, each an empty file of the cache
 
@@ -22,10 +22,10 @@ def check(cfg: Config) -> None:
     yet. Raises ConfigError."""
     warn_of_ignored(cfg)  # each time
     passed = _mark(cfg)
-    needs_paddle = "paddle" in sys.modules or installed.paddle_can_use_gpus()  # whose device decides what runs
+    needs_paddle = "paddle" in sys.modules or framework.can_use_gpus()  # whose device decides what runs
     if not needs_paddle and os.path.isfile(passed) and not any(map(is_own, transforms_in(cfg))):
         return
-    runtime.import_paddle()
+    framework.import_paddle()
     from . import build
 
     build.check(cfg)
@@ -38,5 +38,5 @@ def check(cfg: Config) -> None:
 
 def _mark(cfg: Config) -> Path:
     """The file that says that a config has passed."""
-    known_by = repr([cfg, installed.code_digest(), installed.paddle_version()])
+    known_by = repr([cfg, runtime.code_digest(), framework.version()])
     return runtime.cache_folder() / "checked" / hashlib.sha256(known_by.encode()).hexdigest()[:32]

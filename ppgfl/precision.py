@@ -21,7 +21,7 @@ from .errors import ConfigError, suggestion
 from .model.gfl import GFL
 from .model.head import Integral
 from .optim import masters_of
-from .system import runtime
+from .system import framework
 from .system.log import logger
 
 SCALING = ("scale", "incr_count", "decr_count")  # what changes of a GradScaler's state
@@ -85,7 +85,7 @@ def precision_of(cfg: Mapping[str, Any], amp: str | None = None) -> Precision:
     both = sorted(set(white).intersection(black))
     if both:
         raise ConfigError(f"custom_white_list: {', '.join(both)} is in custom_black_list too; it can be in one of them")
-    if level and not runtime.on_gpu():
+    if level and not framework.on_gpu():
         logger.info("--amp has no effect on a CPU")
         level = None
     return Precision(level, white, black, setting(cfg, "master_grad"), setting(cfg, "init_loss_scaling"))

@@ -9,7 +9,7 @@ import sys
 
 import paddle
 
-from ppgfl.system import runtime
+from ppgfl.system import framework
 
 
 class Tracer:
@@ -76,7 +76,7 @@ def switch_on(monkeypatch):
         real = module._dygraph_tracer
         monkeypatch.setattr(module, "_dygraph_tracer", lambda real=real: Tracer(real()))
     monkeypatch.setattr(sys.modules["paddle.amp.auto_cast"], "_is_gpu_float16_supported", lambda: True)
-    monkeypatch.setattr(runtime, "on_gpu", lambda: True)
+    monkeypatch.setattr(framework, "on_gpu", lambda: True)
     monkeypatch.setattr(paddle._C_ops, "momentum_", momentum(paddle._C_ops.momentum_))
     for name in ("squared_l2_norm", "multiply", "multiply_"):
         monkeypatch.setattr(paddle._C_ops, name, in_float32(getattr(paddle._C_ops, name)))

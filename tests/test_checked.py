@@ -9,7 +9,7 @@ from helpers import ROOT, tiny_config
 
 from ppgfl import ConfigError, build, checked
 from ppgfl.config import check as config_check
-from ppgfl.system import installed, runtime
+from ppgfl.system import framework, runtime
 
 DETECT = """
 import sys, numpy as np, ppgfl
@@ -49,8 +49,8 @@ def checks(monkeypatch, tmp_path):
     asked, real = [], build.check
     monkeypatch.setenv("PPGFL_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(build, "check", lambda cfg: asked.append(cfg) or real(cfg))
-    monkeypatch.setattr(runtime, "import_paddle", lambda: None)
-    monkeypatch.setattr(installed, "paddle_can_use_gpus", lambda: False)
+    monkeypatch.setattr(framework, "import_paddle", lambda: None)
+    monkeypatch.setattr(framework, "can_use_gpus", lambda: False)
     monkeypatch.delitem(sys.modules, "paddle")
     return asked
 
@@ -70,10 +70,10 @@ def test_what_has_not_passed_is_refused_each_time(checks):
     assert len(checks) == 2
 
 
-@pytest.mark.parametrize("change", ["code_digest", "paddle_version"])
-def test_other_code_and_another_paddle_check_again(change, checks, monkeypatch):
+@pytest.mark.parametrize(("module", "change"), [(runtime, "code_digest"), (framework, "version")])
+def test_other_code_and_another_paddle_check_again(module, change, checks, monkeypatch):
     checked.check(tiny_config())
-    monkeypatch.setattr(installed, change, lambda: "another")
+    monkeypatch.setattr(module, change, lambda: "another")
     checked.check(tiny_config())
     assert len(checks) == 2
 
@@ -82,8 +82,8 @@ def test_a_paddle_that_is_imported_or_may_use_a_gpu_is_asked(checks, monkeypatch
     for i in range(1, 3):
         checked.check(tiny_config())
         assert len(checks) == i
-        monkeypatch.setattr(installed, "paddle_can_use_gpus", lambda: True)
-    monkeypatch.setattr(installed, "paddle_can_use_gpus", lambda: False)
+        monkeypatch.setattr(framework, "can_use_gpus", lambda: True)
+    monkeypatch.setattr(framework, "can_use_gpus", lambda: False)
     checked.check(tiny_config())
     assert len(checks) == 2
     monkeypatch.setitem(sys.modules, "paddle", paddle)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..errors import ConfigError, DataError
-from ..system import dist, runtime
+from ..system import dist, framework
 from ..system.log import set_up
 from . import arguments
 from .data import data
@@ -65,7 +65,7 @@ def _load(args: Namespace, device: bool = True) -> dict[str, Any]:
 
     cfg = load_config(args.config, args.opt, slim_config=args.slim_config)
     if device:
-        runtime.select_device(setting(cfg, "use_gpu"))
+        framework.select_device(setting(cfg, "use_gpu"))
     return cfg
 
 
@@ -215,7 +215,7 @@ def _own_data(args: Namespace) -> tuple[dict[str, Any], tuple[DetectionDataSet, 
         find_weights(wish, args.opt)
     with kept.locked():  # nor are the annotations of one that has just begun written over
         cfg, train_set, eval_set = make_config(wish, folder, args.opt)
-    runtime.select_device(setting(cfg, "use_gpu"))
+    framework.select_device(setting(cfg, "use_gpu"))
     if dist.is_main() and args.resume is None:  # a run that goes on says itself from where, and how long
         show_plan(cfg, wish, train_set, eval_set)
     return cfg, (train_set, eval_set)

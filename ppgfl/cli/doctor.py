@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..system import gpu, runtime
+from ..system import framework, gpu, runtime
 from . import doctor_gpu
 from .doctor_gpu import BAD, OK, WARN, Finding
 
@@ -38,7 +38,8 @@ def examine() -> bool:
 def software() -> Iterator[Finding]:
     yield OK, "python", f"{platform.python_version()}, {platform.system()} {platform.machine()}"
     try:
-        runtime.import_paddle(quiet=True)
+        runtime.silence_paddle()
+        framework.import_paddle()
         import paddle
     except Exception as error:  # a missing package, or one that was built for another numpy: anything
         yield BAD, "paddle", str(error)
@@ -156,7 +157,7 @@ def _convolution() -> tuple[str, str]:
     wanted = sum(kernel[i, j] * image[i:i + 3, j:j + 3] for i in range(3) for j in range(3))
     found = paddle.nn.functional.conv2d(paddle.to_tensor(image[None, None]), paddle.to_tensor(kernel[None, None]))
     error = float(np.abs(found.numpy()[0, 0] - wanted).max())
-    if not error <= (2e-2 if runtime.on_gpu() else 1e-4):  # TF32 has three digits
+    if not error <= (2e-2 if framework.on_gpu() else 1e-4):  # TF32 has three digits
         return BAD, f"is off by {error:.1g}: install another version of Paddle"
     layer, x = paddle.nn.Conv2D(256, 256, 3, padding=1), paddle.randn([1, 256, 80, 80])
     with paddle.no_grad():

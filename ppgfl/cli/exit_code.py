@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from ..errors import CheckpointError, Interrupted, UserError
-from ..system import atomic_write, interrupt, runtime
+from ..system import atomic_write, framework, interrupt
 from ..system.log import logger
 from ..system.signals import block_signals
 from ..system.text import Lines, shown
@@ -21,7 +21,7 @@ def exit_code(run: Callable[..., int | None], *args: Any, with_paddle: bool = Tr
         with ExitStack() as stack:
             with block_signals():
                 if with_paddle:
-                    runtime.import_paddle()
+                    framework.import_paddle()
                 stack.enter_context(interrupt.keyboard_interrupt(stop))  # after Paddle has set a handler of its own
             return run(*args) or 0
     except Interrupted as error:  # it says what was saved

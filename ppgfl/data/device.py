@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..system import runtime
+from ..system import framework
 from .batch import Batch, PadBatch, Reader
 from .targets import Gt2GFLTarget
 from .transforms import Decode, NormalizeImage, Permute, RandomFlip, RandomResize, Resize
@@ -27,7 +27,7 @@ def for_device(reader: Reader, on_gpu: bool | None = None) -> Reader:
     kinds = [type(transform) for transform in reader.sample_transforms]
     fits = (kinds[-2:] == [NormalizeImage, Permute] and kinds.count(NormalizeImage) == 1 and set(kinds) <= IN_BYTES
             and {type(transform) for transform in reader.batch_transforms} <= {PadBatch, Gt2GFLTarget})
-    if not fits or not (runtime.on_gpu() if on_gpu is None else on_gpu):
+    if not fits or not (framework.on_gpu() if on_gpu is None else on_gpu):
         return reader
     return replace(reader, left_out=reader.sample_transforms[-2])
 

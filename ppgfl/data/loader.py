@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 
 from ..errors import DataError
-from ..system import interrupt, runtime
+from ..system import framework, interrupt, runtime
 from ..system.log import logger
 from .batch import Batch, Reader, Sample, no_memory
 from .device import to_device
@@ -142,7 +142,7 @@ class Loader:
         self.maker = maker
         self.batches = batches
         self.workers = min(workers, len(batches))
-        self.threads = threads or (min(MAX_THREADS, runtime.physical_cores()) if runtime.on_gpu() else 1)
+        self.threads = threads or (min(MAX_THREADS, runtime.physical_cores()) if framework.on_gpu() else 1)
         self.ahead = AHEAD * (self.workers or self.threads)
         if not self.workers:
             runtime.keep_freed_memory()

@@ -24,7 +24,7 @@ from ..inference.export import export
 from ..inference.graph import Graph
 from ..model.gfl import GFL
 from ..readers import build_dataset
-from ..system import runtime
+from ..system import framework, runtime
 from ..system.atomic_write import write_csv, write_json, write_text
 from ..system.log import logger
 from ..system.text import Lines
@@ -92,7 +92,7 @@ def _row(entry: zoo.Model, overrides: Sequence[str], folder: Path, mirror: str |
     source = _fetch(entry, mirror)
     cfg = load_config(convert.into_cache(source, entry.name) if entry.is_of_pytorch else entry.config, overrides)
     weights = checkpoint.find(cfg["weights"]) if entry.is_of_pytorch else source
-    device = runtime.select_device(setting(cfg, "use_gpu"))
+    device = framework.select_device(setting(cfg, "use_gpu"))
     dataset = build_dataset(cfg, "EvalDataset")
     made_from = {"weights": download.sha256(source), "annotations": download.sha256(dataset.anno_path),
                  "images": len(dataset.records), "paddle": paddle.__version__, "device": device,
@@ -176,7 +176,7 @@ def gflops(model: GFL, height: int = 800, width: int = 1344) -> float:
 
 def markdown(rows: Iterable[Row]) -> str:
     """The table with its header."""
-    threads = f", {runtime.cpu_threads()} threads" if not runtime.on_gpu() else ""
+    threads = f", {runtime.cpu_threads()} threads" if not framework.on_gpu() else ""
     lines = [
         f"Paddle {paddle.__version__} on {paddle.device.get_device()}{threads}, OpenCV {cv2.__version__}. AP on the "
         "images of EvalDataset; FPS with batch 1, from the decoded image to its detections; GFLOPs of convolutions at "

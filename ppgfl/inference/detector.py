@@ -16,7 +16,7 @@ from ..config.keys import setting, skips_corrupt_images, with_weights
 from ..config.load import is_run
 from ..data.image import Record, read_images
 from ..errors import ConfigError
-from ..system import installed, runtime
+from ..system import framework
 from ..system.log import logger
 from .arrays import Image, as_array
 from .detections import Detections
@@ -107,8 +107,8 @@ def open_detector(cfg: dict[str, Any], *, weights: str | os.PathLike[str] | None
         detector = RowDetector(run, read_ahead(prepare_ahead(stages), skip), class_names=run.class_names,
                                source=run.description)
     else:
-        if installed.paddle_can_use_gpus():  # its device decides what runs
-            runtime.import_paddle()
+        if framework.can_use_gpus():  # its device decides what runs
+            framework.import_paddle()
         from .model_detector import of_weights
 
         detector, stages = of_weights(cfg, weights, model, reader, images, precision, tta, sigma, calibrated)
@@ -133,13 +133,13 @@ class Stages(NamedTuple):
 def _device_for(exported: str | os.PathLike[str]) -> str:
     """Paddle's device, as a runner names it; for an ONNX file only where ONNX Runtime can use it too."""
     if Path(exported).suffix != ".onnx":
-        runtime.import_paddle()
+        framework.import_paddle()
     elif not onnx_runs_on_gpu():
-        if runtime.on_gpu():
+        if framework.on_gpu():
             logger.info("%s runs on the CPU: this onnxruntime has no CUDAExecutionProvider (pip install "
                         "onnxruntime-gpu in its place)", exported)
         return "CPU"
-    return runtime.device().upper()
+    return framework.device().upper()
 
 
 def read_ahead(detect_pairs: Callable[[Pairs], Iterator[tuple[Any, Rows]]],
@@ -217,7 +217,7 @@ class Detector:
 
         cfg = with_weights(load_config(config, overrides), weights)
         check(cfg)
-        runtime.select_device(setting(cfg, "use_gpu"))
+        framework.select_device(setting(cfg, "use_gpu"))
         self.detect = open_detector(cfg, weights=weights, slicing=slicing, tta=tta, sigma=sigma, calibrated=calibrated)
         self.class_names = self.detect.class_names or build_dataset(cfg, "TestDataset").class_names
 

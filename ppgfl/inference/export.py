@@ -21,7 +21,7 @@ from ..data.batch import PadBatch
 from ..data.transforms import NormalizeImage, Resize
 from ..errors import ConfigError, ExportError
 from ..readers import build_dataset, build_reader
-from ..system import runtime
+from ..system import framework
 from ..system.atomic_write import write_text
 from ..system.log import logger
 from ..system.signals import block_signals
@@ -73,7 +73,7 @@ def export(cfg: dict[str, Any], *, weights: str | os.PathLike[str] | None = None
                         int8=int8, verify=verify)
 
 
-@runtime.on_cpu()
+@framework.on_cpu()
 def write_graphs(cfg: dict[str, Any], weights: str | os.PathLike[str] | None, folder: Path,
                  formats: Mapping[str, Context], *, write_onnx: Callable[..., None] | None = None,
                  with_nms: bool = False, int8: str | Sequence[str] | None = None,

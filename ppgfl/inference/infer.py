@@ -14,7 +14,7 @@ from ..data.batch import Sample
 from ..data.image import SUFFIXES, find_images, read_image, write_image
 from ..errors import CheckpointError, ConfigError, DataError
 from ..readers import build_dataset
-from ..system import dist, runtime
+from ..system import dist, framework
 from ..system.atomic_write import with_ending, write_json
 from ..system.log import logger
 from ..system.progress import progress
@@ -135,7 +135,7 @@ def infer(cfg: dict[str, Any], images: str | os.PathLike[str] | Sequence[str], *
 
 
 def _dygraph_model(cfg: dict[str, Any], weights: str | os.PathLike[str] | None, sigma: bool) -> GFL:
-    runtime.import_paddle()
+    framework.import_paddle()
     from ..build import load_model
 
     model = load_model(cfg, weights)

@@ -12,7 +12,7 @@ from ..data.batch import Sample
 from ..data.device import for_device, to_device
 from ..errors import ConfigError
 from ..readers import build_loader, build_reader
-from ..system import runtime
+from ..system import framework
 from ..weights import calibration
 from .detections import split_batch
 from .detector import Images, RowDetector, Rows, Stages, prepare_ahead, read_ahead
@@ -38,14 +38,14 @@ def of_weights(cfg: dict[str, Any], weights: str | os.PathLike[str] | None, mode
 
 
 def _views_of(cfg: dict[str, Any], tta: str, reader: str) -> Views:
-    runtime.import_paddle()
+    framework.import_paddle()
     from .tta import views_of
 
     return views_of(tta, build_reader(cfg, reader), reader)
 
 
 def _calibration_of(cfg: dict[str, Any]) -> dict[str, float]:
-    runtime.import_paddle()
+    framework.import_paddle()
     from ..build import upstream_scores
 
     return calibration.needed(setting(cfg, "weights"), upstream_scores(cfg))

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..errors import ExportError
-from ..system import runtime
+from ..system import framework, runtime
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -95,7 +95,7 @@ def ahead(function: Callable[[T], R], items: Iterable[T]) -> Generator[R, None, 
     """Yield `function(item)` of each item, in order, made in threads while the caller works on those before; see
     `ahead` of deploy/python/infer.py."""
     infer = load_runner()
-    threads = infer.helpers("GPU" if runtime.on_gpu() else "CPU", runtime.physical_cores())
+    threads = infer.helpers("GPU" if framework.on_gpu() else "CPU", runtime.physical_cores())
     results: Generator[R, None, None] = infer.ahead(function, items, threads, 2 * threads)
     return results
 

@@ -15,7 +15,7 @@ import numpy as np
 from ..config.check import DATASET_SECTIONS
 from ..config.keys import IGNORED, OWN, SECTIONS, TOP_LEVEL, setting
 from ..errors import ConfigError, ExportError
-from ..system import installed, runtime
+from ..system import framework, runtime
 from ..system.atomic_write import write_json
 from ..system.log import logger
 from ..weights import checkpoint, download
@@ -48,7 +48,7 @@ def load_detection_model(cfg: dict[str, Any], weights: str | os.PathLike[str] | 
     Raises: ConfigError, CheckpointError; ExportError when "static" is asked for and cannot be had.
     """
     def in_dygraph() -> GFL:
-        runtime.import_paddle()
+        framework.import_paddle()
         from ..build import load_model
 
         model = load_model(cfg, weights)
@@ -56,7 +56,7 @@ def load_detection_model(cfg: dict[str, Any], weights: str | os.PathLike[str] | 
         return model
 
     engine = setting(cfg, "engine")
-    if engine == "dygraph" or (engine == "auto" and runtime.on_gpu()):
+    if engine == "dygraph" or (engine == "auto" and framework.on_gpu()):
         return in_dygraph()
     weights = checkpoint.find(weights or setting(cfg, "weights") or "")
     options = {"nms": nms, **({"sigma": True} if sigma else {})}
@@ -83,7 +83,7 @@ def _kinds() -> list[str]:
     model in a tenth of the time and takes little more than half of the memory (benchmarks/NOTES.md), but is not always
     there, and old ones know no deformable convolution."""
     can_onnx = all(importlib.util.find_spec(package) for package in ("onnx", "onnxruntime"))
-    return [*(["onnx"] if can_onnx and not runtime.on_gpu() else []), "pdmodel"]
+    return [*(["onnx"] if can_onnx and not framework.on_gpu() else []), "pdmodel"]
 
 
 class StaticModel:
@@ -97,7 +97,7 @@ class StaticModel:
     """
 
     def __init__(self, folder: Path, kind: str, engine: str = "auto") -> None:
-        self.runner = make_runner(folder / f"model.{kind}", device=runtime.device().upper(), engine=engine)
+        self.runner = make_runner(folder / f"model.{kind}", device=framework.device().upper(), engine=engine)
         self.class_names: list[str] | None = json.loads((folder / CLASS_NAMES).read_text(encoding="utf-8"))
         logger.info("running %s", self.runner.description)
 
@@ -124,7 +124,7 @@ def _open(folder: Path, kind: str) -> StaticModel:
     model of a process gets it, and stays; others run on oneDNN, a fifth slower, which gives its memory back."""
     if kind == "onnx":
         return StaticModel(folder, kind)
-    runtime.import_paddle()
+    framework.import_paddle()
     if folder not in _on_openvino:
         model = StaticModel(folder, kind, engine="onednn" if _on_openvino else "auto")
         if _on_openvino or model.runner.engine != "openvino":
@@ -141,7 +141,7 @@ def _make(cfg: dict[str, Any], weights: Path, folder: Path, options: dict[str, b
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():
             logger.info("making a static graph, a few seconds, kept in %s", folder)
-            runtime.import_paddle()
+            framework.import_paddle()
             from .export import formats_for, onnx_writer, write_graphs
 
             # The reader is that of the check at the end: small drawn images.
@@ -165,7 +165,7 @@ def _key(cfg: dict[str, Any], weights: Path, options: dict[str, Any]) -> str:
     export, with Paddle and our code."""
     others = {*TOP_LEVEL, *SECTIONS, *DATASET_SECTIONS, *IGNORED} - {*OF_MODEL}
     model = {key: value for key, value in cfg.items() if key not in others and not key.startswith(OWN)}
-    parts = [download.sha256(weights), model, installed.code_digest(), installed.paddle_version(), options]
+    parts = [download.sha256(weights), model, runtime.code_digest(), framework.version(), options]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 

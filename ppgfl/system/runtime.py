@@ -1,4 +1,4 @@
-"""Set-up that must happen before `import paddle`, and the choice of the device.
+"""The process and the machine: set-up that must happen before `import paddle`, memory, the processor, the cache.
 
 With `dist`, which reads the launcher's, this is the only file that touches environment variables.
 """
@@ -6,21 +6,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import io
-import logging
+import hashlib
 import os
 import platform
-import signal
 import sys
-import threading
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
-
-from ..errors import ConfigError
-from . import gpu
-from .log import logger
-from .signals import SIGNALS, block_signals
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
@@ -43,6 +34,11 @@ def prepare_for_paddle() -> None:
     # Paddle looks for a compiler cache that running a detector never needs, and explains BatchNorm at every training.
     warnings.filterwarnings("ignore", message="No ccache found")
     warnings.filterwarnings("ignore", message="When training, we now always track global mean")
+
+
+def silence_paddle() -> None:
+    """Before paddle is imported: keep its C++ from warning, as about each library of CUDA that is not there."""
+    os.environ.update(GLOG_minloglevel="2")
 
 
 def keep_freed_memory() -> None:
@@ -78,6 +74,13 @@ def child_variables(**variables: str) -> dict[str, str]:
     """The environment, with these variables, for a Python process that imports this very package."""
     path = [str(Path(__file__).resolve().parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path), **variables}
+
+
+@functools.cache
+def code_digest() -> str:
+    """Changes with each line of ppgfl."""
+    files = sorted(Path(__file__).resolve().parents[1].rglob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
 def mkl_is_slow() -> bool:
@@ -165,90 +168,3 @@ def processor_name() -> str:
 def is_amd() -> bool:
     """Whether the processor is made by AMD."""
     return "AMD" in processor().get("vendor_id", platform.processor())
-
-
-def select_device(use_gpu: bool) -> str:
-    """Make the GPU paddle's device when `use_gpu` and there is one, else the CPU, saying so in one line.
-
-    Returns: "gpu:<index>" or "cpu".
-    """
-    from . import installed
-
-    reason = "use_gpu is false"
-    if not installed.paddle_can_use_gpus():  # nor has it another device to choose
-        reason = "this paddlepaddle is a CPU build" if use_gpu else reason
-    else:
-        import paddle
-
-        if use_gpu and paddle.device.cuda.device_count():
-            return str(paddle.set_device("gpu")).replace("Place(", "").rstrip(")")
-        reason = "no GPU is visible" if use_gpu else reason
-        paddle.set_device("cpu")
-    count = cpu_threads()
-    logger.info("running on the CPU with %d thread%s (%s)", count, "s" * (count > 1), reason)
-    return "cpu"
-
-
-def device() -> str:
-    """The device that `select_device` chose: "gpu:<index>" or "cpu"."""
-    from . import installed
-
-    if not installed.paddle_can_use_gpus():
-        return "cpu"
-    import paddle
-
-    return str(paddle.device.get_device())
-
-
-def on_gpu() -> bool:
-    """Whether that is a GPU. Where nothing has imported Paddle yet, it is none."""
-    return "paddle" in sys.modules and device().startswith("gpu")
-
-
-@contextlib.contextmanager
-def on_cpu() -> Iterator[None]:
-    """Make the CPU paddle's device for a while; also a decorator."""
-    import paddle
-
-    before = paddle.device.get_device()
-    paddle.set_device("cpu")
-    try:
-        yield
-    finally:
-        paddle.set_device(before)
-
-
-def import_paddle(quiet: bool = False) -> None:
-    """Import paddle without the advice that 2.6 prints about OMP_NUM_THREADS, which the MKL builds do not need, and
-    without a GPU build's that there is no GPU, which `select_device` says. Handlers of signals stay as they are: Paddle
-    puts one of its own in the place of SIGTERM's.
-
-    Args:
-        quiet: also without the warnings of its C++, as about each library of CUDA that is not there.
-
-    Raises: ConfigError with what to install, where it cannot be imported.
-    """
-    if quiet:
-        os.environ.update(GLOG_minloglevel="2")
-    captured = io.StringIO()
-    handlers = {number: handler for number in SIGNALS if callable(handler := signal.getsignal(number))}
-    if "paddle" in sys.modules or threading.current_thread() is not threading.main_thread():
-        handlers = {}
-    try:
-        with block_signals(), contextlib.redirect_stderr(captured), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="You are using GPU version Paddle")
-            import paddle  # noqa: F401
-
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-    except Exception as error:  # what a broken installation raises is of any kind
-        raise ConfigError(f"Paddle cannot be imported ({gpu.reason(error)}): {gpu.mend(error)}") from error
-    finally:  # also what it says before it fails
-        advice = ("WARNING: OMP_NUM_THREADS set to", "PLEASE USE OMP_NUM_THREADS")
-        for line in captured.getvalue().splitlines():
-            if not line.startswith(advice):
-                sys.stderr.write(line + "\n")
-        for each in (logging.root, *logging.Logger.manager.loggerDict.values()):
-            for handler in getattr(each, "handlers", ()):  # made by the import, and would write to `captured` for ever
-                if getattr(handler, "stream", None) is captured:
-                    handler.setStream(sys.stderr)

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Iterator
 
 from ..errors import Interrupted
-from . import runtime
+from . import framework
 from .dist import is_main, rank, world_size
 
 HANG_TIMEOUT = {"gpu": 45.0, "cpu": 25.0}  # seconds; on a CPU gloo gives up after 30, without a reason
@@ -57,8 +57,8 @@ def watch_for_hangs(seconds: float | None, *, first_step: bool = False) -> Itera
     if world_size() == 1 or seconds == 0:
         yield lambda what: None
         return
-    limit = HANG_TIMEOUT["gpu" if runtime.on_gpu() else "cpu"] if seconds is None else seconds
-    slow_start = first_step and runtime.on_gpu()
+    limit = HANG_TIMEOUT["gpu" if framework.on_gpu() else "cpu"] if seconds is None else seconds
+    slow_start = first_step and framework.on_gpu()
     first_limit = max(limit, FIRST_STEP_TIMEOUT) if slow_start else limit
     begun, longest, doing = time.monotonic(), 0.0, "starting"
     parts = 0  # of steps: reading, computing

@@ -16,7 +16,7 @@ from ..model.distill import Teacher
 from ..model.layers import share_statistics
 from ..optim import EMA, masters_of, schedule_of
 from ..precision import Precision
-from ..system import dist, runtime
+from ..system import dist, framework
 from .state import TrainingState
 
 
@@ -35,7 +35,7 @@ def make_step(cfg: dict[str, Any], state: TrainingState, teacher: Teacher | None
         raise ConfigError(f"--accumulate: {accumulate}; it does not go with master_grad: true, since gradients in "
                           "float32 and in float16 cannot be added up; set master_grad to false")
     model: Any = state.model
-    if dist.world_size() > 1 and runtime.on_gpu():
+    if dist.world_size() > 1 and framework.on_gpu():
         share_statistics(model, all_layers=setting(cfg, "norm_type") == "sync_bn")
     precision.apply(model, state.optimizer)
     if teacher is not None:

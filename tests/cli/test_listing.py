@@ -1,13 +1,13 @@
 """`ppgfl models` and `ppgfl configs`."""
 from ppgfl.cli.commands import entry
-from ppgfl.system import runtime
+from ppgfl.system import framework
 from ppgfl.weights.download import cached_path
 from ppgfl.weights.zoo import MODELS, SHORT_NAMES
 
 
 def test_the_models(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("PPGFL_HOME", str(tmp_path))
-    monkeypatch.setattr(runtime, "import_paddle", lambda: 1 / 0)  # a list takes no seconds
+    monkeypatch.setattr(framework, "import_paddle", lambda: 1 / 0)  # a list takes no seconds
     here = cached_path(MODELS["gfl_r18vd_1x_coco"].weights)
     here.parent.mkdir(parents=True)
     here.touch()

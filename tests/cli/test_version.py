@@ -10,7 +10,7 @@ from ppgfl import cli
 
 
 def test_it_prints_one_line_and_needs_no_paddle(capsys, monkeypatch):
-    monkeypatch.setattr(ppgfl.system.runtime, "import_paddle", lambda: pytest.fail("imports Paddle"))
+    monkeypatch.setattr(ppgfl.system.framework, "import_paddle", lambda: pytest.fail("imports Paddle"))
     monkeypatch.setattr(sys, "argv", ["ppgfl", "--version"])
     assert cli.entry() == 0
     assert capsys.readouterr().out == f"ppgfl {ppgfl.__version__}\n"

@@ -5,11 +5,11 @@ import pytest
 from helpers import draw_image, tiny_config
 
 from ppgfl.build import build_dataset, build_loader, build_reader
-from ppgfl.data import device
 from ppgfl.data.batch import PadBatch, Reader
 from ppgfl.data.device import for_device, normalized, to_device
 from ppgfl.data.transforms import Decode, NormalizeImage, Permute, Resize
 from ppgfl.evaluation.report import draw_batch
+from ppgfl.system import framework, runtime
 
 SIZES = [(64, 96), (96, 64), (33, 40)]
 
@@ -86,10 +86,10 @@ def test_training_batches_are_the_same_and_can_be_drawn(small_coco, monkeypatch,
     cfg = tiny_config("gfl_r18vd_1x_coco", f"TrainDataset.dataset_dir={small_coco}", "TrainDataset.image_dir=val2017",
                       "TrainReader.batch_size=2", f"worker_num={workers}")
     dataset = build_dataset(cfg, "TrainDataset")
-    monkeypatch.setattr(device.runtime, "physical_cores", lambda: 3)
+    monkeypatch.setattr(runtime, "physical_cores", lambda: 3)
     made = []
     for on_gpu in (False, True):
-        monkeypatch.setattr(device.runtime, "on_gpu", lambda on_gpu=on_gpu: on_gpu)
+        monkeypatch.setattr(framework, "on_gpu", lambda on_gpu=on_gpu: on_gpu)
         loader = build_loader(cfg, "TrainReader", dataset.records)
         assert (loader.maker.reader.left_out is not None) == on_gpu
         assert loader.threads == (3 if on_gpu else 1)

@@ -8,7 +8,7 @@ import pytest
 
 from ppgfl.inference import detector, runner
 from ppgfl.inference.runner import load_runner
-from ppgfl.system import runtime
+from ppgfl.system import framework
 
 
 @pytest.fixture
@@ -254,7 +254,7 @@ def test_a_folder_has_no_provider(module, card):
 def test_exported_models_run_on_paddles_device(monkeypatch, device, cuda, wanted):
     asked = []
     run = SimpleNamespace(description="", class_names=[], prepare=None, detect=None)
-    monkeypatch.setattr(runtime, "device", lambda: device)
+    monkeypatch.setattr(framework, "device", lambda: device)
     monkeypatch.setattr(detector, "onnx_runs_on_gpu", lambda: cuda)
     monkeypatch.setattr(detector, "make_runner", lambda path, **settings: asked.append(settings["device"]) or run)
     for path in ("folder", "model.onnx"):

@@ -261,7 +261,7 @@ def test_the_device_comes_back_after_an_export_that_fails(tmp_path, gpu):
 
 
 def test_the_command_chooses_no_device(r18vd_weights, tmp_path, monkeypatch, run_here):
-    monkeypatch.setattr("ppgfl.system.runtime.select_device", lambda use_gpu: pytest.fail("a device was chosen"))
+    monkeypatch.setattr("ppgfl.system.framework.select_device", lambda use_gpu: pytest.fail("a device was chosen"))
     done = run_here("export_model", "-c", "gfl_r18vd_1x_coco", "-o", f"weights={r18vd_weights}", SMALL, "--no_verify",
                     "--format", "pdmodel", "--output_dir", tmp_path, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -13,7 +13,7 @@ from ppgfl.inference import export, static_model
 from ppgfl.inference.detector import open_detector
 from ppgfl.inference.static_model import StaticModel, load_detection_model
 from ppgfl.model.gfl import GFL
-from ppgfl.system import runtime
+from ppgfl.system import framework
 
 DATA = "EvalDataset.data_fields=[image, gt_bbox, gt_class]"
 
@@ -195,12 +195,12 @@ def test_onnx_runtime_comes_first_where_it_can_run(monkeypatch):
     with monkeypatch.context() as absent:
         absent.setattr(static_model.importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else name)
         assert static_model._kinds() == ["pdmodel"]
-    monkeypatch.setattr(runtime, "on_gpu", lambda: True)
+    monkeypatch.setattr(framework, "on_gpu", lambda: True)
     assert static_model._kinds() == ["pdmodel"]
 
 
 def test_a_gpu_runs_dygraph(r18vd_weights, monkeypatch):
-    monkeypatch.setattr(runtime, "on_gpu", lambda: True)
+    monkeypatch.setattr(framework, "on_gpu", lambda: True)
     assert isinstance(load_detection_model(auto(), r18vd_weights), GFL)
 
 

@@ -1,27 +1,10 @@
-"""What happens before and while Paddle is imported."""
-import os
-import subprocess
+"""The processor and the memory."""
 import sys
 from types import SimpleNamespace
 
 import pytest
-from helpers import ROOT
 
 from ppgfl.system import runtime
-
-
-def test_an_import_of_paddle_that_fails_shows_what_it_wrote(tmp_path):
-    (tmp_path / "paddle.py").write_text("import sys\nsys.stderr.write('libcudnn.so: cannot open\\n')\n"
-                                        "sys.stderr.write('PLEASE USE OMP_NUM_THREADS WISELY.\\n')\n"
-                                        "raise ImportError('no libcudnn')\n")
-    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
-    done = subprocess.run([sys.executable, "-c", "import ppgfl; ppgfl.build_model"], capture_output=True, text=True,
-                          env=environment, timeout=60, check=False)
-    assert done.returncode == 1
-    assert "libcudnn.so: cannot open" in done.stderr
-    assert "ImportError: no libcudnn" in done.stderr
-    assert "WISELY" not in done.stderr  # advice that does not apply
-
 
 CPUINFO = """processor\t: 0
 vendor_id\t: {vendor}
@@ -47,13 +30,6 @@ def test_the_processor_is_read_once_and_the_first_counts(monkeypatch, vendor, am
         assert len(reads) == 1
     finally:
         runtime.processor.cache_clear()
-
-
-def test_warnings_are_seen_after_paddle_was_imported():
-    # Paddle gives the root logger a handler, which then writes to what stderr was during the import.
-    done = subprocess.run([sys.executable, "-c", "import ppgfl; from ppgfl.system.log import logger; ppgfl.train; "
-                           "logger.warning('switched off')"], check=False, capture_output=True, text=True)
-    assert done.stderr.count("switched off") == 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc")

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from ppgfl.system import runtime, watchdog
+from ppgfl.system import framework, watchdog
 
 
 @pytest.mark.parametrize(("gpu", "first_step", "hangs"), [
@@ -15,7 +15,7 @@ def test_the_first_step_on_a_gpu_may_take_longer(monkeypatch, gpu, first_step, h
     step a minute."""
     ended = []
     monkeypatch.setattr(watchdog, "world_size", lambda: 2)
-    monkeypatch.setattr(runtime, "on_gpu", lambda: gpu)
+    monkeypatch.setattr(framework, "on_gpu", lambda: gpu)
     monkeypatch.setattr(watchdog, "FIRST_STEP_TIMEOUT", 60.0)
     monkeypatch.setattr(watchdog, "GRACE_SECONDS", 0)
     monkeypatch.setattr(watchdog, "_print_on_launcher", lambda text: None)

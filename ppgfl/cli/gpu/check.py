@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from ...errors import ConfigError
-from ...system import log, runtime
+from ...system import framework, log, runtime
 from .. import doctor
 from ..benchmark import machine
 from . import exports, report, speed, training, values
@@ -172,8 +172,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def child(number: str, device: str, folder: str, way: str) -> None:
     """The checks of a part, whose findings are written as they come."""
     log.set_up(logging.INFO)
-    runtime.import_paddle()
-    runtime.select_device(device == "gpu")
+    framework.import_paddle()
+    framework.select_device(device == "gpu")
     with open(Path(folder) / FOUND, "w", encoding="utf-8") as file:
         for check in PARTS[int(number)].checks:
             for finding in check(Place(device, Path(folder), way)):
