@@ -12,6 +12,7 @@ import io
 import multiprocessing
 import resource
 import time
+from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 from faster_coco_eval import COCOeval_faster
@@ -61,7 +62,7 @@ def peak_mib():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def measure(make, images, detections, answer):
+def measure(make, images, detections):
     with contextlib.redirect_stdout(io.StringIO()):
         truth, found = (index(images, entries) for entries in draw(images, detections))
         before, start = peak_mib(), time.perf_counter()
@@ -69,7 +70,7 @@ def measure(make, images, detections, answer):
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()
-    answer.put((time.perf_counter() - start, peak_mib() - before, np.array(evaluator.stats[:12])))
+    return time.perf_counter() - start, peak_mib() - before, np.array(evaluator.stats[:12])
 
 
 def main():
@@ -79,11 +80,8 @@ def main():
     args = parser.parse_args()
     start_new, numbers = multiprocessing.get_context("spawn"), []
     for make in (COCOeval_faster, COCOeval):
-        answer = start_new.Queue()
-        process = start_new.Process(target=measure, args=(make, args.images, args.detections, answer))
-        process.start()
-        seconds, mib, stats = answer.get()
-        process.join()
+        with ProcessPoolExecutor(1, mp_context=start_new) as process:
+            seconds, mib, stats = process.submit(measure, make, args.images, args.detections).result()
         numbers.append(stats)
         print(f"{make.__module__.split('.')[0]}: {seconds:.1f} s, {mib:.0f} MiB, AP {stats[0]:.6f}", flush=True)
     print(f"largest difference of the twelve numbers: {np.abs(numbers[0] - numbers[1]).max():.1e}")

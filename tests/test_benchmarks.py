@@ -75,6 +75,14 @@ def test_each_question_runs_once_at_its_smallest(compare, tmp_path):
     assert [line[3:] for line in done.stdout.splitlines() if line.startswith("## ")] == list(compare.QUESTIONS)
 
 
+def test_both_packages_give_coco_s_numbers():
+    done = subprocess.run([sys.executable, BENCHMARKS / "coco_numbers.py", "--images", "30"], text=True, check=True,
+                          capture_output=True)
+    ours, theirs, difference = done.stdout.splitlines()
+    assert ours.startswith("faster_coco_eval:") and theirs.startswith("pycocotools:")
+    assert float(ours.split()[-1]) > 0.1 and float(difference.split()[-1]) < 1e-9
+
+
 def test_the_chart_knows_what_each_question_of_the_results_means(compare, tmp_path):
     results = (BENCHMARKS / "RESULTS.md").read_text(encoding="utf-8")
     compare.chart(results, tmp_path / "results.png")
