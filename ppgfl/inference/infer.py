@@ -14,7 +14,7 @@ from ..data.batch import Sample
 from ..data.image import SUFFIXES, find_images, read_image, write_image
 from ..errors import CheckpointError, ConfigError, DataError
 from ..readers import build_dataset
-from ..system import dist, framework
+from ..system import dist
 from ..system.atomic_write import with_ending, write_json
 from ..system.log import logger
 from ..system.progress import progress
@@ -26,6 +26,7 @@ from .label_folder import LAYOUTS, LabelFolder, check_place
 from .parquet import ParquetFile
 from .runner import ahead
 from .slicing import Slicing
+from .static_model import in_dygraph
 
 if TYPE_CHECKING:
     from ..model.gfl import GFL
@@ -96,7 +97,7 @@ def infer(cfg: dict[str, Any], images: str | os.PathLike[str] | Sequence[str], *
                **({"exported": str(exported), **(runner or {})} if exported else {})}
     lines = _open_lines(save_results, folder, resume, cfg, made_by)
     records = _share(dataset.records, lines)
-    model = _dygraph_model(cfg, weights, sigma) if show_distributions else None
+    model = in_dygraph(cfg, weights, sigma) if show_distributions else None
     detector = open_detector(cfg, weights=weights, model=model, slicing=slicing, images=len(records), tta=tta,
                              sigma=sigma, calibrated=calibrated, exported=exported, runner=runner)
     names, category_ids = dataset.classes_of(detector.class_names, by_place=setting(cfg, "match_classes") == "place")
@@ -132,15 +133,6 @@ def infer(cfg: dict[str, Any], images: str | os.PathLike[str] | Sequence[str], *
     elif save_results:
         _save(save_results, folder, results.found, results.coco, shown_as)
     return results.found
-
-
-def _dygraph_model(cfg: dict[str, Any], weights: str | os.PathLike[str] | None, sigma: bool) -> GFL:
-    framework.import_paddle()
-    from ..build import load_model
-
-    model = load_model(cfg, weights)
-    model.decoder.sigma = sigma
-    return model
 
 
 def _seen(cfg: dict[str, Any], model: GFL | None, detector: RowDetector,

@@ -17,7 +17,7 @@ from ..weights import calibration
 from .detections import split_batch
 from .detector import Images, RowDetector, Rows, Stages, prepare_ahead, read_ahead
 from .runner import load_runner, new_lock
-from .static_model import StaticModel, load_detection_model
+from .static_model import StaticModel, in_dygraph, load_detection_model
 
 if TYPE_CHECKING:
     from ..precision import Precision
@@ -57,10 +57,7 @@ def _load_model(cfg: dict[str, Any], weights: str | os.PathLike[str] | None, ima
         return load_detection_model(cfg, weights, images=images, nms=nms, sigma=sigma)
     if setting(cfg, "engine") == "static":
         raise ConfigError("engine: static; a graph computes as it was made, whatever --amp says; set engine to dygraph")
-    from ..build import load_model
-
-    model = load_model(cfg, weights)
-    model.decoder.sigma = sigma
+    model = in_dygraph(cfg, weights, sigma)
     precision.apply(model)
     return model
 

@@ -47,17 +47,9 @@ def load_detection_model(cfg: dict[str, Any], weights: str | os.PathLike[str] | 
 
     Raises: ConfigError, CheckpointError; ExportError when "static" is asked for and cannot be had.
     """
-    def in_dygraph() -> GFL:
-        framework.import_paddle()
-        from ..build import load_model
-
-        model = load_model(cfg, weights)
-        model.decoder.sigma = sigma
-        return model
-
     engine = setting(cfg, "engine")
     if engine == "dygraph" or (engine == "auto" and framework.on_gpu()):
-        return in_dygraph()
+        return in_dygraph(cfg, weights, sigma)
     weights = checkpoint.find(weights or setting(cfg, "weights") or "")
     options = {"nms": nms, **({"sigma": True} if sigma else {})}
     few = images is not None and images < MIN_IMAGES_FOR_GRAPH
@@ -65,7 +57,7 @@ def load_detection_model(cfg: dict[str, Any], weights: str | os.PathLike[str] | 
     for kind in _kinds():
         folder = runtime.cache_folder() / "graphs" / _key(cfg, weights, {**options, "kind": kind})
         if engine == "auto" and few and not folder.is_dir():
-            return in_dygraph()
+            return in_dygraph(cfg, weights, sigma)
         try:
             return _open(_make(cfg, weights, folder, options, kind), kind)
         except (ExportError, OSError) as error:
@@ -75,7 +67,17 @@ def load_detection_model(cfg: dict[str, Any], weights: str | os.PathLike[str] | 
     if engine == "static":
         raise ExportError(f"engine: static: {failed}; engine=dygraph always works") from failed
     logger.info("running in dygraph, since there is no static graph: %s", failed)
-    return in_dygraph()
+    return in_dygraph(cfg, weights, sigma)
+
+
+def in_dygraph(cfg: dict[str, Any], weights: str | os.PathLike[str] | None, sigma: bool) -> GFL:
+    """The model of a config with its weights. Raises as `load_detection_model`."""
+    framework.import_paddle()
+    from ..build import load_model
+
+    model = load_model(cfg, weights)
+    model.decoder.sigma = sigma
+    return model
 
 
 def _kinds() -> list[str]:
