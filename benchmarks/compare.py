@@ -8,6 +8,7 @@
 Each subject runs in a process of its own, on the same drawn pictures, with the same weights drawn from a seed.
 """
 import argparse
+import functools
 import json
 import os
 import statistics
@@ -95,9 +96,10 @@ def postprocess(bench):
 
 
 def evaluation(bench):
-    """Evaluation end to end, R18vd, 800 pixels, batch 2, and what the bare network takes of it: the same batches,
-    prepared before; seconds an image"""
-    subjects = {"ppgfl": bench.ours(), "bare network": bench.ours(bare=True), **bench.theirs("tuned")}
+    """Evaluation of 24 images end to end, R18vd, 800 pixels, batch 2, the opening of the model included, and what the
+    bare network takes of it: the same batches, prepared before; 1,900 candidates an image; seconds an image"""
+    subjects = {"ppgfl": bench.ours(**bench.two_dozen), "bare network": bench.ours(bare=True, **bench.two_dozen),
+                **bench.theirs("tuned", **bench.two_dozen)}
     return bench.ask("evaluation", subjects, rounds=2)
 
 
@@ -105,7 +107,7 @@ def folder(bench):
     """From a folder of 24 photographs to JSON, R18vd exported (model.onnx, model_int8.onnx), 800 pixels, the opening of
     the model included, and what the bare network takes of it: the same images, prepared before; 1,900 candidates an
     image; seconds an image"""
-    common = {"data": str(draw_coco(bench.scratch / "folder", 24)), "images": 24, "overrides": FEW}
+    common = bench.two_dozen
     bench.export(MODEL, onnx=True, int8=str(bench.photographs), overrides=FEW)
     ways = {"float32": {"file": "model.onnx"}, "int8": {"run_mode": "int8"}}
     subjects = {}
@@ -237,6 +239,11 @@ class Bench:
         self.weights_of_demo, self.onnx_of_demo = scratch / "demo.pdparams", scratch / "demo" / "model.onnx"
         subprocess.run([sys.executable, "-c", SAVE_DEMO % (str(ROOT), str(scratch))], check=True,
                        stderr=subprocess.DEVNULL)
+
+    @functools.cached_property
+    def two_dozen(self):
+        """Settings: 24 photographs, and of each as many candidates as a trained model gives."""
+        return {"data": str(draw_coco(self.scratch / "two_dozen", 24)), "images": 24, "overrides": FEW}
 
     def has(self, peer):
         return is_made(peer) or not self.smallest

@@ -6,6 +6,7 @@ An answer is a line that starts with `@@` and goes on as JSON: one when it is re
 reads, with the seconds of a run. It imports nothing but its subject, so that it runs in an environment of the peer's
 own.
 """
+import functools
 import importlib.abc
 import importlib.machinery
 import json
@@ -174,6 +175,9 @@ class PaddleDetection:
         data = {"dataset_dir": settings["data"], "sample_num": settings["images"]}
         merge_config({"use_gpu": False, "worker_num": 0, "weights": settings["weights"],
                       "TrainDataset": data, "EvalDataset": data, "TrainReader": settings["reader"]})
+        for override in settings["overrides"]:
+            keys, value = override.split("=")
+            merge_config(functools.reduce(lambda value, key: {key: value}, keys.split(".")[::-1], json.loads(value)))
         import paddle
 
         paddle.set_device("cpu")

@@ -83,16 +83,21 @@ def node(state, number):
 
 
 def wait_for(words, cluster, state, already):
-    """Until the process of node 0 has said them, in another log than those that were there already: its launcher passes
-    them on two seconds later."""
+    """Until the process of node 0 has said them."""
     deadline = time.monotonic() + 90
-    while not any(words in log.read_text(encoding="utf-8") for log in logs(cluster) - already):
+    while words not in said(cluster, already):
         assert time.monotonic() < deadline, node(state, 0) + node(state, 1)
         time.sleep(0.1)
 
 
 def logs(cluster):
     return set(cluster.glob("log/*-node0/workerlog.0"))
+
+
+def said(cluster, already):
+    """What the process of node 0 has written to another log than those that were there already: its launcher passes it
+    on two seconds later, or never when it is stopped before."""
+    return "".join(log.read_text(encoding="utf-8") for log in logs(cluster) - already)
 
 
 def found(*arguments):
@@ -115,7 +120,7 @@ def send(sent, pids):
 def test_a_run_that_loses_a_node_and_is_preempted_ends_as_one_that_was_left_alone(shapes, cluster, tmp_path):
     def run(name):
         return ["-c", "shapes_gfl", "-o", *options(shapes, tmp_path / name, "worker_num=1", "log_iter=1",
-                                                   "TrainDataset.repeat=8")]  # 2 epochs of 16 steps
+                                                   "TrainDataset.repeat=24")]  # 2 epochs of 48 steps
 
     whole, state = submit(cluster, run("whole"), restarts=9)
     output, _ = whole.communicate(timeout=120)
@@ -125,7 +130,7 @@ def test_a_run_that_loses_a_node_and_is_preempted_ends_as_one_that_was_left_alon
     for restarts, lost in enumerate([True, False]):
         already = logs(cluster)
         process, state = submit(cluster, run("broken"), restarts=restarts)
-        wait_for("epoch 2/2 [3/16]", cluster, state, already)
+        wait_for("epoch 2/2 [3/48]", cluster, state, already)
         began = time.monotonic()
         if lost:
             send(signal.SIGKILL, processes_of(int((state / "node0.pid").read_text())))
@@ -136,13 +141,14 @@ def test_a_run_that_loses_a_node_and_is_preempted_ends_as_one_that_was_left_alon
         assert process.returncode not in (0, 2), output
         assert "queued again" in output
         assert (state / "scontrol").read_text().startswith("requeue ")
-    assert re.findall(RESUMED, node(state, 0)) == [("0", "16")]
+    assert re.findall(RESUMED, said(cluster, already)) == [("0", "48")]
+    already = logs(cluster)
     process, state = submit(cluster, run("broken"), restarts=2)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output + node(state, 0) + node(state, 1)
-    (name, step), = re.findall(RESUMED, node(state, 0))
+    (name, step), = re.findall(RESUMED, said(cluster, already))
     assert name == "interrupted"
-    assert 18 < int(step) < 32
+    assert 50 < int(step) < 96
     a, b = (tmp_path / name / "shapes_gfl" for name in ("whole", "broken"))
     assert rows_of(a) == rows_of(b)
     assert len(rows_of(a)) == 2

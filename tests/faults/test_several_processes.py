@@ -82,7 +82,7 @@ def uninterrupted(shapes, tmp_path_factory):
 
 
 def stopped_run(shapes, folder):
-    return ["-c", "shapes_gfl", "-o", *options(shapes, folder, "worker_num=1", "log_iter=1", "TrainDataset.repeat=8")]
+    return ["-c", "shapes_gfl", "-o", *options(shapes, folder, "worker_num=1", "log_iter=1", "TrainDataset.repeat=16")]
 
 
 def process_of(launcher, rank):
@@ -113,11 +113,11 @@ def test_asked_to_stop_all_stop_after_the_same_step_and_resume_as_if_nothing_had
             assert time.monotonic() < deadline, [log.read_text() for log in logs if log.exists()]
             time.sleep(0.1)
 
-    wait(lambda: logs[0].exists() and "[1/16]" in logs[0].read_text())
+    wait(lambda: logs[0].exists() and "[1/32]" in logs[0].read_text())
     os.kill(launcher.pid if who == "the launcher" else process_of(launcher.pid, who), number)
     launcher.wait(120)
     wait(lambda: all("stopped by SIGTERM" in log.read_text() for log in logs))
-    said = r"stopped by SIGTERM: epoch (\d), step (\d+) of 16 is in .*interrupted"
+    said = r"stopped by SIGTERM: epoch (\d), step (\d+) of 32 is in .*interrupted"
     stops = [re.search(said, log.read_text()).groups() for log in logs]
     assert stops[0] == stops[1]
     wait(lambda: subprocess.run(["pgrep", "-f", str(tmp_path)], check=False, stdout=subprocess.DEVNULL).returncode)
