@@ -538,22 +538,26 @@ def suppress(boxes: np.ndarray, scores: np.ndarray, *, score_threshold: float, n
              nms_threshold: float) -> np.ndarray:
     """Per-class NMS: boxes [A, 4], scores [A, C] -> [M, 6] class, score, x1, y1, x2, y2, best score first. What stands
     behind the four numbers of a box goes with it."""
-    if 0 < nms_top_k < len(scores):  # only the best cells of a class enter
-        scores = np.where(scores >= np.partition(scores, -nms_top_k, axis=0)[-nms_top_k], scores, -1)
-    cells, labels = np.nonzero(scores > score_threshold)
-    order = np.argsort(-scores[cells, labels], kind="stable")
-    cells, labels = cells[order], labels[order]
-    kept: list[int] = []
-    alive = np.ones(len(cells), bool)
-    for i in range(len(cells)):
+    classes, enters = scores.shape[1], scores > score_threshold
+    if 0 < nms_top_k < np.count_nonzero(enters):
+        many = np.count_nonzero(enters, axis=0) > nms_top_k
+        if many.any():  # of such a class only the best cells enter
+            enters[:, many] &= scores[:, many] >= np.partition(scores[:, many], -nms_top_k, axis=0)[-nms_top_k]
+    places = np.flatnonzero(enters)  # of a few thousand scores of millions: what follows looks at these alone
+    places = places[np.argsort(-scores.ravel()[places], kind="stable")]
+    labels, best, boxes = places % classes, scores.ravel()[places], boxes[places // classes]
+    rivals = np.split(np.argsort(labels, kind="stable"), np.cumsum(np.bincount(labels, minlength=classes))[:-1])
+    alive, kept = np.ones(len(places), bool), []
+    for i, label in enumerate(labels.tolist()):
         if len(kept) == keep_top_k:
             break
         if alive[i]:
             kept.append(i)
-            rivals = np.flatnonzero((labels == labels[i]) & alive)
-            alive[rivals] = overlap(boxes[cells[i], :4], boxes[cells[rivals], :4]) <= nms_threshold
-    cells, labels = cells[kept], labels[kept]
-    return np.column_stack([labels, scores[cells, labels], boxes[cells]]).astype(np.float32)
+            others = rivals[label]
+            is_near = overlap(boxes[i, :4], boxes[others, :4]) > nms_threshold
+            alive[others[is_near]] = False
+            rivals[label] = others[~is_near]
+    return np.column_stack([labels[kept], best[kept], boxes[kept]]).astype(np.float32)
 
 
 def overlap(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:

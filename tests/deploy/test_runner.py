@@ -308,6 +308,7 @@ def iou(a, b):
     dict(score_threshold=0.1, nms_top_k=1000, keep_top_k=100, nms_threshold=0.6),
     dict(score_threshold=0.5, nms_top_k=7, keep_top_k=20, nms_threshold=0.3),
     dict(score_threshold=-1.0, nms_top_k=-1, keep_top_k=-1, nms_threshold=0.5),
+    dict(score_threshold=0.9, nms_top_k=10, keep_top_k=-1, nms_threshold=0.5),  # of the four classes two have more
     dict(score_threshold=1.0, nms_top_k=10, keep_top_k=10, nms_threshold=0.5),
 ])
 def test_nms_against_the_textbook(module, settings):
