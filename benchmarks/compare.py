@@ -24,7 +24,7 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 sys.path.insert(0, str(ROOT))
-from drawn import draw_coco, write_weights  # noqa: E402
+from drawn import FEW, draw_coco, write_weights  # noqa: E402
 from loader_cases import AUGMENTED  # noqa: E402
 from peers import Worker, is_made, python_of  # noqa: E402
 from tables import chart, check, in_words, table  # noqa: E402
@@ -37,7 +37,6 @@ MODEL = "gfl_r18vd_1x_coco"
 MORE_MODELS = ("gfl_r50_fpn_1x_coco", "gflv2_r50_fpn_1x_coco")
 GFLOP = {"gfl_r18vd_1x_coco": 278.1, "gfl_r50_fpn_1x_coco": 352.9, "gflv2_r50_fpn_1x_coco": 353.1}  # 800x1088
 IMAGES = 12
-FEW = ["GFLHead.nms.score_threshold=0.5"]  # candidates of these weights: 1,900 an image instead of half a million
 SIZES = {"size": (800, 1088), "step": 640, "matrix": 2048, "canvas": (800, 1344)}  # pixels; of the matrices rows
 SMALLEST = {"size": (64, 96), "step": 64, "matrix": 64, "canvas": (128, 128), "images": 2, "shrink": True}
 CHECKED = ("inference", "step", "loader", "targets", "folder")  # what --check asks

@@ -10,6 +10,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "golden"))
 import make_weights  # noqa: E402
 
+FEW = ["GFLHead.nms.score_threshold=0.5"]  # candidates of these weights: 1,900 an image instead of half a million
+
 
 def draw_coco(folder, count):
     """So many pictures of the usual size with boxes of the 80 classes, in COCO's layout."""

@@ -25,7 +25,7 @@ sys.path[:0] = [str(HERE.parent), str(HERE)]
 
 import cv2  # noqa: E402
 from compare import MODEL  # noqa: E402
-from drawn import draw_coco, write_weights  # noqa: E402
+from drawn import FEW, draw_coco, write_weights  # noqa: E402
 
 import ppgfl  # noqa: E402
 from ppgfl.evaluation import evaluate as evaluation  # noqa: E402
@@ -88,8 +88,7 @@ def main() -> None:
         os.chdir(scratch)
         data = draw_coco(Path(scratch, "coco"), args.images)
         weights = write_weights(args.model, Path(scratch))
-        cfg = ppgfl.load_config(args.model, ["use_gpu=false", "worker_num=0", "GFLHead.nms.score_threshold=0.5",
-                                             f"EvalDataset.dataset_dir={data}",
+        cfg = ppgfl.load_config(args.model, ["use_gpu=false", "worker_num=0", *FEW, f"EvalDataset.dataset_dir={data}",
                                              f"EvalDataset.sample_num={args.images}"])
         files = sorted(map(str, (data / "val2017").iterdir()))[:args.images]
         ppgfl.evaluate(cfg, weights=weights, output_dir=scratch)  # makes the graph

@@ -542,10 +542,13 @@ def suppress(boxes: np.ndarray, scores: np.ndarray, *, score_threshold: float, n
     if 0 < nms_top_k < np.count_nonzero(enters):
         many = np.count_nonzero(enters, axis=0) > nms_top_k
         if many.any():  # of such a class only the best cells enter
-            enters[:, many] &= scores[:, many] >= np.partition(scores[:, many], -nms_top_k, axis=0)[-nms_top_k]
-    places = np.flatnonzero(enters)  # of a few thousand scores of millions: what follows looks at these alone
-    places = places[np.argsort(-scores.ravel()[places], kind="stable")]
-    labels, best, boxes = places % classes, scores.ravel()[places], boxes[places // classes]
+            theirs = scores[:, many]
+            enters[:, many] &= theirs >= np.partition(theirs, -nms_top_k, axis=0)[-nms_top_k]
+    places = np.flatnonzero(enters)  # a few thousand of millions: what follows looks at these alone
+    best = scores.ravel()[places]
+    order = np.argsort(-best, kind="stable")
+    places, best = places[order], best[order]
+    labels, boxes = places % classes, boxes[places // classes]
     rivals = np.split(np.argsort(labels, kind="stable"), np.cumsum(np.bincount(labels, minlength=classes))[:-1])
     alive, kept = np.ones(len(places), bool), []
     for i, label in enumerate(labels.tolist()):

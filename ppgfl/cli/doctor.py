@@ -1,7 +1,6 @@
 """What this machine has, what is wrong with it, and how to mend it."""
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 import shutil
 import tempfile
@@ -10,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..system import framework, gpu, runtime
+from ..system.runtime import version_of
 from . import doctor_gpu
 from .doctor_gpu import BAD, OK, WARN, Finding
 
@@ -46,16 +46,9 @@ def software() -> Iterator[Finding]:
         return
     yield OK, "paddle", f"{paddle.__version__}, {'GPU' if paddle.is_compiled_with_cuda() else 'CPU'} build"
     for name in PACKAGES:
-        found = version(name) or (version("opencv-python-headless") if name == "opencv-python" else None)
+        found = version_of(name) or (version_of("opencv-python-headless") if name == "opencv-python" else None)
         yield (OK, name, found) if found else (BAD, name, f"is not installed: pip install {name}")
-    yield OK, "extras", ", ".join(f"{name} {version(name) or 'not installed'}" for name in EXTRAS)
-
-
-def version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    yield OK, "extras", ", ".join(f"{name} {version_of(name) or 'not installed'}" for name in EXTRAS)
 
 
 def pairs() -> Iterator[Finding]:

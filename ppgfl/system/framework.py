@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from ..errors import ConfigError
 from . import gpu, runtime
 from .log import logger
+from .runtime import version_of
 from .signals import SIGNALS, block_signals
 
 
@@ -53,7 +54,7 @@ def import_paddle() -> None:
 @functools.cache
 def version() -> str:
     """As "3.3.1"."""
-    known = _version_of("paddlepaddle-gpu") or _version_of("paddlepaddle")
+    known = version_of("paddlepaddle-gpu") or version_of("paddlepaddle")
     if known:
         return known
     import_paddle()
@@ -64,7 +65,7 @@ def version() -> str:
 
 def can_use_gpus() -> bool:
     """Whether Paddle is a build for GPUs. It is imported where its package does not say that it is none."""
-    if "paddle" not in sys.modules and _version_of("paddlepaddle") and not _version_of("paddlepaddle-gpu"):
+    if "paddle" not in sys.modules and version_of("paddlepaddle") and not version_of("paddlepaddle-gpu"):
         return False
     import_paddle()
     import paddle
@@ -117,13 +118,3 @@ def on_cpu() -> Iterator[None]:
         yield
     finally:
         paddle.set_device(before)
-
-
-@functools.cache
-def _version_of(package: str) -> str | None:
-    from importlib import metadata
-
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

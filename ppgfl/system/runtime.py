@@ -83,6 +83,17 @@ def code_digest() -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
+@functools.cache
+def version_of(package: str) -> str | None:
+    """As pip knows it, without importing it; None where it is not installed."""
+    from importlib import metadata
+
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def mkl_is_slow() -> bool:
     """Whether MKL takes its slowest path, because the user has set it so."""
     return is_amd() and os.environ.get("MKL_DEBUG_CPU_TYPE") != "5"

@@ -9,17 +9,17 @@ import pytest
 from helpers import ROOT
 
 from ppgfl import ConfigError
-from ppgfl.system import framework
+from ppgfl.system import framework, runtime
 
 
 @pytest.fixture(autouse=True)
 def nothing_known():
     """As in a new process, before each test and after it."""
     framework.version.cache_clear()
-    framework._version_of.cache_clear()
+    runtime.version_of.cache_clear()
     yield
     framework.version.cache_clear()
-    framework._version_of.cache_clear()
+    runtime.version_of.cache_clear()
 
 
 def has(monkeypatch, **versions):
@@ -66,7 +66,7 @@ def test_no_paddle_at_all_says_what_to_install(monkeypatch):
 
 HANDLED = """
 import os, signal, ppgfl
-from ppgfl.system import framework
+from ppgfl.system import framework, runtime
 signal.signal(signal.SIGTERM, lambda *_: print("mine"))
 framework.import_paddle()
 os.kill(os.getpid(), signal.SIGTERM)
